@@ -1,0 +1,42 @@
+"""The compiler: four stages from a description to the text of a file.
+
+    1. parse      text, flags or a module      -> ConvTransposeSpec   language.py, modules.py, spec.py
+    2. decompose  ConvTransposeSpec            -> phases              phases.py
+    3. index      phases and sizes             -> accesses            sizes.py, index.py
+    4. plan       spec, phases and GpuTarget   -> KernelPlan          planner.py, tiling.py
+    5. render     KernelPlan                   -> KernelSource        filetext.py, render.py
+
+Stage 3 runs inside 4 (extents of the launch grid) and 5 (the kernel's lines). Nothing here imports
+torch or triton, or reads a clock, an environment or a device.
+"""
+
+from __future__ import annotations
+
+from .phases import decompose
+from .plan import KernelPlan, Tile
+from .planner import plan_kernel
+from .render import KernelSource, render
+from .spec import ConvTransposeSpec
+from .targets import DEFAULT_TARGET, GpuTarget, find_target
+
+
+def plan(spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None) -> KernelPlan:
+    """Return the plan of `spec`.
+
+    Args:
+        spec: the layer.
+        target: the GPU; None is the spec's own, or the default.
+        tile: a tile in place of the model's choice.
+
+    Raises:
+        SpecError: no launch grid can hold the spec's programs.
+    """
+    chosen = target or find_target(spec.target or DEFAULT_TARGET)
+    return plan_kernel(spec, decompose(spec), chosen, tile)
+
+
+def compile_kernel(
+    spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None
+) -> KernelSource:
+    """Return the emitted file of `spec`; arguments and errors as `plan`."""
+    return render(plan(spec, target, tile))

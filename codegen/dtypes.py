@@ -1,0 +1,71 @@
+"""Element types and fp32 precisions: the two tables that say what numbers a kernel works in.
+
+Stage 0 (data). Input: a name of the language, output: a row. A new dtype or precision is one row.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DType:
+    """An element type of input, weight, bias and output.
+
+    Attributes:
+        name: the language's and torch's name, `float32`.
+        triton: the name in `triton.language`.
+        itemsize: bytes an element.
+        accumulator: the `triton.language` type that products are summed in.
+        rate: the `GpuTarget` field with this type's dense rate, `tflops_<rate>`.
+    """
+
+    name: str
+    triton: str
+    itemsize: int
+    accumulator: str
+    rate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """How a float32 product is formed on the matrix units.
+
+    Attributes:
+        name: the language's name, which is also `tl.dot`'s `input_precision`.
+        rounds: operands are rounded to TF32 in the kernel and in packing. `tl.dot` itself only
+            truncates them, which doubles the error and biases the sum.
+        interpreted: Triton's interpreter can do it; where not, it computes in `ieee`.
+        rate: the `GpuTarget` field of the units it runs on.
+        products: matrix products it takes for one.
+    """
+
+    name: str
+    rounds: bool
+    interpreted: bool
+    rate: str
+    products: int
+
+
+DTYPES = (
+    DType(name="float32", triton="float32", itemsize=4, accumulator="float32", rate="tf32"),
+    DType(name="float16", triton="float16", itemsize=2, accumulator="float32", rate="fp16"),
+    DType(name="bfloat16", triton="bfloat16", itemsize=2, accumulator="float32", rate="bf16"),
+    DType(name="float64", triton="float64", itemsize=8, accumulator="float64", rate="fp64"),
+)
+
+PRECISIONS = (
+    Precision(name="tf32", rounds=True, interpreted=True, rate="tf32", products=1),
+    Precision(name="tf32x3", rounds=False, interpreted=True, rate="tf32", products=3),
+    Precision(name="bf16x3", rounds=False, interpreted=False, rate="bf16", products=3),
+    Precision(name="bf16x6", rounds=False, interpreted=False, rate="bf16", products=6),
+    Precision(name="ieee", rounds=False, interpreted=True, rate="fp32", products=1),
+)
+
+
+def find_dtype(name: str) -> DType:
+    """Return the row of `name`; raises KeyError if there is none."""
+    return {row.name: row for row in DTYPES}[name]
+
+
+def find_precision(name: str) -> Precision:
+    """Return the row of `name`; raises KeyError if there is none."""
+    return {row.name: row for row in PRECISIONS}[name]

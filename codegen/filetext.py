@@ -1,0 +1,268 @@
+"""The names of the emitted file's templates, as text.
+
+Stage 5, part of render. Input: a `KernelPlan`; output: a `FileContext`, in which every expression
+is already printed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from . import __version__
+from .families import find_family
+from .plan import KernelPlan, Tile
+from .pointwise import Stage
+from .printer import Scribe
+from .sizes import AXES, BLOCKS, Size, Sizes, make_sizes
+from .spec import ConvTransposeSpec
+from .wrappertext import WrapperContext, wrapper_context
+
+_TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+_COMMENTS = {
+    "BLOCK_M": "output positions of a tile",
+    "BLOCK_N": "output channels of a tile",
+    "BLOCK_K": "input channels of a step",
+    "PHASE": "outputs of a phase: ceil(output / stride)",
+    "TAPS": "taps of a phase",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileContext:
+    """The names of `module.py.jinja` and its parts; text, flags and tuples of text only.
+
+    Attributes:
+        version, spec, target, tile, grid, command: the header's lines.
+        family: names the kernel's template.
+        layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
+        dtype, triton_dtype, accumulator: the element type in torch, in comments, of the sum.
+        precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
+        precision_constant: the precision behind the constant, None where a name serves.
+        rounds: operands are rounded to TF32.
+        functions: helper functions that the kernel calls.
+        interpreted: the kernel has branches for Triton's interpreter.
+        constants, arguments, locals: sizes known, given at the launch, and derived from those.
+        block_arguments, configs: of an autotuned kernel.
+        argument_names: the names of `arguments`, as a list.
+        kernel: the family's own context.
+        formula: what the kernel computes, lines of its docstring.
+        x_shape, w_shape, y_shape: the tensors' axes.
+        operand_lines, after, store: stages and casts around the product, and what is stored.
+        wrapper: what the wrapper functions and the module need.
+    """
+
+    version: str
+    spec: str
+    target: str
+    tile: str
+    grid: str
+    command: str
+    family: str
+    layer: str
+    op: str
+    rank: int
+    dtype: str
+    triton_dtype: str
+    accumulator: str
+    has_bias: bool
+    precision: str
+    precision_constant: str | None
+    rounds: bool
+    functions: tuple[str, ...]
+    interpreted: bool
+    constants: tuple[str, ...]
+    arguments: tuple[str, ...]
+    locals: tuple[str, ...]
+    block_arguments: tuple[str, ...]
+    configs: tuple[str, ...]
+    argument_names: str
+    kernel: Any
+    formula: tuple[str, ...]
+    x_shape: str
+    w_shape: str
+    y_shape: str
+    operand_lines: tuple[str, ...]
+    after: tuple[str, ...]
+    store: str
+    wrapper: WrapperContext
+
+
+def file_context(plan: KernelPlan) -> FileContext:
+    """Return every name the templates of `plan`'s family use."""
+    spec = plan.spec
+    family = find_family(plan.family)
+    sizes = make_sizes(spec, plan.phases, plan.tiles)
+    scribe = Scribe(sizes.space)
+    kernel = family.context(plan, sizes, scribe)
+    constants, arguments, local_lines = _size_lines(sizes, scribe)
+    tuned_blocks = tuple(name for name in BLOCKS if sizes.values[sizes.named(name)] is None)
+    functions = _functions(spec)
+    product = spec.product
+    fallback = product is not None and not product.interpreted
+    precision = product.name if product else "ieee"
+    return FileContext(
+        version=__version__,
+        spec=str(spec),
+        target=_target_text(plan),
+        tile=str(plan.tile) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
+        grid=_grid_text(plan),
+        command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}",
+        family=plan.family,
+        layer=f"ConvTranspose{spec.rank}d",
+        op=f"conv_transpose{spec.rank}d",
+        rank=spec.rank,
+        dtype=f"torch.{spec.dtype}",
+        triton_dtype=_TRITON_DTYPES[spec.dtype],
+        accumulator=spec.element.accumulator,
+        has_bias=spec.bias,
+        precision="PRECISION" if fallback else f'"{precision}"',
+        precision_constant=precision if fallback else None,
+        rounds=product is not None and product.rounds,
+        functions=functions,
+        interpreted=spec.dtype == "bfloat16" or fallback,
+        constants=constants,
+        arguments=arguments,
+        locals=local_lines,
+        block_arguments=tuned_blocks if spec.autotune == "blocks" else (),
+        configs=tuple(_config(tile, spec.autotune) for tile in plan.tuned),
+        argument_names="[" + ", ".join(f'"{name}"' for name in arguments) + "]",
+        kernel=kernel,
+        formula=_formula(spec),
+        **_tensor_shapes(spec),
+        operand_lines=_operand_lines(spec, kernel.x.masked),
+        after=tuple(_stage_line("acc", stage) for stage in spec.after),
+        store=_store(spec),
+        wrapper=wrapper_context(plan, sizes, arguments),
+    )
+
+
+def _size_lines(
+    sizes: Sizes, scribe: Scribe
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the constants, arguments and locals for the sizes the kernel reads."""
+    constants: list[str] = []
+    arguments: list[str] = []
+    local_lines: list[str] = []
+    for size in reversed(sizes.table):
+        if size.symbol not in scribe.used:
+            continue
+        if size.block is not None:
+            scribe.used.add(sizes.named(size.block))
+            local_lines.insert(
+                0, f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {size.block})"
+            )
+        elif size.value is not None:
+            constants.insert(0, _constant(size))
+        elif size.definition is not None:
+            local_lines.insert(0, f"{size.name} = {scribe.text(size.definition)}")
+        elif size.name not in BLOCKS:
+            arguments.insert(0, size.name)
+    return tuple(constants), tuple(arguments), tuple(local_lines)
+
+
+def _constant(size: Size) -> str:
+    comment = _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
+    comment = comment or _COMMENTS.get(size.name.partition("_")[0])
+    return f"{size.name} = tl.constexpr({size.value})" + (f"  # {comment}" if comment else "")
+
+
+def _functions(spec: ConvTransposeSpec) -> tuple[str, ...]:
+    helpers = {stage.row.helper for stage in (*spec.before, *spec.after)}
+    names = {helper for helper in helpers if helper is not None}
+    return tuple(sorted(names | ({"to_bfloat16"} if spec.dtype == "bfloat16" else set())))
+
+
+def _config(tile: Tile, autotune: str) -> str:
+    blocks = ", ".join(f'"{name}": {getattr(tile, name.lower())}' for name in BLOCKS)
+    launch = f"num_warps={tile.num_warps}, num_stages={tile.num_stages}"
+    return f"{{{blocks if autotune == 'blocks' else ''}}}, {launch}"
+
+
+def _stage_line(variable: str, stage: Stage) -> str:
+    return f"{variable} = {stage.text(stage.row.triton, variable)}"
+
+
+def _cast(spec: ConvTransposeSpec, value: str) -> str:
+    """Text of `value` in the spec's dtype, from the accumulator's."""
+    if spec.dtype == "bfloat16":
+        return f"to_bfloat16({value})"
+    same = spec.element.triton == spec.element.accumulator
+    return value if same else f"{value}.to(tl.{spec.element.triton})"
+
+
+def _operand_lines(spec: ConvTransposeSpec, masked: bool) -> tuple[str, ...]:
+    """Lines between the loads and the product."""
+    narrow = spec.element.triton != spec.element.accumulator
+    lines: list[str] = []
+    if spec.before:
+        lines += [f"x = x.to(tl.{spec.element.accumulator})"] * narrow
+        lines += [_stage_line("x", stage) for stage in spec.before]
+        if masked and not all(stage.row.keeps_zero for stage in spec.before):
+            lines.append("x = tl.where(x_mask, x, 0.0)  # padding stays zero")
+        lines += [f"x = {_cast(spec, 'x')}"] * narrow
+    if spec.product is not None and spec.product.rounds:
+        lines.append("x = round_to_tf32(x)")
+    if spec.dtype == "bfloat16":
+        lines += [
+            "if INTERPRETED:  # its tl.dot does not know bfloat16",
+            "    x = x.to(tl.float32)",
+            "    w = w.to(tl.float32)",
+        ]
+    return tuple(lines)
+
+
+def _store(spec: ConvTransposeSpec) -> str:
+    return _cast(spec, "acc" if spec.layout == "channels_last" else "tl.trans(acc)")
+
+
+def _tensor_shapes(spec: ConvTransposeSpec) -> dict[str, str]:
+    letters = [letter.upper() for letter in AXES[spec.rank]]
+    shapes = {}
+    for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
+        spatial = [f"{letter}_{end}" for letter in letters]
+        axes = [f"C_{end}", *spatial]
+        if spec.layout == "channels_last":
+            axes = [*spatial, f"C_{end}"]
+        shapes[name] = f"[BATCH, {', '.join(axes)}]"
+    taps = " * ".join(f"K{letter}" for letter in letters)
+    shapes["w_shape"] = f"[{taps}, C_OUT, {'C_IN' if spec.groups == 1 else 'GROUP_C_IN'}]"
+    return shapes
+
+
+def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
+    """Say what the kernel computes, axis by axis."""
+    letters = AXES[spec.rank]
+    outputs, inputs, taps = (
+        ", ".join(f"{prefix}{letter}" for letter in letters) for prefix in ("o", "i", "k")
+    )
+    relations = []
+    for letter, s, p, d in zip(letters, spec.stride, spec.padding, spec.dilation, strict=True):
+        left = f"o{letter}" + (f" + {p}" if p else "")
+        strided = f"{s} * i{letter}" if s > 1 else f"i{letter}"
+        dilated = f"{d} * k{letter}" if d > 1 else f"k{letter}"
+        relations.append(f"{left} = {strided} + {dilated}")
+    group = "" if spec.groups == 1 else f", ci and co of the same of {spec.groups} groups"
+    return (
+        f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * w[{taps}, co, ci]",
+        f"with {', '.join(relations)}{group}",
+    )
+
+
+def _target_text(plan: KernelPlan) -> str:
+    target = plan.target
+    return f"{target.name} ({target.product}, {target.arch}, {target.sms} SMs)"
+
+
+def _grid_text(plan: KernelPlan) -> str:
+    axes = " x ".join(
+        "*".join(c.name for c in axis if c.extent != 1) or axis[0].name for axis in plan.grid
+    )
+    if plan.nominal:
+        return f"({axes})"
+    cost = plan.cost
+    return (
+        f"({axes}), {cost.programs} programs = {cost.waves:.2f} waves "
+        f"over {plan.target.sms} SMs x {cost.occupancy}"
+    )

@@ -1,0 +1,249 @@
+"""Index math: symbols with ranges, and the proofs that need them.
+
+Stage 3, index. Input: coordinates of a tensor as sympy expressions in symbols of known range;
+output: `Access`es, the offset of each split into a scalar and a lane part, with the masks that
+the ranges do not prove needless. An access is inside its tensor by construction: every coordinate
+is proved to be, or masked to be, in [0, extent).
+
+Legend: a *size* is a positive symbol whose value is a number in the plan or an argument at run
+time; a *lane* symbol is a vector over one dimension of the tile; all others are scalars of the
+program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import sympy
+from sympy import Expr, Integer, Symbol
+
+INT32_MAX = 2**31 - 1
+
+
+def symbol(name: str) -> Symbol:
+    """Return the integer symbol of that name; one name is one symbol everywhere."""
+    return Symbol(name, integer=True)
+
+
+class FloorDiv(sympy.Function):  # type: ignore[misc]
+    """`a // b` for a >= 0 and b > 0; sympy's own floor(a/b) rewrites into fractions."""
+
+    @classmethod
+    def eval(cls, a: Expr, b: Expr) -> Expr | None:
+        """Fold what needs no ranges."""
+        if b == 1 or a == 0:
+            return a
+        return a // b if a.is_Integer and b.is_Integer else None
+
+    def _eval_is_integer(self) -> bool:
+        return True
+
+
+class Modulo(sympy.Function):  # type: ignore[misc]
+    """`a % b` for a >= 0 and b > 0."""
+
+    @classmethod
+    def eval(cls, a: Expr, b: Expr) -> Expr | None:
+        """Fold what needs no ranges."""
+        if b == 1 or a == 0:
+            return Integer(0)
+        return a % b if a.is_Integer and b.is_Integer else None
+
+    def _eval_is_integer(self) -> bool:
+        return True
+
+
+class AtLeast(sympy.Function):  # type: ignore[misc]
+    """1 where a >= b, else 0."""
+
+    @classmethod
+    def eval(cls, a: Expr, b: Expr) -> Expr | None:
+        """Fold numbers."""
+        return Integer(int(bool(a >= b))) if a.is_Integer and b.is_Integer else None
+
+    def _eval_is_integer(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values `low … high`, both included, as expressions in sizes."""
+
+    low: Expr
+    high: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What is known of the symbols.
+
+    Attributes:
+        sizes: size symbols; the value is a number, an expression in other sizes, or None for an
+            argument at run time, of which only `>= 1` is known.
+        least: the smallest value of a size at run time, where it is more than 1.
+        ranges: every other symbol's range.
+    """
+
+    sizes: Mapping[Symbol, Expr | None]
+    least: Mapping[Symbol, int] = field(default_factory=dict)
+    ranges: Mapping[Symbol, Range] = field(default_factory=dict)
+
+    def value(self, expr: Expr) -> Expr:
+        """Return `expr` in numbers and run-time sizes alone."""
+        known = {size: value for size, value in self.sizes.items() if value is not None}
+        expr = sympy.sympify(expr)
+        while any(size in known for size in expr.free_symbols):
+            expr = expr.xreplace(known)
+        return sympy.expand(expr)
+
+    def number(self, expr: Expr) -> int | None:
+        """Return the value of `expr` if the plan knows it."""
+        value = self.value(expr)
+        return int(value) if value.is_Integer else None
+
+    def is_nonnegative(self, expr: Expr) -> bool:
+        """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0."""
+        value = self.value(expr)
+        least = {size: size + self.least.get(size, 1) for size in value.free_symbols}
+        shifted = value.xreplace(least)
+        terms = sympy.expand(shifted).as_coefficients_dict()
+        return all(coefficient >= 0 for coefficient in terms.values())
+
+    def bounds(self, expr: Expr) -> Range:
+        """Return a range of `expr`, by interval arithmetic over its terms."""
+        expr = sympy.expand(expr)
+        low = high = Integer(0)
+        for term in sympy.Add.make_args(expr):
+            part = self._term_bounds(term)
+            low, high = low + part.low, high + part.high
+        return Range(self.value(low), self.value(high))
+
+    def _term_bounds(self, term: Expr) -> Range:
+        fixed, moving = Integer(1), []
+        for factor in sympy.Mul.make_args(term):
+            if factor.is_Integer or factor in self.sizes:
+                fixed = fixed * factor
+            else:
+                moving.append(self._factor_bounds(factor))
+        low = high = Integer(1)
+        for part in moving:
+            if len(moving) > 1 and not self.is_nonnegative(part.low):
+                raise ValueError(f"no range for the product {term}")
+            low, high = low * part.low, high * part.high
+        if fixed.could_extract_minus_sign():
+            low, high = high, low
+        return Range(fixed * low, fixed * high)
+
+    def _factor_bounds(self, factor: Expr) -> Range:
+        if factor in self.ranges:
+            return self.ranges[factor]
+        if isinstance(factor, AtLeast):
+            return Range(Integer(0), Integer(1))
+        if isinstance(factor, Modulo):
+            return Range(Integer(0), factor.args[1] - 1)
+        if isinstance(factor, FloorDiv):
+            top, divisor = self.number(self.bounds(factor.args[0]).high), self.number(factor.args[1])
+            if top is not None and divisor is not None:
+                return Range(Integer(0), Integer(top // divisor))
+            return Range(Integer(0), self.bounds(factor.args[0]).high)
+        raise ValueError(f"no range for {factor}")
+
+    def reduce(self, expr: Expr) -> Expr:
+        """Drop every `//`, `%` and comparison whose result the ranges fix."""
+        rebuilt = {old: self._reduced(old) for old in expr.atoms(FloorDiv, Modulo, AtLeast)}
+        return sympy.expand(expr.xreplace(rebuilt))
+
+    def _reduced(self, node: Expr) -> Expr:
+        left, right = (self.reduce(argument) for argument in node.args)
+        if isinstance(node, AtLeast):
+            bounds = self.bounds(left)
+            if self.is_nonnegative(bounds.low - right):
+                return Integer(1)
+            if self.is_nonnegative(right - bounds.high - 1):
+                return Integer(0)
+            if self.value(bounds.low - right + 1) == self.value(bounds.high - right) == 0:
+                return left - right + 1  # left is either right - 1 or right
+            return AtLeast(left, right)
+        small = self.is_nonnegative(right - self.bounds(left).high - 1)
+        if isinstance(node, FloorDiv):
+            return Integer(0) if small else FloorDiv(left, right)
+        return left if small else Modulo(left, right)
+
+    def fits_int32(self, expr: Expr) -> bool:
+        """Whether every value of `expr` is known to fit a signed 32-bit integer."""
+        bounds = self.bounds(expr)
+        low, high = self.number(bounds.low), self.number(bounds.high)
+        return low is not None and high is not None and -INT32_MAX <= low and high <= INT32_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """One axis of a tensor: where an access stands on it.
+
+    Attributes:
+        index: the coordinate.
+        extent: the axis' size.
+        stride: elements from one index to the next.
+    """
+
+    index: Expr
+    extent: Expr
+    stride: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A condition `index >= 0` (extent None) or `index < extent` that no range proves."""
+
+    index: Expr
+    extent: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the elements of a tile lie in a tensor.
+
+    Attributes:
+        scalar: offset of the tile, in elements.
+        lanes: offsets inside the tile, in elements.
+        masks: conditions under which an element exists.
+    """
+
+    scalar: Expr
+    lanes: Expr
+    masks: tuple[Mask, ...]
+
+
+def access(space: Space, coordinates: Iterable[Coordinate], lanes: frozenset[Symbol]) -> Access:
+    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove."""
+    scalar = vector = Integer(0)
+    masks: list[Mask] = []
+    for coordinate in coordinates:
+        bounds = space.bounds(coordinate.index)
+        if not space.is_nonnegative(bounds.low):
+            masks.append(Mask(coordinate.index, None))
+        if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
+            masks.append(Mask(coordinate.index, coordinate.extent))
+        for term in sympy.Add.make_args(sympy.expand(coordinate.index)):
+            if term.free_symbols & lanes:
+                vector += term * coordinate.stride
+            else:
+                scalar += term * coordinate.stride
+    return Access(scalar, vector, tuple(masks))
+
+
+def unflatten(flat: Expr, extents: Iterable[Expr]) -> tuple[Expr, ...]:
+    """Return the digits of `flat` in the mixed radix `extents`, fastest first.
+
+    The last digit is what is left: it is not reduced by its own extent.
+    """
+    digits: list[Expr] = []
+    radices = list(extents)
+    below = Integer(1)
+    for position, extent in enumerate(radices):
+        digit = FloorDiv(flat, below)
+        digits.append(digit if position == len(radices) - 1 else Modulo(digit, extent))
+        below = below * extent
+    return tuple(digits)
+

@@ -1,0 +1,308 @@
+"""The language: text such as `relu | ConvTranspose2d(64, 64, 3, stride=2)` to specs and back.
+
+Stage 1, the door of text. Input: the text of one statement or of a `.convgen` file; output:
+`ConvTransposeSpec`s with their names. The grammar is Python's, read with `ast` and walked with a
+whitelist: nothing is ever evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+import textwrap
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from .pointwise import POINTWISE, Stage
+from .spec import (
+    CONV_ARGUMENTS,
+    OWN_ARGUMENTS,
+    ConvTransposeSpec,
+    SpecError,
+    check_target,
+    make_stage,
+    nearest,
+    shown,
+)
+
+MAX_TEXT = 64 * 1024  # bytes
+MAX_NESTING = 20
+LAYERS = {f"ConvTranspose{rank}d": rank for rank in (1, 2, 3)}
+# Names that an emitted file binds itself, so that no kernel may take them.
+RESERVED = ("tl", "torch", "triton", "nn", "target")
+_SHOWN = 100  # characters of a line that an error shows
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSpec:
+    """A statement: the spec and the name it was given, None for a bare layer."""
+
+    name: str | None
+    spec: ConvTransposeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A `.convgen` text: its statements and the target it sets for them, if any."""
+
+    statements: tuple[NamedSpec, ...]
+    target: str | None
+
+
+def parse(text: str) -> ConvTransposeSpec:
+    """Read one statement.
+
+    Args:
+        text: a layer or a pipeline, with or without a name in front.
+
+    Raises:
+        SpecError: the text is not one; the message shows the line with a caret.
+    """
+    statements = parse_document(text).statements
+    if len(statements) != 1:
+        raise SpecError(f"expected one statement, got {len(statements)}")
+    return statements[0].spec
+
+
+def parse_document(text: str) -> Document:
+    """Read the text of a `.convgen` file; raises SpecError as `parse` does."""
+    text = textwrap.dedent(text).lstrip(" \t").rstrip()
+    reader = _Reader(text)
+    target: str | None = None
+    statements: list[NamedSpec] = []
+    for node in _syntax_tree(text):
+        name, value = reader.statement(node)
+        if name == "target":
+            target = reader.at(value, check_target, reader.value(value))
+            continue
+        if name is not None and name in {statement.name for statement in statements}:
+            raise reader.error(node, f"the name {name} is used twice")
+        statements.append(NamedSpec(name, reader.pipeline(value)))
+    return Document(tuple(statements), target)
+
+
+def _syntax_tree(text: str) -> list[ast.stmt]:
+    """Parse `text`, checking length and nesting first: deep nesting can exhaust the C stack."""
+    if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
+        raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth > MAX_NESTING:
+            before = text[:index]
+            line, column = before.count("\n") + 1, index - before.rfind("\n") - 1
+            raise SpecError(
+                located(text, line, column, f"brackets nest deeper than {MAX_NESTING} levels")
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes and the like: an error follows
+            return ast.parse(text).body
+    except SyntaxError as error:
+        line, column = error.lineno or 1, max((error.offset or 1) - 1, 0)
+        message = f"not readable as Python syntax: {(error.msg or '')[:120]}"
+        raise SpecError(located(text, line, column, message)) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error)[:120] or "nested too deeply"
+        raise SpecError(f"not readable as Python syntax: {reason}") from None
+
+
+def located(text: str, line: int, column: int, message: str) -> str:
+    """Return `message` with the line of `text` under it and a caret at `column` (from 0)."""
+    lines = text.splitlines() or [""]
+    shown_line = lines[min(line, len(lines)) - 1]
+    start = max(0, column - _SHOWN // 2)
+    window = shown_line[start : start + _SHOWN]
+    visible = "".join(c if c.isprintable() else "?" for c in window)
+    place = f"line {line}: " if len(lines) > 1 else ""
+    return f"{place}{message}\n  {visible}\n  {' ' * (column - start)}^"
+
+
+class _Reader:
+    """Turns nodes into values, keeping the text so that an error can show its place."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def error(self, node: ast.AST, message: str, argument: str | None = None) -> SpecError:
+        line: int = getattr(node, "lineno", 1)
+        raw = self.text.splitlines()[line - 1].encode()[: getattr(node, "col_offset", 0)]
+        column = len(raw.decode("utf-8", "ignore"))  # ast counts bytes, a caret counts characters
+        return SpecError(located(self.text, line, column, message), argument)
+
+    def at(self, node: ast.AST, check: Any, *values: Any) -> Any:
+        """Call `check`, placing its SpecError at `node`."""
+        try:
+            return check(*values)
+        except SpecError as error:
+            raise self.error(node, str(error), error.argument) from None
+
+    def statement(self, node: ast.stmt) -> tuple[str | None, ast.expr]:
+        """Split `name = value`, `(name): value` (a line of print(model)) or a bare value."""
+        if isinstance(node, ast.Expr):
+            return None, node.value
+        target: ast.expr | None = None
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is None:
+            target, value = node.target, node.annotation
+        if not isinstance(target, ast.Name):
+            raise self.error(node, "expected `name = layer` or a layer")
+        return self.at(target, check_name, target.id, value), value
+
+    def pipeline(self, node: ast.expr) -> ConvTransposeSpec:
+        """Read `stage | … | layer | … | stage`."""
+        parts: list[ast.expr] = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            parts.append(node.right)
+            node = node.left
+        parts = [node, *reversed(parts)]
+        layers = [index for index, part in enumerate(parts) if self.called(part) in LAYERS]
+        if len(layers) != 1:
+            found = self.called(parts[0]) if len(parts) == 1 else None
+            hint = nearest(found, tuple(LAYERS)) if found else ""
+            where = parts[layers[1]] if layers else parts[0]
+            raise self.error(
+                where, f"expected exactly one of {', '.join(LAYERS)}, got {len(layers)}{hint}"
+            )
+        before = tuple(map(self.stage, parts[: layers[0]]))
+        after = tuple(map(self.stage, parts[layers[0] + 1 :]))
+        return self.layer(parts[layers[0]], before, after)
+
+    def called(self, node: ast.expr) -> str | None:
+        """Return the name that `node` calls or is, without torch's module path."""
+        function = node.func if isinstance(node, ast.Call) else node
+        if isinstance(function, ast.Attribute) and _is_torch(function.value):
+            return function.attr
+        return function.id if isinstance(function, ast.Name) else None
+
+    def stage(self, node: ast.expr) -> Stage:
+        name = self.called(node)
+        if name is None:
+            raise self.error(node, "expected a stage such as relu or mul(0.5)")
+        values: list[object] = []
+        named: dict[str, object] = {}
+        if isinstance(node, ast.Call):
+            values = [self.value(argument) for argument in node.args]
+            named = {word.arg or "**": self.value(word.value) for word in node.keywords}
+        stage: Stage = self.at(node, make_stage, name, tuple(values), named)
+        return stage
+
+    def layer(
+        self, node: ast.expr, before: tuple[Stage, ...], after: tuple[Stage, ...]
+    ) -> ConvTransposeSpec:
+        name = self.called(node)
+        if not isinstance(node, ast.Call) or name is None:
+            raise self.error(node, "a layer needs its arguments in parentheses")
+        nodes = self.arguments(node, name)
+        values = {argument: self.value(value) for argument, value in nodes.items()}
+        if "kernel_size" not in values:
+            raise self.error(node, f"{name} needs kernel_size", "kernel_size")
+        if values.pop("padding_mode", "zeros") != "zeros":
+            raise self.error(nodes["padding_mode"], "padding_mode must be zeros", "padding_mode")
+        try:
+            return ConvTransposeSpec(rank=LAYERS[name], before=before, after=after, **values)
+        except SpecError as error:
+            raise self.error(nodes.get(error.argument or "", node), str(error), error.argument) from None
+
+    def arguments(self, call: ast.Call, name: str) -> dict[str, ast.expr]:
+        """Match a call's arguments to names, as Python does."""
+        known = CONV_ARGUMENTS + OWN_ARGUMENTS
+        if len(call.args) > len(CONV_ARGUMENTS):
+            raise self.error(
+                call.args[len(CONV_ARGUMENTS)],
+                f"{name} takes at most {len(CONV_ARGUMENTS)} positional arguments",
+            )
+        positional = CONV_ARGUMENTS
+        if 0 < len(call.args) < 3 and not {"kernel_size"} & {word.arg for word in call.keywords}:
+            raise self.error(
+                call.args[0],
+                f"{name} takes in_channels, out_channels, kernel_size; "
+                "to leave the channels to run time write kernel_size=…",
+            )
+        nodes = dict(zip(positional, call.args, strict=False))
+        for word in call.keywords:
+            if word.arg not in known:
+                what = "**" if word.arg is None else shown(word.arg)
+                hint = nearest(word.arg or "", known)
+                raise self.error(
+                    word, f"{name} has no argument {what}{hint}; it has {', '.join(known)}"
+                )
+            if word.arg in nodes:
+                raise self.error(word, f"{word.arg} is given twice", word.arg)
+            nodes[word.arg] = word.value
+        return nodes
+
+    def value(self, node: ast.expr) -> object:
+        """Read a number, word, None, True, False or a tuple of them."""
+        if isinstance(node, ast.Constant) and (
+            node.value is None or isinstance(node.value, (bool, int, float, str))
+        ):
+            return node.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            number = node.operand.value if isinstance(node.operand, ast.Constant) else None
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                return -number if isinstance(node.op, ast.USub) else number
+        if isinstance(node, (ast.Tuple, ast.List)):
+            return tuple(map(self.value, node.elts))
+        if isinstance(node, ast.Name):
+            return node.id
+        if isinstance(node, ast.Attribute) and _is_torch(node.value):
+            return node.attr  # dtype=torch.float16
+        raise self.error(node, "expected a number, a word, None, True, False or a tuple of them")
+
+
+def _is_torch(node: ast.expr) -> bool:
+    """Whether `node` is `torch`, `nn` or `torch.nn`."""
+    if isinstance(node, ast.Attribute) and node.attr == "nn":
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in ("torch", "nn")
+
+
+def check_name(name: str, value: ast.expr | None = None) -> str:
+    """Return `name` if a kernel may carry it (it becomes a file's and a module's name)."""
+    if name == "target" and value is not None and not isinstance(value, (ast.Call, ast.BinOp)):
+        return name  # the statement `target = …`
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) or keyword.iskeyword(name):
+        raise SpecError(f"a name must be an ASCII identifier of at most 64 letters, got {shown(name)}")
+    if name in RESERVED or name in LAYERS or name in {row.name for row in POINTWISE}:
+        raise SpecError(f"the name {name} is taken")
+    return name
+
+
+def format_spec(spec: ConvTransposeSpec) -> str:
+    """Return the canonical text of `spec`: defaults left out, arguments in torch's order."""
+    layer = f"ConvTranspose{spec.rank}d({', '.join(_arguments(spec))})"
+    return " | ".join([*map(str, spec.before), layer, *map(str, spec.after)])
+
+
+def _arguments(spec: ConvTransposeSpec) -> list[str]:
+    texts = []
+    if spec.in_channels is not None or spec.out_channels is not None:
+        texts += [str(spec.in_channels), str(spec.out_channels)]
+    texts += [f"kernel_size={_axes(spec.kernel_size)}", f"stride={_axes(spec.stride)}"]
+    texts += [
+        f"{name}={_axes(getattr(spec, name))}"
+        for name in ("padding", "output_padding")
+        if any(getattr(spec, name))
+    ]
+    texts += [f"groups={spec.groups}"] * (spec.groups != 1)
+    texts += ["bias=False"] * (not spec.bias)
+    texts += [f"dilation={_axes(spec.dilation)}"] * (set(spec.dilation) != {1})
+    texts += [f"input={spec.input}"] * (spec.input is not None)
+    defaults = {
+        "dtype": "float32",
+        "precision": "tf32" if spec.dtype == "float32" else None,
+        "layout": "channels_first",
+        "grid": None,
+        "target": None,
+        "autotune": "none",
+    }
+    texts += [f"{n}={getattr(spec, n)}" for n, default in defaults.items() if getattr(spec, n) != default]
+    return texts
+
+
+def _axes(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else str(values)

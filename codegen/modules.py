@@ -1,0 +1,51 @@
+"""Reading torch modules: an `nn.ConvTransposeNd` instance to the arguments of a spec.
+
+Stage 1, the door from torch. Input: a module, read through its attributes, so that torch itself is
+never imported; output: keyword arguments of `ConvTransposeSpec`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .spec import SpecError, shown
+
+_CLASS = re.compile(r"ConvTranspose([123])d")
+
+
+def read_module(module: Any) -> dict[str, Any]:
+    """Return the spec arguments of `module`; raises SpecError if it is no ConvTransposeNd."""
+    names = [cls.__name__ for cls in type(module).__mro__]
+    matches = [match for match in map(_CLASS.fullmatch, names) if match]
+    if not matches:
+        raise SpecError(
+            f"module must be a torch.nn.ConvTranspose1d, 2d or 3d, got {shown(names[0])}", "module"
+        )
+    if module.padding_mode != "zeros":
+        raise SpecError(
+            f"padding_mode must be zeros, got {shown(module.padding_mode)}", "padding_mode"
+        )
+    return {
+        "rank": int(matches[0].group(1)),
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "kernel_size": tuple(module.kernel_size),
+        "stride": tuple(module.stride),
+        "padding": tuple(module.padding),
+        "output_padding": tuple(module.output_padding),
+        "groups": module.groups,
+        "bias": module.bias is not None,
+        "dilation": tuple(module.dilation),
+        "dtype": str(module.weight.dtype).removeprefix("torch."),
+        "layout": _layout(module.weight),
+    }
+
+
+def _layout(weight: Any) -> str:
+    """torch runs a layer channels_last if its weight is dense in that format and no other."""
+    if weight.dim() < 4 or weight.is_contiguous():
+        return "channels_first"
+    strides = weight.stride()
+    channels_last = strides[1] == 1 and list(strides[2:]) == sorted(strides[2:], reverse=True)
+    return "channels_last" if channels_last else "channels_first"

@@ -1,0 +1,89 @@
+"""The oracle: a transposed convolution by its definition, scatter, in exact or double arithmetic.
+
+Used by verify and by the tests; needs numpy, which the compiler does not. Input: a spec and numpy
+arrays in torch's shapes; output: the layer's result in int64 or float64. It shares no code with
+phases.py and none with torch: every input element is added to the outputs it reaches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .spec import ConvTransposeSpec
+
+Array = npt.NDArray[Any]
+
+POINTWISE: Mapping[str, Callable[..., Array]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x, slope: np.where(x > 0, x, x * slope),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "clamp": np.clip,
+    "add": lambda x, other: x + other,
+    "mul": lambda x, other: x * other,
+}
+
+
+def scatter(
+    spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None
+) -> Array:
+    """Return the layer's output without its pipeline, in the dtype of `x`.
+
+    Args:
+        spec: the geometry.
+        x: [N, C_in, spatial…], int64 or float64.
+        weight: [C_in, C_out / groups, kernel…] of the same dtype.
+        bias: [C_out] or None.
+    """
+    batch, c_in = x.shape[:2]
+    groups, per_group = spec.groups, weight.shape[1]
+    spatial = [
+        (size - 1) * s - 2 * p + d * (k - 1) + op + 1
+        for size, k, s, p, op, d in zip(
+            x.shape[2:],
+            spec.kernel_size,
+            spec.stride,
+            spec.padding,
+            spec.output_padding,
+            spec.dilation,
+            strict=True,
+        )
+    ]
+    y = np.zeros((batch, groups, per_group, *spatial), dtype=x.dtype)
+    grouped_x = x.reshape(batch, groups, c_in // groups, *x.shape[2:])
+    grouped_w = weight.reshape(groups, c_in // groups, per_group, *weight.shape[2:])
+    for tap in itertools.product(*map(range, spec.kernel_size)):
+        source, landing = [], []
+        for axis, k in enumerate(tap):
+            start = k * spec.dilation[axis] - spec.padding[axis]
+            s = spec.stride[axis]
+            low = max(0, math.ceil(-start / s))
+            high = min(x.shape[2 + axis], (spatial[axis] - 1 - start) // s + 1)
+            source.append(slice(low, max(low, high)))
+            first = start + s * low
+            landing.append(slice(first, first + s * max(0, high - low), s))
+        part = grouped_x[(slice(None), slice(None), slice(None), *source)]
+        if part.size == 0:
+            continue
+        products = np.einsum("ngc...,gco->ngo...", part, grouped_w[(..., *tap)])
+        y[(slice(None), slice(None), slice(None), *landing)] += products
+    y = y.reshape(batch, groups * per_group, *spatial)
+    return y if bias is None else y + bias.reshape(1, -1, *[1] * spec.rank)
+
+
+def reference(
+    spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None
+) -> Array:
+    """Return the output of the whole pipeline; arguments as `scatter`."""
+    for stage in spec.before:
+        x = POINTWISE[stage.name](x, *stage.values)
+    y = scatter(spec, x, weight, bias)
+    for stage in spec.after:
+        y = POINTWISE[stage.name](y, *stage.values)
+    return y

@@ -1,0 +1,166 @@
+"""What flows out of planning: the tile, the launch grid and what they cost on a target.
+
+Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPlan`. Every figure is
+computed from the spec and the target's row, none is asked of a machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sympy import Expr
+
+from .phases import AxisPhases
+from .spec import ConvTransposeSpec
+from .targets import GpuTarget
+
+# Sizes that a spec leaves to run time stand at these while a tile is chosen.
+NOMINAL_BATCH = 8
+NOMINAL_CHANNELS = 64
+NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
+GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """The block of work of one program.
+
+    Attributes:
+        block_m: output positions; block_n: output channels; block_k: input channels a step.
+        num_warps: warps a program.
+        num_stages: loads in flight ahead of the matrix units, Triton's pipeline depth.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block_m} positions x {self.block_n} channels, {self.block_k} deep, "
+            f"{self.num_warps} warps, {self.num_stages} stages"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GridCoordinate:
+    """A number that the launch grid hands a program: its name, and how many values it takes."""
+
+    name: str
+    extent: Expr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one call costs, by the model.
+
+    Attributes:
+        programs: programs launched.
+        occupancy: programs resident on an SM.
+        waves: programs over (SMs x occupancy).
+        tail: part of the last wave's slots that stand empty, 0 to 1.
+        flops: floating-point operations of the layer: 2 a product, no wasted tap counted.
+        dram_bytes: input, packed weight and output, each moved once.
+        l2_bytes: what the programs read and write, taps and re-reads counted.
+        roofline_ms: max(flops / rate, dram_bytes / bandwidth).
+        bound: which of the two it is.
+        model_ms: the model's time for this tile; it ranks tiles and is no prediction of a clock.
+    """
+
+    programs: int
+    occupancy: int
+    waves: float
+    tail: float
+    flops: int
+    dram_bytes: int
+    l2_bytes: int
+    roofline_ms: float
+    bound: str
+    model_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tile that was considered, with its cost."""
+
+    tile: Tile
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPlan:
+    """Everything a family needs to print a kernel.
+
+    Attributes:
+        spec: the layer, sizes known or not.
+        target: the GPU it is planned for.
+        family: a name of `FAMILIES`.
+        phases: one entry a spatial axis.
+        tile: the tile of the launch; with autotune, the first of `tuned`.
+        tuned: the tiles that the emitted file tries on its first call, empty without autotune.
+        fold_batch: images are flattened into the positions, so that small ones share a tile.
+        grid: the coordinates on each launch axis, fastest first.
+        cost: of the spec's sizes, or of nominal ones where it leaves them to run time.
+        nominal: sizes were left to run time and stand at nominal values in `cost`.
+        ranking: the candidates of the tile, best first.
+        grid_reason: why this grid.
+    """
+
+    spec: ConvTransposeSpec
+    target: GpuTarget
+    family: str
+    phases: tuple[AxisPhases, ...]
+    tile: Tile
+    tuned: tuple[Tile, ...]
+    fold_batch: bool
+    grid: tuple[tuple[GridCoordinate, ...], ...]
+    cost: Cost
+    nominal: bool
+    ranking: tuple[Candidate, ...]
+    grid_reason: str
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Every tile the file may run with."""
+        return self.tuned or (self.tile,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """The sizes a cost is computed for: the spec's, with nominal ones in the gaps."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    positions: int
+    outputs: int
+    inputs: int
+    nominal: bool
+
+
+def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Problem:
+    """Return the sizes of `spec`; unknown ones are nominal, channels a multiple of the groups.
+
+    `positions` counts the outputs of one phase of one image, `outputs` and `inputs` one channel.
+    """
+    nominal_channels = -(-NOMINAL_CHANNELS // spec.groups) * spec.groups
+    extents, positions, outputs = [], [], []
+    for size, axis in zip(spec.spatial, phases, strict=True):
+        smallest = max(1, -axis.extent_growth + 1)  # an output must be left
+        extent = size or max(NOMINAL_SPATIAL[spec.rank], smallest)
+        extents.append(extent)
+        positions.append(extent + axis.extent_growth)
+        outputs.append((extent - 1) * axis.stride + axis.growth)
+    known = (spec.batch, spec.in_channels, spec.out_channels, *spec.spatial)
+    return Problem(
+        batch=spec.batch or NOMINAL_BATCH,
+        in_channels=spec.in_channels or nominal_channels,
+        out_channels=spec.out_channels or nominal_channels,
+        positions=math.prod(positions),
+        outputs=math.prod(outputs),
+        inputs=math.prod(extents),
+        nominal=None in known,
+    )

@@ -1,0 +1,150 @@
+"""Planning: family, tile and launch grid for a spec on a target.
+
+Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPlan`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sympy import Integer
+
+from .families import choose_family
+from .index import Space
+from .phases import AxisPhases
+from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Tile, problem_of
+from .sizes import AXES, Sizes, make_sizes
+from .spec import ConvTransposeSpec, SpecError
+from .targets import GpuTarget
+from .tiling import cost_of, folds_batch, rank_tiles
+
+Grid = tuple[tuple[GridCoordinate, ...], ...]
+TUNED = 6  # configs that an autotuned file tries
+
+
+def plan_kernel(
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    target: GpuTarget,
+    tile: Tile | None = None,
+) -> KernelPlan:
+    """Return the plan of `spec` on `target`.
+
+    Args:
+        spec: the layer.
+        phases: its phases.
+        target: the GPU.
+        tile: a tile to use in place of the model's choice.
+
+    Raises:
+        SpecError: the launch grid asked for cannot hold the programs.
+    """
+    ranking = rank_tiles(spec, phases, target)
+    tuned = _tuned(spec, ranking)
+    chosen = tile or ranking[0].tile
+    problem = problem_of(spec, phases)
+    fold = folds_batch(problem, chosen)
+    sizes = make_sizes(spec, phases, tuned or (chosen,))
+    grid, reason = _grid(spec, phases, sizes, fold)
+    return KernelPlan(
+        spec=spec,
+        target=target,
+        family=choose_family(spec).name,
+        phases=phases,
+        tile=chosen,
+        tuned=tuned,
+        fold_batch=fold,
+        grid=grid,
+        cost=cost_of(spec, phases, problem, chosen, target),
+        nominal=problem.nominal,
+        ranking=ranking,
+        grid_reason=reason,
+    )
+
+
+def _tuned(spec: ConvTransposeSpec, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
+    """The tiles an autotuned file tries: other blocks, or other warps and stages, never both."""
+    best = ranking[0].tile
+    if spec.autotune == "blocks":
+        alike = [c.tile for c in ranking if _launch(c.tile) == _launch(best)]
+        return tuple(alike[:TUNED])
+    if spec.autotune == "launch":
+        return tuple(c.tile for c in ranking if _blocks(c.tile) == _blocks(best))[:TUNED]
+    return ()
+
+
+def _launch(tile: Tile) -> tuple[int, int]:
+    return tile.num_warps, tile.num_stages
+
+
+def _blocks(tile: Tile) -> tuple[int, int, int]:
+    return tile.block_m, tile.block_n, tile.block_k
+
+
+def _grid(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], sizes: Sizes, fold: bool
+) -> tuple[Grid, str]:
+    """Place the coordinates on the grid's axes: the longest extent on axis 0."""
+    space = sizes.space
+    steps = []
+    for letter, axis in reversed(list(zip(AXES[spec.rank], phases, strict=True))):
+        steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
+        steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
+    co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))
+    group = GridCoordinate("group", Integer(spec.groups))
+    tile = GridCoordinate("tile", _tile_extent(sizes, fold))
+    image = () if fold else (GridCoordinate("image", sizes.named("BATCH")),)
+    positions, channels = (*steps, tile), (co_tile, group)
+    # Programs that run together should read the same inputs: phases and channels vary fastest.
+    flat = (*steps, co_tile, tile, group, *image)
+    extents = [_extent(space, part) for part in (positions, channels, image)]
+    rank = spec.grid or _natural_rank(extents)
+    if rank == 1:
+        grid: Grid = (flat,)
+    elif rank == 2:
+        grid = ((*positions, *image), channels) if extents[1] != 1 else (positions, image or channels)
+    else:
+        grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
+    grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
+    _check_limits(space, grid)
+    return grid, _reason(spec, rank, fold, extents)
+
+
+def _tile_extent(sizes: Sizes, fold: bool) -> Integer:
+    return sizes.named("folded_tiles" if fold else "tiles")
+
+
+def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None:
+    """Programs along an axis, None if only run time knows; the positions stay first then."""
+    return space.number(math.prod((c.extent for c in coordinates), start=Integer(1)))
+
+
+def _natural_rank(extents: list[int | None]) -> int:
+    """One axis if channel tiles exist, to keep them side by side; else positions x images."""
+    positions, channels, images = extents
+    if channels != 1 or images == 1:
+        return 1
+    return 2 if images is None or images <= GRID_LIMITS[1] else 1
+
+
+def _check_limits(space: Space, grid: Grid) -> None:
+    for number, part in enumerate(grid):
+        extent = _extent(space, part)
+        if extent is not None and extent > GRID_LIMITS[number]:
+            names = " x ".join(c.name for c in part if space.number(c.extent) != 1)
+            raise SpecError(
+                f"grid axis {number} ({names}) would need {extent} programs, "
+                f"CUDA allows {GRID_LIMITS[number]}; leave grid out or use grid=1",
+                "grid",
+            )
+
+
+def _reason(spec: ConvTransposeSpec, rank: int, fold: bool, extents: list[int | None]) -> str:
+    parts = ["images share tiles, so that small ones fill them" if fold else "one image a program"]
+    if spec.grid is not None:
+        parts.append(f"grid={rank} was asked for")
+    elif rank == 1 and extents[1] != 1:
+        parts.append("phases and channel tiles side by side on one axis, so that they share inputs in L2")
+    elif rank == 2:
+        parts.append("images on an axis of their own: parallelism over the batch needs no division")
+    return "; ".join(parts)

@@ -1,0 +1,111 @@
+"""Pointwise stages: what may stand before and after the layer in a pipeline.
+
+Stage 0 (data). Input: the name of a stage, output: its parameters and its text in Triton and torch.
+A new stage is one row here and one in `oracle.POINTWISE`. `{x}` stands for the value, the other
+fields for the parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A number a stage takes; `default` None means that it must be given."""
+
+    name: str
+    default: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointwise:
+    """One row: a function of one value.
+
+    Attributes:
+        name: the language's name, torch's where torch has the function.
+        triton: the expression in a kernel. NaN passes through, as in torch.
+        torch: the expression in torch, for the fallback of the emitted module.
+        parameters: in positional order, under torch's names.
+        helper: a `@triton.jit` function of `parts/helpers.jinja` that `triton` calls.
+        keeps_zero: f(0) = 0, so that masked elements need no second mask.
+    """
+
+    name: str
+    triton: str
+    torch: str
+    parameters: tuple[Parameter, ...] = ()
+    helper: str | None = None
+    keeps_zero: bool = False
+
+
+POINTWISE = (
+    Pointwise(
+        name="relu",
+        triton="tl.where({x} < 0, 0.0, {x})",  # tl.maximum would turn NaN into 0
+        torch="F.relu({x})",
+        keeps_zero=True,
+    ),
+    Pointwise(
+        name="leaky_relu",
+        triton="tl.where({x} > 0, {x}, {x} * {negative_slope})",
+        torch="F.leaky_relu({x}, {negative_slope})",
+        parameters=(Parameter(name="negative_slope", default=0.01),),
+        keeps_zero=True,
+    ),
+    Pointwise(
+        name="tanh",
+        triton="tanh({x})",
+        torch="torch.tanh({x})",
+        helper="tanh",
+        keeps_zero=True,
+    ),
+    Pointwise(name="sigmoid", triton="tl.sigmoid({x})", torch="torch.sigmoid({x})"),
+    Pointwise(
+        name="clamp",
+        triton="tl.where({x} < {min}, {min}, tl.where({x} > {max}, {max}, {x}))",
+        torch="torch.clamp({x}, {min}, {max})",
+        parameters=(Parameter(name="min"), Parameter(name="max")),
+    ),
+    Pointwise(
+        name="add",
+        triton="{x} + {other}",
+        torch="{x} + {other}",
+        parameters=(Parameter(name="other"),),
+    ),
+    Pointwise(
+        name="mul",
+        triton="{x} * {other}",
+        torch="{x} * {other}",
+        parameters=(Parameter(name="other"),),
+        keeps_zero=True,
+    ),
+)
+
+
+def find_pointwise(name: str) -> Pointwise:
+    """Return the row of `name`; raises KeyError if there is none."""
+    return {row.name: row for row in POINTWISE}[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a pipeline: a row of `POINTWISE` with its numbers, in the row's order."""
+
+    name: str
+    values: tuple[float, ...] = ()
+
+    @property
+    def row(self) -> Pointwise:
+        """The row of the table this stage is an instance of."""
+        return find_pointwise(self.name)
+
+    def text(self, pattern: str, x: str) -> str:
+        """Fill `pattern` (one of the row's texts) with the value's text `x` and the numbers."""
+        names = (parameter.name for parameter in self.row.parameters)
+        numbers = dict(zip(names, map(repr, self.values), strict=True))
+        return pattern.format(x=x, **numbers)
+
+    def __str__(self) -> str:
+        numbers = ", ".join(map(repr, self.values))
+        return f"{self.name}({numbers})" if numbers else self.name

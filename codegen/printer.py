@@ -1,0 +1,239 @@
+"""Printing index expressions as Triton text.
+
+Stage 5, the spelling of sympy. Input: an expression and the `Space` it lives in; output: text that
+evaluates to the same number. What cannot be printed faithfully is refused: Triton's `//` and `%`
+truncate where Python's floor, so both print only for operands proved non-negative, and always in
+parentheses (`28*m // 28` is not `28*(m // 28)`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sympy
+from sympy import Expr, Symbol
+
+from .index import AtLeast, FloorDiv, Mask, Modulo, Range, Space, symbol
+
+
+WIDTH = 100  # columns of an emitted line
+
+
+class PrintError(Exception):
+    """An expression that has no faithful text; a bug of convgen, never of a spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Printer:
+    """Prints expressions of one space.
+
+    Attributes:
+        space: ranges, for the proofs that `//` and `%` need.
+        wide: symbols to be cast to int64 where they are read.
+    """
+
+    space: Space
+    wide: frozenset[Symbol] = frozenset()
+
+    def text(self, expr: Expr) -> str:
+        """Return `expr` as text, its terms from the longest stride to the shortest."""
+        terms = sorted(sympy.Add.make_args(sympy.expand(expr)), key=self._term_order)
+        text = ""
+        for term in terms:
+            negative = term.could_extract_minus_sign()
+            factor = self._term(-term if negative else term)
+            if not text:
+                text = f"-{factor}" if negative else factor
+            else:
+                text += f" - {factor}" if negative else f" + {factor}"
+        return text
+
+    def _term_order(self, term: Expr) -> tuple[bool, bool, int, str]:
+        """Variables before constants, positive before negative terms, long strides first."""
+        sizes = sum(1 for factor in sympy.Mul.make_args(term) if factor in self.space.sizes)
+        moving = bool(term.free_symbols - set(self.space.sizes))
+        return (term.could_extract_minus_sign(), not moving, -sizes, str(term))
+
+    def _size_order(self, size: Symbol) -> tuple[bool, bool, str]:
+        """Sizes of run time first: the interpreter cannot multiply a constant by a tensor."""
+        return (self.space.number(size) is not None, str(size).isupper(), str(size))
+
+    def _term(self, term: Expr) -> str:
+        factors = sympy.Mul.make_args(term)
+        sizes = sorted((f for f in factors if f in self.space.sizes), key=self._size_order)
+        numbers = [f for f in factors if f.is_Integer and f != 1]
+        moving = sorted((f for f in factors if f not in sizes and not f.is_Integer), key=str)
+        texts = [self._atom(factor) for factor in moving]
+        constants = [self._atom(factor) for factor in [*numbers, *sizes]]
+        # A product of known sizes is a number: grouped, it is multiplied once, at compile time.
+        # Sizes of run time multiply one after the other, so that an int64 on the left spreads.
+        if len(constants) > 1 and texts and all(self.space.number(f) is not None for f in sizes):
+            constants = [f"({' * '.join(constants)})"]
+        return " * ".join([*texts, *constants]) or "1"
+
+    def _atom(self, expr: Expr) -> str:
+        if expr.is_Integer:
+            return str(int(expr))
+        if isinstance(expr, Symbol):
+            return f"tl.cast({expr.name}, tl.int64)" if expr in self.wide else str(expr.name)
+        if isinstance(expr, AtLeast):
+            return f"tl.cast({self.text(expr.args[0])} >= {self.text(expr.args[1])}, tl.int32)"
+        if isinstance(expr, (FloorDiv, Modulo)):
+            for operand in expr.args:
+                if not self.space.is_nonnegative(self.space.bounds(operand).low):
+                    raise PrintError(f"{operand} may be negative in {expr}")
+            sign = "//" if isinstance(expr, FloorDiv) else "%"
+            return f"({self._operand(expr.args[0])} {sign} {self._operand(expr.args[1])})"
+        raise PrintError(f"no text for {expr!r} ({type(expr).__name__})")
+
+    def _operand(self, expr: Expr) -> str:
+        text = self.text(expr)
+        return f"({text})" if " " in bare(text) and text == bare(text) else text
+
+
+def bare(text: str) -> str:
+    """Drop the parentheses around a whole expression, for the right side of an assignment."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[1:-1] if text[0] == "(" and position == len(text) - 1 else text
+    return text
+
+
+def assignment(name: str, text: str, indent: int) -> str:
+    """Return `name = text` in lines of at most 100 columns, as ruff would break them."""
+    if indent + len(name) + 3 + len(text) <= WIDTH:
+        return f"{name} = {text}"
+    if indent + 4 + len(text) <= WIDTH:
+        return f"{name} = (\n    {text}\n)"
+    return f"{name} = (\n    " + "\n    ".join(_split_sum(text)) + "\n)"
+
+
+def _split_sum(text: str) -> list[str]:
+    """Split a sum before each of its outermost signs."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if depth == 0 and text[position : position + 3] in (" + ", " - "):
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
+
+
+@dataclass(slots=True)
+class Scribe:
+    """Writes the lines of one kernel: names quantities, prints offsets and masks of tiles.
+
+    Attributes:
+        base: the space of the sizes.
+        ranges: ranges of the symbols defined so far.
+        kinds: for each lane symbol what it runs over, `position` or `channel`.
+        used: sizes that the printed text reads.
+    """
+
+    base: Space
+    ranges: dict[Symbol, Range] = field(default_factory=dict)
+    kinds: dict[Symbol, str] = field(default_factory=dict)
+    used: set[Symbol] = field(default_factory=set)
+
+    @property
+    def space(self) -> Space:
+        """What is known by now."""
+        return Space(self.base.sizes, self.base.least, self.ranges)
+
+    def name(self, name: str, low: Expr | int, high: Expr | int, kind: str | None = None) -> Symbol:
+        """Return a new symbol in `low … high`; with `kind` it is a lane."""
+        result = symbol(name)
+        self.ranges[result] = Range(sympy.sympify(low), sympy.sympify(high))
+        if kind is not None:
+            self.kinds[result] = kind
+        return result
+
+    def define(
+        self, lines: list[str], name: str, expr: Expr, bounds: tuple[Expr | int, Expr | int] | None
+    ) -> Expr:
+        """Append `name = expr` and return its symbol; a number or a symbol needs no name.
+
+        Args:
+            lines: where the line goes.
+            name: the new name.
+            expr: its value.
+            bounds: a range tighter than what interval arithmetic finds, or None.
+        """
+        expr = self.space.reduce(expr)
+        if expr.is_Integer or isinstance(expr, Symbol):
+            return expr
+        lines.append(assignment(name, bare(self.text(expr)), 8))
+        low, high = bounds or (self.space.bounds(expr).low, self.space.bounds(expr).high)
+        kinds = {self.kinds[free] for free in expr.free_symbols if free in self.kinds}
+        return self.name(name, low, high, kinds.pop() if kinds else None)
+
+    def text(self, expr: Expr, wide: frozenset[Symbol] = frozenset()) -> str:
+        """Print `expr` as far as the ranges reduce it."""
+        reduced = self.space.reduce(expr)
+        self.used |= reduced.free_symbols & set(self.base.sizes)
+        return Printer(self.space, wide).text(reduced)
+
+    def scalar(self, expr: Expr) -> str | None:
+        """Print a scalar offset, int64 where int32 is not known to hold it; None if it is 0."""
+        expr = self.space.reduce(expr)
+        if expr == 0:
+            return None
+        moving = frozenset(expr.free_symbols - set(self.base.sizes))
+        return self.text(expr, frozenset() if self.space.fits_int32(expr) else moving)
+
+    def lanes(self, expr: Expr, order: tuple[str, ...]) -> str:
+        """Print an offset inside a tile whose dimensions run over `order`.
+
+        It is int32, except where a known size makes it too large; sizes of run time are checked
+        in the wrapper.
+        """
+        expr = self.space.reduce(expr)
+        lanes = frozenset(expr.free_symbols & set(self.kinds))
+        known = self.space.number(self.space.bounds(expr).high) is not None
+        wide = lanes if known and not self.space.fits_int32(expr) else frozenset()
+        parts = []
+        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=False):
+            terms = [t for t in sympy.Add.make_args(expr) if self._kind(t) == kind]
+            if terms:
+                if len(order) == 1:
+                    return self.text(sympy.Add(*terms), wide)
+                text = self.text(sympy.Add(*terms), wide)
+                parts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
+        return " + ".join(parts)
+
+    def mask_lines(self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...]) -> list[str]:
+        """Return the lines that define `name`, the conditions of a tile over `order`.
+
+        Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`.
+        """
+        lines: list[str] = []
+        texts: list[str] = []
+        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=False):
+            axes: dict[Expr, list[str]] = {}
+            for mask in masks:
+                if self._kind(mask.index) == kind:
+                    axes.setdefault(mask.index, []).append(self._condition(mask))
+            conditions = [" & ".join(axis) for axis in axes.values()]
+            if len(order) == 1:
+                return [f"{name} = {bare(condition)}" for condition in conditions]
+            if sum(map(len, axes.values())) > 1:
+                vector = name.replace("mask", "inside")
+                lines.append(f"{vector} = {bare(conditions[0])}")
+                lines += [f"{vector} &= {bare(condition)}" for condition in conditions[1:]]
+                texts.append(f"{vector}{index}")
+            elif conditions:
+                texts.append(f"{conditions[0]}{index}")
+        return [*lines, f"{name} = {' & '.join(texts)}"] if texts else []
+
+    def _condition(self, mask: Mask) -> str:
+        if mask.extent is None:
+            return f"({self.text(mask.index)} >= 0)"
+        return f"({self.text(mask.index)} < {self.text(mask.extent)})"
+
+    def _kind(self, expr: Expr) -> str | None:
+        kinds = sorted({self.kinds[free] for free in expr.free_symbols if free in self.kinds})
+        if len(kinds) > 1:
+            raise PrintError(f"{expr} mixes lanes of {' and '.join(kinds)}")
+        return kinds[0] if kinds else None

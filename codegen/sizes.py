@@ -1,0 +1,202 @@
+"""Names of the sizes in an emitted file, and where each one's value comes from.
+
+Stage 3, part of index. Input: a `KernelPlan`; output: `Sizes`, the size symbols of its `Space`. A
+size that the spec knows is a module constant, one it leaves open is an argument of the kernel, and
+one that follows from others at run time is a local of the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from .index import Space, symbol
+from .phases import AxisPhases
+from .plan import Tile
+from .spec import ConvTransposeSpec
+
+AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
+BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A named size.
+
+    Attributes:
+        name: the symbol's name in the file.
+        value: the number, or None at run time.
+        definition: an expression of other sizes; None for a constant or an argument.
+        block: with it the size is ceil(definition / block).
+    """
+
+    name: str
+    value: int | None
+    definition: Expr | None = None
+    block: str | None = None
+
+    @property
+    def symbol(self) -> Symbol:
+        """The sympy symbol of this size."""
+        return symbol(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """All sizes of one kernel, in the order in which a file would define them."""
+
+    table: tuple[Size, ...]
+    rank: int
+    groups: int
+    tiles: tuple[Tile, ...]
+    phases: tuple[AxisPhases, ...]
+
+    @property
+    def values(self) -> dict[Symbol, Expr | None]:
+        """Each size as a number, an expression in other sizes, or None: what a `Space` takes."""
+        result: dict[Symbol, Expr | None] = {}
+        for size in self.table:
+            exact = size.definition if size.block is None else None
+            result[size.symbol] = Integer(size.value) if size.value is not None else exact
+        return result
+
+    @property
+    def least(self) -> dict[Symbol, int]:
+        """Smallest run-time inputs: those that leave an output, which the wrapper demands."""
+        return {
+            self.input(axis): 1 + max(0, -phases.extent_growth)
+            for axis, phases in enumerate(self.phases)
+        }
+
+    @property
+    def space(self) -> Space:
+        """The space of these sizes."""
+        return Space(self.values, self.least)
+
+    def named(self, name: str) -> Expr:
+        """Return the symbol of the size called `name`; raises KeyError if there is none."""
+        return {size.name: size.symbol for size in self.table}[name]
+
+    def letter(self, axis: int) -> str:
+        """Return the capital letter of a spatial axis."""
+        return AXES[self.rank][axis].upper()
+
+    def input(self, axis: int) -> Expr:
+        """Input extent of a spatial axis."""
+        return self.named(f"{self.letter(axis)}_IN")
+
+    def output(self, axis: int) -> Expr:
+        """Output extent of a spatial axis."""
+        return self.named(f"{self.letter(axis)}_OUT")
+
+    def phase(self, axis: int) -> Expr:
+        """Outputs of one phase along a spatial axis, under the most telling name it has."""
+        phases = self.phases[axis]
+        if phases.extent_growth == 0:
+            return self.input(axis)
+        return self.output(axis) if phases.stride == 1 else self.named(f"{self.letter(axis)}_PHASE")
+
+    def kernel(self, axis: int) -> Expr:
+        """Kernel extent of a spatial axis."""
+        return self.named(f"K{self.letter(axis)}")
+
+    def taps(self, axis: int) -> Expr | None:
+        """Taps along a spatial axis of every phase, None if phases differ."""
+        phases = self.phases[axis]
+        if phases.gaps > 1 or phases.kernel % phases.tap_step:
+            return None
+        if phases.most_taps == 1:
+            return Integer(1)
+        return self.kernel(axis) if phases.stride == 1 else self.named(f"TAPS_{self.letter(axis)}")
+
+    @property
+    def group_in(self) -> Expr:
+        """Input channels of a group."""
+        return self.named("C_IN" if self.groups == 1 else "GROUP_C_IN")
+
+    @property
+    def group_out(self) -> Expr:
+        """Output channels of a group."""
+        return self.named("C_OUT" if self.groups == 1 else "GROUP_C_OUT")
+
+    def product(self, extents: Iterable[Expr]) -> Expr:
+        """Return the product of some sizes, 1 for none."""
+        return math.prod(extents, start=Integer(1))
+
+    @property
+    def positions(self) -> Expr:
+        """Outputs of one phase of one image and channel."""
+        return self.product(self.phase(axis) for axis in range(self.rank))
+
+    def strides(self, extents: list[Expr], channels: Expr, channels_last: bool) -> list[Expr]:
+        """Return element strides of (image, channel, spatial…) of a dense tensor."""
+        inner = channels if channels_last else Integer(1)
+        spatial = [inner * self.product(extents[axis + 1 :]) for axis in range(self.rank)]
+        channel = Integer(1) if channels_last else self.product(extents)
+        return [channels * self.product(extents), channel, *spatial]
+
+    def is_multiple(self, size: Expr, block: str) -> bool:
+        """Whether every tile's `block` divides `size`, as far as the plan knows."""
+        known = {entry.symbol: Integer(entry.value) for entry in self.table if entry.value is not None}
+        value = size.xreplace(known)
+        blocks = {getattr(tile, block.lower()) for tile in self.tiles}
+        return value.is_Integer and all(int(value) % entry == 0 for entry in blocks)
+
+
+def make_sizes(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tiles: tuple[Tile, ...]
+) -> Sizes:
+    """Return the sizes of a kernel for `spec` that runs with any of `tiles`."""
+    table = [Size("BATCH", spec.batch), *_channels(spec)]
+    letters = [letter.upper() for letter in AXES[spec.rank]]
+    outputs = spec.output_spatial
+    for letter, size in zip(letters, spec.spatial, strict=True):
+        table.append(Size(f"{letter}_IN", size))
+    for letter, size, axis in zip(letters, outputs, phases, strict=True):
+        source = symbol(f"{letter}_IN")
+        definition = None if size else axis.stride * source + axis.growth - axis.stride
+        table.append(Size(f"{letter}_OUT", size, definition))
+    for letter, size, axis in zip(letters, spec.spatial, phases, strict=True):
+        source = symbol(f"{letter}_IN")
+        value = size + axis.extent_growth if size else None
+        definition = None if size else source + axis.extent_growth
+        table.append(Size(f"{letter}_PHASE", value, definition))
+    table += [Size(f"K{letter}", k) for letter, k in zip(letters, spec.kernel_size, strict=True)]
+    table += [Size(f"TAPS_{letter}", a.most_taps) for letter, a in zip(letters, phases, strict=True)]
+    for block in BLOCKS:
+        values = {getattr(tile, block.lower()) for tile in tiles}
+        table.append(Size(block, values.pop() if len(values) == 1 else None))
+    sizes = Sizes(tuple(table), spec.rank, spec.groups, tiles, phases)
+    counts = (
+        ("tiles", sizes.positions, "BLOCK_M"),
+        ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
+        ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
+        ("co_tiles", sizes.group_out, "BLOCK_N"),
+        ("channel_blocks", sizes.group_in, "BLOCK_K"),
+    )
+    table += [_count(sizes, *count) for count in counts]
+    return Sizes(tuple(table), spec.rank, spec.groups, tiles, phases)
+
+
+def _channels(spec: ConvTransposeSpec) -> list[Size]:
+    """The channels; with groups those of a group are the primary sizes."""
+    counts = {"IN": spec.in_channels, "OUT": spec.out_channels}
+    if spec.groups == 1:
+        return [Size(f"C_{end}", count) for end, count in counts.items()]
+    table = []
+    for end, count in counts.items():
+        table.append(Size(f"GROUP_C_{end}", count and count // spec.groups))
+        definition = None if count else spec.groups * symbol(f"GROUP_C_{end}")
+        table.append(Size(f"C_{end}", count, definition))
+    return table
+
+
+def _count(sizes: Sizes, name: str, extent: Expr, block: str) -> Size:
+    """A number of blocks: known only if the extent is, and the same for every tile."""
+    known = {size.symbol: Integer(size.value) for size in sizes.table if size.value is not None}
+    value = extent.xreplace(known)
+    counts = {-(-int(value) // getattr(t, block.lower())) for t in sizes.tiles if value.is_Integer}
+    return Size(name, counts.pop() if len(counts) == 1 else None, extent, block)

@@ -1,0 +1,355 @@
+"""The specification of one transposed convolution, checked and in canonical form.
+
+Stage 1. Input: the arguments of `nn.ConvTransposeNd` and convgen's own, from any door (language,
+command line, pyproject.toml, Python); output: a `ConvTransposeSpec`. Its text (`str(spec)`) parses
+back to an equal spec and is the key of headers and manifests.
+
+Along one axis the layer has `(input - 1)*stride - 2*padding + dilation*(kernel_size - 1) +
+output_padding + 1` outputs (torch.nn.ConvTranspose2d, "Shape").
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from .dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
+from .pointwise import POINTWISE, Stage, find_pointwise
+from .targets import TARGETS
+
+LAYOUTS = ("channels_first", "channels_last")
+AUTOTUNES = ("none", "blocks", "launch")
+CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "bias",
+    "dilation",
+    "padding_mode",
+)
+OWN_ARGUMENTS = ("input", "dtype", "precision", "layout", "grid", "target", "autotune")
+
+MAX_EXTENT = 4096  # kernel extent and stride along an axis
+MAX_TAPS = 65536
+MAX_CHANNELS = 2**20
+MAX_OFFSET = 2**20  # padding, output_padding, dilation
+MAX_REACH = 2**30  # dilation * (kernel_size - 1): shifts of an index stay far inside int32
+MAX_SIZE = 2**40 - 1
+MAX_ELEMENTS = 2**62  # of one tensor: byte offsets stay inside int64
+
+
+class SpecError(ValueError):
+    """A description that is not a transposed convolution convgen can emit.
+
+    Attributes:
+        argument: the argument at fault, None if it is the whole text.
+    """
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+def shown(value: object) -> str:
+    """Return `value` as an error message prints it: never longer than a line."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
+        return "an integer of more than 30 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    """Return ` (did you mean …?)` for a name close to one in `known`, else nothing."""
+    close = difflib.get_close_matches(name[:40], known, n=3)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _integer(argument: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SpecError(
+            f"{argument} must be an integer from {low} to {high}, got {shown(value)}", argument
+        )
+    return value
+
+
+def _per_axis(argument: str, value: object, rank: int, low: int, high: int) -> tuple[int, ...]:
+    if isinstance(value, (tuple, list)):
+        if len(value) != rank:
+            raise SpecError(
+                f"{argument} must be one integer or {rank} of them, got {shown(tuple(value))}",
+                argument,
+            )
+        return tuple(_integer(argument, entry, low, high) for entry in value)
+    return (_integer(argument, value, low, high),) * rank
+
+
+def _choice(argument: str, value: object, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        raise SpecError(
+            f"{argument} must be one of {', '.join(allowed)}, got {shown(value)}{hint}", argument
+        )
+    return value
+
+
+def check_target(value: object) -> str:
+    """Return `value` if it names a GPU of the table; raises SpecError."""
+    return _choice("target", value, tuple(target.name for target in TARGETS))
+
+
+def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) -> Stage:
+    """Check a pipeline stage's numbers against its row; raises SpecError naming the stage."""
+    known = tuple(row.name for row in POINTWISE)
+    if name not in known:
+        raise SpecError(
+            f"unknown stage {shown(name)}{nearest(name, known)}; the stages are {', '.join(known)}",
+            name,
+        )
+    parameters = find_pointwise(name).parameters
+    signature = f"{name}({', '.join(parameter.name for parameter in parameters)})"
+    if len(values) > len(parameters):
+        raise SpecError(f"{signature} got {len(values)} arguments", name)
+    given = dict(zip((p.name for p in parameters), values, strict=False))
+    for keyword, value in named.items():
+        if keyword in given or keyword not in {p.name for p in parameters}:
+            raise SpecError(f"{signature} takes no further argument {shown(keyword)}", name)
+        given[keyword] = value
+    numbers = []
+    for parameter in parameters:
+        value = given.get(parameter.name, parameter.default)
+        if value is None:
+            raise SpecError(f"{signature} needs {parameter.name}", name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 3.4e38:
+            raise SpecError(
+                f"{parameter.name} of {name} must be a finite float32 number, got {shown(value)}",
+                name,
+            )
+        numbers.append(float(value))
+    if name == "clamp" and numbers[0] > numbers[1]:
+        raise SpecError(f"clamp needs min <= max, got {numbers[0]} and {numbers[1]}", name)
+    return Stage(name, tuple(numbers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvTransposeSpec:
+    """One transposed convolution with the pointwise stages around it.
+
+    Integers are accepted where torch accepts them and stored as tuples of length `rank`.
+
+    Attributes:
+        rank: 1, 2 or 3 spatial axes.
+        kernel_size: taps along each axis; so stride, padding, output_padding and dilation.
+        in_channels: None if known only at run time; so out_channels.
+        groups: must divide the channels that are known.
+        bias: whether the layer adds one number an output channel.
+        input: (batch, channels, spatial…), each an int or None for run time; None is all None.
+        dtype: a name of `DTYPES`.
+        precision: a name of `PRECISIONS` for float32, None for the other dtypes.
+        layout: memory layout of input and output.
+        grid: launch grid dimensions; None leaves the choice to the planner.
+        target: a name of `TARGETS`; None lets the surroundings choose.
+        autotune: what the emitted file tunes on its first call.
+        before: stages applied to the input as it is loaded.
+        after: stages applied to the sum before it is stored.
+
+    Raises:
+        SpecError: an argument is of the wrong type or out of range; it names the argument.
+    """
+
+    rank: int
+    kernel_size: tuple[int, ...]
+    in_channels: int | None = None
+    out_channels: int | None = None
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[int, ...] = (0,)
+    output_padding: tuple[int, ...] = (0,)
+    groups: int = 1
+    bias: bool = True
+    dilation: tuple[int, ...] = (1,)
+    input: tuple[int | None, ...] | None = None
+    dtype: str = "float32"
+    precision: str | None = None
+    layout: str = "channels_first"
+    grid: int | None = None
+    target: str | None = None
+    autotune: str = "none"
+    before: tuple[Stage, ...] = field(default=())
+    after: tuple[Stage, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _integer("rank", self.rank, 1, 3)
+        self._check_geometry()
+        self._check_channels()
+        self._check_input()
+        self._check_own()
+
+    def _set(self, argument: str, value: object) -> None:
+        object.__setattr__(self, argument, value)
+
+    def _check_geometry(self) -> None:
+        limits = {
+            "kernel_size": (1, MAX_EXTENT),
+            "stride": (1, MAX_EXTENT),
+            "padding": (0, MAX_OFFSET),
+            "output_padding": (0, MAX_OFFSET),
+            "dilation": (1, MAX_OFFSET),
+        }
+        for argument, (low, high) in limits.items():
+            value = getattr(self, argument)
+            if isinstance(value, tuple) and len(value) == 1:
+                value = value[0]
+            self._set(argument, _per_axis(argument, value, self.rank, low, high))
+        taps = math.prod(self.kernel_size)
+        if taps > MAX_TAPS:
+            raise SpecError(
+                f"kernel_size {self.kernel_size} has {taps} taps, at most {MAX_TAPS} are allowed",
+                "kernel_size",
+            )
+        for k, s, op, d in zip(
+            self.kernel_size, self.stride, self.output_padding, self.dilation, strict=True
+        ):
+            if d * (k - 1) >= MAX_REACH:
+                raise SpecError(
+                    f"dilation * (kernel_size - 1) must be below {MAX_REACH}, got {d * (k - 1)}",
+                    "dilation",
+                )
+            if op >= max(s, d):
+                raise SpecError(
+                    "output_padding must be smaller than either stride or dilation, "
+                    f"got {op} with stride {s} and dilation {d}",
+                    "output_padding",
+                )
+
+    def _check_channels(self) -> None:
+        _integer("groups", self.groups, 1, MAX_CHANNELS)
+        for argument in ("in_channels", "out_channels"):
+            channels = getattr(self, argument)
+            if channels is None:
+                continue
+            _integer(argument, channels, 1, MAX_CHANNELS)
+            if channels % self.groups:
+                raise SpecError(
+                    f"{argument} must be divisible by groups, got {channels} and {self.groups}",
+                    "groups",
+                )
+        if not isinstance(self.bias, bool):
+            raise SpecError(f"bias must be True or False, got {shown(self.bias)}", "bias")
+
+    def _check_input(self) -> None:
+        if self.input is None:
+            return
+        entries = self.input
+        if not isinstance(entries, (tuple, list)) or len(entries) != self.rank + 2:
+            raise SpecError(
+                f"input must be (batch, channels, {self.rank} spatial sizes), "
+                f"got {shown(entries)}",
+                "input",
+            )
+        sizes = tuple(e if e is None else _integer("input", e, 1, MAX_SIZE) for e in entries)
+        channels = sizes[1]
+        if channels is not None and self.in_channels is None:
+            self._set("in_channels", channels)
+            self._check_channels()
+        if channels not in (None, self.in_channels):
+            raise SpecError(
+                f"input has {channels} channels, in_channels is {self.in_channels}", "input"
+            )
+        known = any(size is not None for size in (sizes[0], *sizes[2:]))
+        self._set("input", (sizes[0], self.in_channels, *sizes[2:]) if known else None)
+        self._check_output()
+
+    def _check_output(self) -> None:
+        for axis, (size, output) in enumerate(zip(self.spatial, self.output_spatial, strict=True)):
+            if output is not None and not 1 <= output <= MAX_SIZE:
+                raise SpecError(
+                    f"input size {size} on spatial axis {axis} gives output size {output}, "
+                    f"it must be from 1 to {MAX_SIZE}",
+                    "input",
+                )
+        for channels, spatial in (
+            (self.in_channels, self.spatial),
+            (self.out_channels, self.output_spatial),
+        ):
+            elements = math.prod(size or 1 for size in (self.batch, channels, *spatial))
+            if elements > MAX_ELEMENTS:
+                raise SpecError(f"a tensor of {elements} elements is too large", "input")
+
+    def _check_own(self) -> None:
+        _choice("dtype", self.dtype, tuple(row.name for row in DTYPES))
+        if self.precision is None:
+            self._set("precision", "tf32" if self.dtype == "float32" else None)
+        else:
+            _choice("precision", self.precision, tuple(row.name for row in PRECISIONS))
+            if self.dtype != "float32":
+                raise SpecError(
+                    f"precision is for dtype float32 only, dtype is {self.dtype}", "precision"
+                )
+        _choice("layout", self.layout, LAYOUTS)
+        if self.layout == "channels_last" and self.rank == 1:
+            raise SpecError("layout channels_last needs rank 2 or 3, rank is 1", "layout")
+        if self.grid is not None:
+            _integer("grid", self.grid, 1, 3)
+        if self.target is not None:
+            check_target(self.target)
+        _choice("autotune", self.autotune, AUTOTUNES)
+
+    @property
+    def batch(self) -> int | None:
+        """Images in a call, None if known only at run time."""
+        return self.input[0] if self.input else None
+
+    @property
+    def spatial(self) -> tuple[int | None, ...]:
+        """Input extents, None where known only at run time."""
+        return self.input[2:] if self.input else (None,) * self.rank
+
+    @property
+    def output_spatial(self) -> tuple[int | None, ...]:
+        """Output extents, None where the input's is known only at run time."""
+        growth = self.output_growth
+        return tuple(
+            None if size is None else (size - 1) * stride + extra
+            for size, stride, extra in zip(self.spatial, self.stride, growth, strict=True)
+        )
+
+    @property
+    def output_growth(self) -> tuple[int, ...]:
+        """`output - (input - 1)*stride` of each axis, which is the same for every input."""
+        axes = zip(self.kernel_size, self.padding, self.output_padding, self.dilation, strict=True)
+        return tuple(d * (k - 1) - 2 * p + op + 1 for k, p, op, d in axes)
+
+    @property
+    def element(self) -> DType:
+        """The row of the dtype."""
+        return find_dtype(self.dtype)
+
+    @property
+    def product(self) -> Precision | None:
+        """The row of the precision; None for the dtypes that have but one."""
+        return find_precision(self.precision) if self.precision else None
+
+    @classmethod
+    def from_module(cls, module: Any, input_size: tuple[int | None, ...] | None = None) -> Any:
+        """Return the spec of a `torch.nn.ConvTransposeNd` instance.
+
+        Args:
+            module: an `nn.ConvTranspose1d`, `2d` or `3d`, read through its attributes.
+            input_size: the spec's `input`, None leaves every size to run time.
+
+        Raises:
+            SpecError: `module` is none of these, or uses what convgen has not.
+        """
+        from .modules import read_module
+
+        return cls(**read_module(module), input=input_size)
+
+    def __str__(self) -> str:
+        from .language import format_spec
+
+        return format_spec(self)

@@ -1,0 +1,219 @@
+"""Choosing a tile: a cost model over the candidates, for any target.
+
+Stage 4, part of plan. Input: a spec, its phases and a `GpuTarget`; output: the candidates with
+their cost, best first. The model is a roofline with the machine's grain in it: matrix units, L2
+and DRAM each take their time, the slowest sets the pace, and programs come in whole waves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from .phases import AxisPhases
+from .plan import Candidate, Cost, Problem, Tile, problem_of
+from .spec import ConvTransposeSpec
+from .targets import GpuTarget
+
+WARP = 32
+# `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
+BLOCK_M = (32, 64, 128, 256)
+BLOCK_N = (16, 32, 64, 128, 256)
+BLOCK_K = (16, 32, 64)
+NUM_STAGES = (2, 3, 4)
+# Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
+OTHER_REGISTERS = 56
+# Time from the first load of a program to its first product and from its last product to its
+# last store, in seconds: about three trips to DRAM. It is hidden by the SM's other programs.
+LATENCY = 2.0e-6
+# Part of the peak rate that the matrix units sustain when nothing else is in the way.
+SUSTAINED = 0.75
+
+
+def rank_tiles(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: GpuTarget
+) -> tuple[Candidate, ...]:
+    """Return every tile that fits `target`, with its cost, best first."""
+    problem = problem_of(spec, phases)
+    candidates = [
+        Candidate(tile, cost_of(spec, phases, problem, tile, target))
+        for tile in _tiles(spec, problem, target)
+    ]
+    return tuple(sorted(candidates, key=_order))
+
+
+def _order(candidate: Candidate) -> tuple[float, int, int, int, int, int]:
+    tile = candidate.tile
+    # The model's figures are no better than a percent: within that, the smaller tile wins.
+    grain = round(math.log(candidate.cost.model_ms) / math.log(1.01))
+    size = tile.block_m * tile.block_n
+    return (grain, size, tile.num_warps, tile.num_stages, tile.block_k, tile.block_m)
+
+
+def _tiles(spec: ConvTransposeSpec, problem: Problem, target: GpuTarget) -> Iterator[Tile]:
+    group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
+    positions = problem.positions * problem.batch
+    for block_m in BLOCK_M:
+        if block_m > max(BLOCK_M[0], 2 * positions):
+            continue
+        for block_n in BLOCK_N:
+            if block_n >= 2 * max(group_out, BLOCK_N[0]):
+                continue
+            for block_k in BLOCK_K:
+                if block_k >= 2 * max(group_in, BLOCK_K[0]):
+                    continue
+                for num_warps in (4, 8):
+                    for num_stages in NUM_STAGES:
+                        tile = Tile(
+                            block_m=block_m,
+                            block_n=block_n,
+                            block_k=block_k,
+                            num_warps=num_warps,
+                            num_stages=num_stages,
+                        )
+                        if fits(spec, tile, target):
+                            yield tile
+
+
+def registers(spec: ConvTransposeSpec, tile: Tile) -> int:
+    """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
+    threads = WARP * tile.num_warps
+    wide = 2 if spec.dtype == "float64" else 1
+    accumulators = tile.block_m * tile.block_n * wide // threads
+    # An operand that is rounded or passed through a stage is held in registers, with its address.
+    operand = tile.block_m * tile.block_k * (wide + 1) // threads
+    return OTHER_REGISTERS + accumulators + operand
+
+
+def shared_memory(spec: ConvTransposeSpec, tile: Tile) -> int:
+    """Return bytes of shared memory: the pipeline's buffers, or the output's way to its layout."""
+    size = spec.element.itemsize
+    step = (tile.block_m + tile.block_n) * tile.block_k * size
+    store = (tile.block_m + 4) * tile.block_n * (8 if spec.dtype == "float64" else 4)
+    return max(tile.num_stages * step, store)
+
+
+def fits(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
+    """Whether `tile` stays within the target's registers and shared memory."""
+    return (
+        registers(spec, tile) <= target.registers_per_thread
+        and shared_memory(spec, tile) <= target.shared_per_block
+    )
+
+
+def occupancy(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> int:
+    """Return programs resident on an SM: what threads, registers and shared memory allow."""
+    threads = WARP * tile.num_warps
+    held = math.ceil(registers(spec, tile) / 8) * 8 * threads  # allocated in eights
+    shared = shared_memory(spec, tile) + 1024  # CUDA keeps 1 KB a block
+    return max(
+        1,
+        min(
+            target.threads_per_sm // threads,
+            target.blocks_per_sm,
+            target.registers_per_sm // held,
+            target.shared_per_sm // shared,
+        ),
+    )
+
+
+def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
+    """Return FLOP/s of the units the spec's products run on, per product asked for."""
+    if spec.product is not None:
+        return float(getattr(target, f"tflops_{spec.product.rate}")) * 1e12 / spec.product.products
+    return float(getattr(target, f"tflops_{spec.element.rate}")) * 1e12
+
+
+def folds_batch(problem: Problem, tile: Tile) -> bool:
+    """Whether images share a tile: flattening pays where a tile an image wastes an eighth."""
+    padded = math.ceil(problem.positions / tile.block_m) * tile.block_m
+    return problem.batch > 1 and padded > 1.125 * problem.positions
+
+
+def cost_of(
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    problem: Problem,
+    tile: Tile,
+    target: GpuTarget,
+) -> Cost:
+    """Return the cost of `tile` on `target`."""
+    size = spec.element.itemsize
+    group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
+    phase_count = math.prod(axis.stride for axis in phases)
+    positions = problem.positions * problem.batch
+    if folds_batch(problem, tile):
+        tiles = math.ceil(positions / tile.block_m)
+    else:
+        tiles = math.ceil(problem.positions / tile.block_m) * problem.batch
+    channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
+    programs = tiles * channel_tiles * phase_count
+    # Taps of all phases together are the layer's taps: a phase has its share.
+    steps = math.prod(axis.kernel for axis in phases) / phase_count
+    steps *= math.ceil(group_in / tile.block_k)
+
+    occupied = occupancy(spec, tile, target)
+    slots = target.sms * occupied
+    waves = programs / slots
+    step_flops = 2 * tile.block_m * tile.block_n * tile.block_k
+    step_bytes = (tile.block_m + tile.block_n) * tile.block_k * size
+    store_bytes = tile.block_m * tile.block_n * size
+    l2_bytes = int(programs * (steps * step_bytes + store_bytes))
+    flops = layer_flops(spec, problem)
+    dram_bytes = layer_bytes(spec, problem)
+
+    # One program alone on an SM has the matrix units to itself, but no one hides its latency.
+    compute = steps * step_flops / (rate(spec, target) / target.sms * _efficiency(tile))
+    memory = (steps * step_bytes + store_bytes) / (target.l2_gbps * 1e9 / target.sms)
+    busy = max(compute, memory) * occupied
+    wave = max(busy, max(compute, memory) + LATENCY)
+    full, part = divmod(programs, slots)
+    last = max(busy * part / slots, max(compute, memory) + LATENCY) if part else 0.0
+    roofline, bound = roofline_of(spec, problem, target)
+    model = max(full * wave + last, dram_bytes / (target.dram_gbps * 1e9))
+    return Cost(
+        programs=programs,
+        occupancy=occupied,
+        waves=waves,
+        tail=math.ceil(waves) - waves,
+        flops=flops,
+        dram_bytes=dram_bytes,
+        l2_bytes=l2_bytes,
+        roofline_ms=roofline * 1e3,
+        bound=bound,
+        model_ms=model * 1e3,
+    )
+
+
+def _efficiency(tile: Tile) -> float:
+    """Return the part of the peak rate a tile can sustain: small tiles re-read their operands."""
+    per_warp = tile.block_m * tile.block_n / tile.num_warps
+    # A warp reads (m + n)*k operands for m*n*k products: the ratio falls with the side's length.
+    return SUSTAINED * per_warp**0.5 / (per_warp**0.5 + 16)
+
+
+def layer_flops(spec: ConvTransposeSpec, problem: Problem) -> int:
+    """Return operations of the layer, two a product; each input meets every tap of its group."""
+    taps = math.prod(spec.kernel_size)
+    products = problem.batch * problem.inputs * taps * problem.in_channels
+    return 2 * products * (problem.out_channels // spec.groups)
+
+
+def layer_bytes(spec: ConvTransposeSpec, problem: Problem) -> int:
+    """Return the bytes of input, weight and output, each moved once."""
+    weight = math.prod(spec.kernel_size) * problem.in_channels
+    elements = (
+        problem.batch * problem.in_channels * problem.inputs
+        + weight * (problem.out_channels // spec.groups)
+        + problem.batch * problem.out_channels * problem.outputs
+    )
+    return elements * spec.element.itemsize
+
+
+def roofline_of(
+    spec: ConvTransposeSpec, problem: Problem, target: GpuTarget
+) -> tuple[float, str]:
+    """Return the least time in seconds, and whether `compute` or `memory` sets it."""
+    compute = layer_flops(spec, problem) / rate(spec, target)
+    memory = layer_bytes(spec, problem) / (target.dram_gbps * 1e9)
+    return max((compute, "compute"), (memory, "memory"))

@@ -1,0 +1,278 @@
+"""The names of the emitted wrappers and module, as text.
+
+Stage 5, part of render. Input: a `KernelPlan`, its `Sizes` and the kernel's run-time arguments;
+output: a `WrapperContext`. Sizes print here as Python variables of the wrapper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
+from .pointwise import Stage
+from .printer import bare
+from .sizes import AXES, BLOCKS, Sizes
+from .spec import ConvTransposeSpec
+
+_FORMATS = {2: "channels_last", 3: "channels_last_3d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A condition under which the wrapper refuses, and the text it raises."""
+
+    condition: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrapperContext:
+    """The names of `parts/wrapper.jinja`, `parts/operator.jinja` and `parts/module.jinja`.
+
+    Attributes:
+        input_shape, weight_shape: what the file was generated for, None for any size.
+        stride, padding, output_padding, dilation, groups: the geometry, as Python text.
+        kernel_axes: names of the weight's last axes.
+        layout, other_layout: the spec's layout, and the one an input may have instead.
+        own_format, other_format: arguments that name those layouts to torch; empty if none does.
+        shape_names: the line that names the sizes of input and output.
+        checks: conditions on run-time sizes.
+        grid: the launch grid's extents.
+        grid_is_tuned: the extents depend on the tile that is tuned.
+        launch: the arguments of the launch.
+        torch_before, torch_after: the pipeline's stages in torch.
+        module_arguments: the parameters of `ModelNew`.
+        pipeline: the stages around the layer, None if there are none.
+    """
+
+    input_shape: str
+    weight_shape: str
+    stride: str
+    padding: str
+    output_padding: str
+    dilation: str
+    groups: int
+    kernel_axes: str
+    layout: str
+    other_layout: str
+    own_format: str
+    other_format: str
+    shape_names: str
+    checks: tuple[Check, ...]
+    grid: str
+    grid_is_tuned: bool
+    launch: tuple[str, ...]
+    torch_before: tuple[str, ...]
+    torch_after: tuple[str, ...]
+    module_arguments: tuple[str, ...]
+    pipeline: str | None
+
+
+def wrapper_context(
+    plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]
+) -> WrapperContext:
+    """Return the names of the wrapper's templates."""
+    spec = plan.spec
+    names = _Names(plan, sizes)
+    channels_last = spec.layout == "channels_last"
+    formats = ["", f"memory_format=torch.{_FORMATS[spec.rank]}" if spec.rank > 1 else ""]
+    own, other = formats[::-1] if channels_last else formats
+    return WrapperContext(
+        input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
+        weight_shape=_tuple(_weight_shape(spec)),
+        stride=_tuple(spec.stride),
+        padding=_tuple(spec.padding),
+        output_padding=_tuple(spec.output_padding),
+        dilation=_tuple(spec.dilation),
+        groups=spec.groups,
+        kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
+        layout=spec.layout,
+        other_layout="channels_first" if channels_last else "channels_last",
+        own_format=own,
+        other_format=other if spec.rank > 1 else "",
+        shape_names=names.shape_line(arguments),
+        checks=names.checks(),
+        grid=", ".join(map(names.extent, plan.grid)) + ("," if len(plan.grid) == 1 else ""),
+        grid_is_tuned=spec.autotune == "blocks",
+        launch=names.launch(arguments),
+        torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
+        torch_after=tuple(_torch_line("output", stage) for stage in spec.after),
+        module_arguments=_module_arguments(spec),
+        pipeline=_pipeline(spec),
+    )
+
+
+def _tuple(values: tuple[object, ...]) -> str:
+    return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
+
+
+def _weight_shape(spec: ConvTransposeSpec) -> tuple[int | None, ...]:
+    per_group = spec.out_channels and spec.out_channels // spec.groups
+    return (spec.in_channels, per_group, *spec.kernel_size)
+
+
+def _torch_line(variable: str, stage: Stage) -> str:
+    return f"{variable} = {stage.text(stage.row.torch, variable)}"
+
+
+def _pipeline(spec: ConvTransposeSpec) -> str | None:
+    if not spec.before and not spec.after:
+        return None
+    return " | ".join([*map(str, spec.before), "layer", *map(str, spec.after)])
+
+
+def _module_arguments(spec: ConvTransposeSpec) -> tuple[str, ...]:
+    """The parameters of the module in torch's order; open channels have no default."""
+
+    def axes(values: tuple[int, ...]) -> str:
+        return str(values[0]) if len(set(values)) == 1 else str(values)
+
+    channels = [
+        name if value is None else f"{name}={value}"
+        for name, value in (("in_channels", spec.in_channels), ("out_channels", spec.out_channels))
+    ]
+    if spec.in_channels is not None and spec.out_channels is None:
+        channels[0] = "in_channels"  # a default cannot stand before a required argument
+    return (
+        *channels,
+        f"kernel_size={axes(spec.kernel_size)}",
+        f"stride={axes(spec.stride)}",
+        f"padding={axes(spec.padding)}",
+        f"output_padding={axes(spec.output_padding)}",
+        f"groups={spec.groups}",
+        f"bias={spec.bias}",
+        f"dilation={axes(spec.dilation)}",
+        'padding_mode="zeros"',
+        "device=None",
+        "dtype=None",
+    )
+
+
+class _Names:
+    """Prints sizes as variables of the wrapper: `H_IN` is `h_in`."""
+
+    def __init__(self, plan: KernelPlan, sizes: Sizes) -> None:
+        self.plan = plan
+        self.sizes = sizes
+        self.space = sizes.space
+        self.definitions = {size.symbol: size for size in sizes.table}
+        self.used: set[str] = set()
+
+    def text(self, expr: Expr) -> str:
+        """Print a product of sizes."""
+        if expr.is_Integer:
+            return str(expr)
+        if isinstance(expr, Symbol):
+            return self._symbol(expr)
+        joint = " * " if expr.is_Mul else " + "
+        parts = [self.text(part) for part in expr.as_ordered_factors()] if expr.is_Mul else [
+            self.text(part) for part in expr.as_ordered_terms()
+        ]
+        return joint.join(parts)
+
+    def _symbol(self, size: Symbol) -> str:
+        entry = self.definitions[size]
+        if entry.name in BLOCKS:
+            tuned = self.plan.spec.autotune == "blocks"
+            return f'META["{entry.name}"]' if tuned else f"{entry.name}.value"
+        if entry.block is not None:
+            block = self._symbol(self.sizes.named(entry.block))
+            return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
+        if entry.name.endswith("_PHASE"):
+            axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(entry.name)
+            growth = self.plan.phases[axis].extent_growth
+            source = self._variable(entry.name.replace("_PHASE", "_IN"))
+            return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
+        if entry.name.startswith("GROUP_"):
+            return f"{self._variable(entry.name[6:])} // GROUPS"
+        return self._variable(entry.name)
+
+    def _variable(self, name: str) -> str:
+        self.used.add(name)
+        return name.lower()
+
+    def extent(self, coordinates: tuple[GridCoordinate, ...]) -> str:
+        """Print the extent of a grid axis."""
+        live = [c.extent for c in coordinates if self.space.number(c.extent) != 1]
+        numbers = [int(extent) for extent in live if extent.is_Integer]
+        texts = [self.text(extent) for extent in live if not extent.is_Integer]
+        count = 1
+        for number in numbers:
+            count *= number
+        if count > 1:
+            texts.insert(0, str(count))
+        return " * ".join(texts) or "1"
+
+    def shape_line(self, arguments: tuple[str, ...]) -> str:
+        """Return the line that names the sizes which grid, checks and launch read."""
+        for axis in self.plan.grid:
+            self.extent(axis)
+        self.checks()
+        self.launch(arguments)
+        letters = [letter.upper() for letter in AXES[self.plan.spec.rank]]
+        lines = []
+        for end, first, source in (("IN", "BATCH", "x.shape"), ("OUT", "", "shape")):
+            names = [first, f"C_{end}", *(f"{letter}_{end}" for letter in letters)]
+            read = [(n, name) for n, name in enumerate(names) if name in self.used - {"C_OUT"}]
+            if len(read) == 1:
+                lines.append(f"{read[0][1].lower()} = {source}[{read[0][0]}]")
+            elif read:
+                shown = [name.lower() if (n, name) in read else "_" for n, name in enumerate(names)]
+                lines.append(f"{', '.join(shown)} = {source}")
+        return "\n".join(lines)
+
+    def launch(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the arguments of the launch."""
+        tile = self.plan.tile
+        values = [self.text(self.sizes.named(name)) for name in arguments]
+        bias = ["bias"] if self.plan.spec.bias else []
+        options = [f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}"]
+        options = [] if self.plan.tuned else options
+        return ("x", "packed_weight", *bias, "y", *values, *options, "enable_fp_fusion=True")
+
+    def checks(self) -> tuple[Check, ...]:
+        """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
+        found = []
+        got = ' f"got input {tuple(x.shape)}"'
+        reach = self._reach()
+        if reach:
+            most = reach[0] if len(reach) == 1 else f"max({', '.join(reach)})"
+            message = '"this file was generated for offsets in a tile below 2**31, "' + got
+            # The margin is for the lanes that hang over the end of the positions.
+            found.append(Check(f"{most} >= 2**31 - 2**16", message))
+        for number, axis in enumerate(self.plan.grid):
+            live = [c.extent for c in axis if self.space.number(c.extent) is None]
+            if number and live:
+                extent = self.extent(axis).replace('META["BLOCK_N"]', str(self._least("block_n")))
+                limit = GRID_LIMITS[number]
+                message = f'"this file was generated for at most {limit} programs on axis {number}, "'
+                found.append(Check(f"{extent} > {limit}", message + got))
+        return tuple(found)
+
+    def _least(self, block: str) -> int:
+        return min(int(getattr(tile, block)) for tile in self.plan.tiles)
+
+    def _most(self, block: str) -> int:
+        return max(int(getattr(tile, block)) for tile in self.plan.tiles)
+
+    def _reach(self) -> list[str]:
+        """Bounds of the offsets inside a tile of input and output that run time decides."""
+        sizes, spec = self.sizes, self.plan.spec
+        channels_last = spec.layout == "channels_last"
+        images = Integer(1)
+        if self.plan.fold_batch:  # the tile's images: its positions are known, or it would not fold
+            positions = self.space.number(sizes.positions) or 1
+            images = Integer(self._most("block_m") // positions + 2)
+        inputs, outputs = [], []
+        for axis, phases in enumerate(self.plan.phases):
+            grows = phases.extent_growth > 0
+            inputs.append(sizes.phase(axis) if grows else sizes.input(axis))
+            outputs.append(phases.stride * sizes.phase(axis))
+        whole = channels_last or self.plan.fold_batch
+        depth_in = spec.groups * sizes.group_in if whole else Integer(self._most("block_k"))
+        depth_out = spec.groups * sizes.group_out if whole else Integer(self._most("block_n"))
+        products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
+        return [self.text(product) for product in products if self.space.number(product) is None]
