@@ -125,8 +125,8 @@ def file_context(plan: KernelPlan) -> FileContext:
         constants=constants,
         arguments=arguments,
         locals=local_lines,
-        block_arguments=tuned_blocks if spec.autotune == "blocks" else (),
-        configs=tuple(_config(tile, spec.autotune) for tile in plan.tuned),
+        block_arguments=tuned_blocks,
+        configs=tuple(_config(tile, tuned_blocks) for tile in plan.tuned),
         argument_names="[" + ", ".join(f'"{name}"' for name in arguments) + "]",
         kernel=kernel,
         formula=_formula(spec),
@@ -174,10 +174,9 @@ def _functions(spec: ConvTransposeSpec) -> tuple[str, ...]:
     return tuple(sorted(names | ({"to_bfloat16"} if spec.dtype == "bfloat16" else set())))
 
 
-def _config(tile: Tile, autotune: str) -> str:
-    blocks = ", ".join(f'"{name}": {getattr(tile, name.lower())}' for name in BLOCKS)
-    launch = f"num_warps={tile.num_warps}, num_stages={tile.num_stages}"
-    return f"{{{blocks if autotune == 'blocks' else ''}}}, {launch}"
+def _config(tile: Tile, tuned_blocks: tuple[str, ...]) -> str:
+    blocks = ", ".join(f'"{name}": {getattr(tile, name.lower())}' for name in tuned_blocks)
+    return f"{{{blocks}}}, num_warps={tile.num_warps}, num_stages={tile.num_stages}"
 
 
 def _stage_line(variable: str, stage: Stage) -> str:

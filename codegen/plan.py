@@ -138,6 +138,7 @@ class Problem:
     positions: int
     outputs: int
     inputs: int
+    extents: tuple[int, ...]
     nominal: bool
 
 
@@ -162,5 +163,6 @@ def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Probl
         positions=math.prod(positions),
         outputs=math.prod(outputs),
         inputs=math.prod(extents),
+        extents=tuple(extents),
         nominal=None in known,
     )

@@ -78,6 +78,7 @@ def wrapper_context(
     spec = plan.spec
     names = _Names(plan, sizes)
     channels_last = spec.layout == "channels_last"
+    grid = ", ".join(map(names.extent, plan.grid)) + ("," if len(plan.grid) == 1 else "")
     formats = ["", f"memory_format=torch.{_FORMATS[spec.rank]}" if spec.rank > 1 else ""]
     own, other = formats[::-1] if channels_last else formats
     return WrapperContext(
@@ -95,8 +96,8 @@ def wrapper_context(
         other_format=other if spec.rank > 1 else "",
         shape_names=names.shape_line(arguments),
         checks=names.checks(),
-        grid=", ".join(map(names.extent, plan.grid)) + ("," if len(plan.grid) == 1 else ""),
-        grid_is_tuned=spec.autotune == "blocks",
+        grid=grid,
+        grid_is_tuned="META[" in grid,
         launch=names.launch(arguments),
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after),
@@ -176,8 +177,7 @@ class _Names:
     def _symbol(self, size: Symbol) -> str:
         entry = self.definitions[size]
         if entry.name in BLOCKS:
-            tuned = self.plan.spec.autotune == "blocks"
-            return f'META["{entry.name}"]' if tuned else f"{entry.name}.value"
+            return f'META["{entry.name}"]' if entry.value is None else f"{entry.name}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"

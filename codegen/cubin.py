@@ -1,0 +1,137 @@
+"""Compiling an emitted file to machine code, with no GPU.
+
+Used by tests and reports; needs torch and triton, which the compiler does not. Input: a
+`KernelSource` and a compute capability; output: registers, spills and shared memory as ptxas and
+Triton report them. Signature, constants and attributes are those of the file's own launch: its
+wrapper is run on meta tensors, and the launch it makes is compiled instead of run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .plan import problem_of
+from .render import KernelSource
+from .spec import ConvTransposeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """What the machine code of one kernel takes.
+
+    Attributes:
+        registers: registers a thread.
+        spills: bytes a thread keeps in local memory.
+        shared: bytes of shared memory a program.
+        num_warps: warps a program.
+        ptx: the PTX it was assembled from.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    num_warps: int
+    ptx: str
+
+
+def load_source(source: KernelSource, name: str, folder: Path) -> ModuleType:
+    """Write an emitted file into `folder` and import it as `name`; Triton reads its source there."""
+    path = folder / f"{name}.py"
+    path.write_text(source.text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def argument_shapes(spec: ConvTransposeSpec, source: KernelSource) -> dict[str, tuple[int, ...]]:
+    """Return shapes of input, weight and bias for `spec`, nominal where it leaves them open."""
+    problem = problem_of(spec, source.plan.phases)
+    return {
+        "input": (problem.batch, problem.in_channels, *problem.extents),
+        "weight": (problem.in_channels, problem.out_channels // spec.groups, *spec.kernel_size),
+        "bias": (problem.out_channels,),
+    }
+
+
+def compile_source(source: KernelSource, capability: int) -> Binary:
+    """Compile the kernel of `source` for a compute capability such as 89."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class Stub:
+        """A driver that knows its target and launches nothing."""
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    spec = source.plan.spec
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_source(source, "convgen_compiled", Path(folder))
+        kernel_name = f"conv_transpose{spec.rank}d_kernel"
+        launch = _Launch()
+        kernel = getattr(module, kernel_name)
+        setattr(module, kernel_name, launch)
+        dtype = getattr(torch, spec.dtype)
+        shapes = argument_shapes(spec, source)
+        tensors = {k: torch.empty(s, dtype=dtype, device="meta") for k, s in shapes.items()}
+        if spec.layout == "channels_last":
+            last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
+            tensors["input"] = tensors["input"].contiguous(memory_format=last)
+        weight = module.pack_weight(tensors["weight"])
+        module._launch(tensors["input"], weight, tensors["bias"] if spec.bias else None)
+        triton.runtime.driver.set_active(Stub())
+        jit = getattr(kernel, "fn", kernel) if source.plan.tuned else kernel
+        options = dict(launch.options)
+        if source.plan.tuned:
+            options |= kernel.configs[0].all_kwargs()
+        compiled = jit.warmup(*launch.arguments, grid=launch.grid_of(options), **options)
+        return _binary(compiled, Path(folder), triton)
+
+
+class _Launch:
+    """Stands for the kernel in the wrapper: remembers the launch."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.grid = grid
+        return self._take
+
+    def _take(self, *arguments: Any, **options: Any) -> None:
+        self.arguments, self.options = arguments, options
+
+    def grid_of(self, options: dict[str, Any]) -> Any:
+        return self.grid(options) if callable(self.grid) else self.grid
+
+
+def _binary(compiled: Any, folder: Path, triton: Any) -> Binary:
+    """Read the resources of a compiled kernel with the cuobjdump that Triton ships."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    report = subprocess.run(
+        [str(tool), "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    return Binary(
+        registers=numbers["REG"],
+        spills=numbers["STACK"] + numbers["LOCAL"],
+        shared=compiled.metadata.shared,
+        num_warps=compiled.metadata.num_warps,
+        ptx=compiled.asm["ptx"],
+    )
