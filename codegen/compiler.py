@@ -1,6 +1,6 @@
 """The compiler: four stages from a description to the text of a file.
 
-    1. parse      text, flags or a module      -> ConvTransposeSpec   language.py, modules.py, spec.py
+    1. parse      text, flags or a module      -> ConvTransposeSpec   language.py, flags.py, spec.py
     2. decompose  ConvTransposeSpec            -> phases              phases.py
     3. index      phases and sizes             -> accesses            sizes.py, index.py
     4. plan       spec, phases and GpuTarget   -> KernelPlan          planner.py, tiling.py
@@ -20,7 +20,9 @@ from .spec import ConvTransposeSpec
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
 
 
-def plan(spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None) -> KernelPlan:
+def plan(
+    spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None
+) -> KernelPlan:
     """Return the plan of `spec`.
 
     Args:

@@ -8,15 +8,14 @@ wrapper is run on meta tensors, and the launch it makes is compiled instead of r
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from .loading import load_module
 from .plan import problem_of
 from .render import KernelSource
 from .spec import ConvTransposeSpec
@@ -39,18 +38,6 @@ class Binary:
     shared: int
     num_warps: int
     ptx: str
-
-
-def load_source(source: KernelSource, name: str, folder: Path) -> ModuleType:
-    """Write an emitted file into `folder` and import it as `name`; Triton reads its source there."""
-    path = folder / f"{name}.py"
-    path.write_text(source.text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def argument_shapes(spec: ConvTransposeSpec, source: KernelSource) -> dict[str, tuple[int, ...]]:
@@ -83,7 +70,7 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
 
     spec = source.plan.spec
     with tempfile.TemporaryDirectory() as folder:
-        module = load_source(source, "convgen_compiled", Path(folder))
+        module = load_module(source.text, "convgen_compiled", Path(folder))
         kernel_name = f"conv_transpose{spec.rank}d_kernel"
         launch = _Launch()
         kernel = getattr(module, kernel_name)

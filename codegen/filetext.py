@@ -255,13 +255,10 @@ def _target_text(plan: KernelPlan) -> str:
 
 
 def _grid_text(plan: KernelPlan) -> str:
-    axes = " x ".join(
-        "*".join(c.name for c in axis if c.extent != 1) or axis[0].name for axis in plan.grid
-    )
     if plan.nominal:
-        return f"({axes})"
+        return plan.grid_text
     cost = plan.cost
     return (
-        f"({axes}), {cost.programs} programs = {cost.waves:.2f} waves "
+        f"{plan.grid_text}, {cost.programs} programs = {cost.waves:.2f} waves "
         f"over {plan.target.sms} SMs x {cost.occupancy}"
     )

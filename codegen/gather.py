@@ -32,14 +32,14 @@ class AccessText:
 
     Attributes:
         base: the line of `<name>_tile`, the pointer outside the loop; None if it is the tensor's.
-        lanes: the line of `<name>_lanes`, the offsets inside the tile.
+        lanes: the lines of `<name>_lanes`, the offsets inside the tile.
         step_lines: the lines of `<name>_step` and `<name>_mask`, where the access has them.
         stepped: a step of the loop adds `<name>_step`.
         masked: `<name>_mask` says which elements exist; else all do.
     """
 
     base: str | None
-    lanes: str
+    lanes: tuple[str, ...]
     step_lines: tuple[str, ...]
     stepped: bool
     masked: bool
@@ -100,7 +100,9 @@ class _Kernel:
         """Return a coordinate of the program; one that is on no grid axis has one value, 0."""
         return self.program.get(name, Integer(0))
 
-    def access(self, name: str, coordinates: list[Coordinate], order: tuple[str, ...]) -> AccessText:
+    def access(
+        self, name: str, coordinates: list[Coordinate], order: tuple[str, ...]
+    ) -> AccessText:
         """Print the access at `coordinates`, its scalar part split at the loop."""
         scribe = self.scribe
         tensor: Access = access(scribe.space, coordinates, frozenset(scribe.kinds))
@@ -112,7 +114,7 @@ class _Kernel:
         mask = scribe.mask_lines(f"{name}_mask", tensor.masks, order)
         return AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
-            lanes=assignment(f"{name}_lanes", scribe.lanes(tensor.lanes, order), 4),
+            lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
             step_lines=(*lines, *mask),
             stepped=step is not None,
             masked=bool(mask),
@@ -125,9 +127,9 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GatherCont
     lines: dict[str, list[str]] = {"program": [], "phase": [], "position": [], "step": []}
     _program(kernel, lines["program"])
     co = _output_channels(kernel, lines["program"])
-    firsts, residues, taps = _phase(kernel, lines["phase"])
+    firsts, residues, taps, reached = _phase(kernel, lines["phase"])
     image, positions = _positions(kernel, lines["position"])
-    loop, indices, ci = _steps(kernel, lines["step"], taps)
+    loop, indices, ci = _steps(kernel, lines["step"], taps, reached)
     shifts, kernel_index = _taps(kernel, lines["step"], firsts, indices)
 
     last = plan.spec.layout == "channels_last"
@@ -139,8 +141,10 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GatherCont
     ]
     x_extents = [sizes.input(axis) for axis, _, _ in kernel.axes]
     y_extents = [sizes.output(axis) for axis, _, _ in kernel.axes]
-    x = _tensor(kernel, image, (group, sizes.group_in, ci), inputs, x_extents)
-    y = _tensor(kernel, image, (group, sizes.group_out, co), outputs, y_extents)
+    x = _tensor(kernel, image, (sizes.named("C_IN"), group, sizes.group_in, ci), inputs, x_extents)
+    y = _tensor(
+        kernel, image, (sizes.named("C_OUT"), group, sizes.group_out, co), outputs, y_extents
+    )
     w = _weight(kernel, kernel_index, group, ci, co)
     x_transposed = not last and not _triton_sees_rows(kernel)
     bias = [
@@ -212,9 +216,13 @@ def _lane(kernel: _Kernel, name: str, block: str) -> Symbol:
     return kernel.scribe.name(name, 0, kernel.sizes.named(block) - 1, name)
 
 
-def _phase(kernel: _Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr], list[Expr]]:
-    """Define what the program's phase fixes: first shift, residue and number of taps an axis."""
-    firsts, residues, taps = [], [], []
+def _phase(kernel: _Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr], list[Expr], Expr]:
+    """Define what the program's phase fixes.
+
+    Returns first shift, residue and number of taps of each axis, and 1 or 0: whether any tap
+    reaches the phase. The numbers of taps divide steps, so that no gap may make one of them 0.
+    """
+    firsts, residues, taps, reached = [], [], [], Integer(1)
     define = kernel.scribe.define
     for number, letter, axis in kernel.axes:
         tap, gap = kernel.coordinate(f"phase_{letter}"), kernel.coordinate(f"gap_{letter}")
@@ -226,10 +234,13 @@ def _phase(kernel: _Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr], l
         residues.append(define(lines, f"residue_{letter}", residue, (0, axis.stride - 1)))
         count = kernel.sizes.taps(number)
         if count is None:
-            count = _tap_count(axis, tap, gap)
-            count = define(lines, f"taps_{letter}", count, (0, axis.most_taps))
+            count = axis.most_taps - AtLeast(tap, Integer(axis.full_phases))
+            count = define(lines, f"taps_{letter}", count, (axis.least_taps, axis.most_taps))
         taps.append(count)
-    return firsts, residues, taps
+        if axis.gaps > 1:
+            hit = 1 - AtLeast(gap, Integer(1))
+            reached = reached * define(lines, f"reached_{letter}", hit, (0, 1))
+    return firsts, residues, taps, reached
 
 
 def _first(axis: AxisPhases, offset: Expr) -> Expr:
@@ -241,12 +252,6 @@ def _first(axis: AxisPhases, offset: Expr) -> Expr:
         return FloorDiv(top, Integer(axis.stride)) - lift
     thresholds = [axis.padding - axis.stride * (value - 1) for value in range(highest, lowest, -1)]
     return highest - sum((AtLeast(offset, Integer(t)) for t in thresholds), start=Integer(0))
-
-
-def _tap_count(axis: AxisPhases, tap: Expr, gap: Expr) -> Expr:
-    """Taps of a phase: phases past `full_phases` have one less, phases in a gap none."""
-    count = axis.most_taps - AtLeast(tap, Integer(axis.full_phases))
-    return count if axis.gaps == 1 else count * (1 - AtLeast(gap, Integer(1)))
 
 
 def _positions(kernel: _Kernel, lines: list[str]) -> tuple[Expr, list[Expr]]:
@@ -280,12 +285,16 @@ def _start_text(scribe: Scribe, start: Expr, extent: Expr) -> str:
     if start == 0:
         return ""
     known = scribe.space.number(extent) is not None
-    wide = start.free_symbols - set(scribe.base.sizes) if known and not scribe.space.fits_int32(extent) else ()
+    wide = (
+        start.free_symbols - set(scribe.base.sizes)
+        if known and not scribe.space.fits_int32(extent)
+        else ()
+    )
     return f"{scribe.text(start, frozenset(wide))} + "
 
 
 def _steps(
-    kernel: _Kernel, lines: list[str], taps: list[Expr]
+    kernel: _Kernel, lines: list[str], taps: list[Expr], reached: Expr
 ) -> tuple[Loop | None, list[Expr], Expr]:
     """Define tap indices and input channels of a step of the flat loop, taps fastest."""
     scribe, sizes = kernel.scribe, kernel.sizes
@@ -304,7 +313,7 @@ def _steps(
         lasts.append(blocks - 1)
     else:
         blocks = Integer(1)
-    trips = math.prod(taps, start=Integer(1)) * blocks
+    trips = math.prod(taps, start=reached) * blocks
     values: dict[str, Expr] = {}
     loop = None
     if scribe.space.number(trips) != 1:
@@ -344,15 +353,15 @@ def _taps(
 def _tensor(
     kernel: _Kernel,
     image: Expr,
-    channel: tuple[Expr, Expr, Expr],
+    channel: tuple[Expr, Expr, Expr, Expr],
     indices: list[Expr],
     extents: list[Expr],
 ) -> list[Coordinate]:
-    """Return coordinates in input or output: image, (group, its channels, index), spatial."""
-    group, group_channels, index = channel
+    """Return coordinates in input or output: image; channels, group, its channels, index; axes."""
+    channels, group, group_channels, index = channel
     groups = Integer(kernel.plan.spec.groups)
     channels_last = kernel.plan.spec.layout == "channels_last"
-    strides = kernel.sizes.strides(extents, groups * group_channels, channels_last)
+    strides = kernel.sizes.strides(extents, channels, channels_last)
     return [
         Coordinate(image, kernel.sizes.named("BATCH"), strides[0]),
         Coordinate(group, groups, group_channels * strides[1]),
@@ -370,7 +379,7 @@ def _weight(
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     group_stride = sizes.group_out * sizes.group_in
     return [
-        Coordinate(kernel_index, taps, groups * group_stride),
+        Coordinate(kernel_index, taps, sizes.named("C_OUT") * sizes.group_in),
         Coordinate(group, groups, group_stride),
         Coordinate(co, sizes.group_out, sizes.group_in),
         Coordinate(ci, sizes.group_in, Integer(1)),

@@ -143,7 +143,10 @@ class Space:
         if isinstance(factor, Modulo):
             return Range(Integer(0), factor.args[1] - 1)
         if isinstance(factor, FloorDiv):
-            top, divisor = self.number(self.bounds(factor.args[0]).high), self.number(factor.args[1])
+            top, divisor = (
+                self.number(self.bounds(factor.args[0]).high),
+                self.number(factor.args[1]),
+            )
             if top is not None and divisor is not None:
                 return Range(Integer(0), Integer(top // divisor))
             return Range(Integer(0), self.bounds(factor.args[0]).high)
@@ -157,6 +160,9 @@ class Space:
     def _reduced(self, node: Expr) -> Expr:
         left, right = (self.reduce(argument) for argument in node.args)
         if isinstance(node, AtLeast):
+            scale, rest = left.as_coeff_Mul()
+            if scale > 1 and right.is_Integer:  # c*x >= t is x >= ceil(t/c)
+                left, right = rest, -(-right // scale)
             bounds = self.bounds(left)
             if self.is_nonnegative(bounds.low - right):
                 return Integer(1)
@@ -174,7 +180,7 @@ class Space:
         """Whether every value of `expr` is known to fit a signed 32-bit integer."""
         bounds = self.bounds(expr)
         low, high = self.number(bounds.low), self.number(bounds.high)
-        return low is not None and high is not None and -INT32_MAX <= low and high <= INT32_MAX
+        return low is not None and high is not None and low >= -INT32_MAX and high <= INT32_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,4 +252,3 @@ def unflatten(flat: Expr, extents: Iterable[Expr]) -> tuple[Expr, ...]:
         digits.append(digit if position == len(radices) - 1 else Modulo(digit, extent))
         below = below * extent
     return tuple(digits)
-

@@ -197,7 +197,7 @@ class _Reader:
         if not isinstance(node, ast.Call) or name is None:
             raise self.error(node, "a layer needs its arguments in parentheses")
         nodes = self.arguments(node, name)
-        values = {argument: self.value(value) for argument, value in nodes.items()}
+        values: dict[str, Any] = {name: self.value(value) for name, value in nodes.items()}
         if "kernel_size" not in values:
             raise self.error(node, f"{name} needs kernel_size", "kernel_size")
         if values.pop("padding_mode", "zeros") != "zeros":
@@ -205,7 +205,9 @@ class _Reader:
         try:
             return ConvTransposeSpec(rank=LAYERS[name], before=before, after=after, **values)
         except SpecError as error:
-            raise self.error(nodes.get(error.argument or "", node), str(error), error.argument) from None
+            raise self.error(
+                nodes.get(error.argument or "", node), str(error), error.argument
+            ) from None
 
     def arguments(self, call: ast.Call, name: str) -> dict[str, ast.expr]:
         """Match a call's arguments to names, as Python does."""
@@ -266,7 +268,9 @@ def check_name(name: str, value: ast.expr | None = None) -> str:
     if name == "target" and value is not None and not isinstance(value, (ast.Call, ast.BinOp)):
         return name  # the statement `target = …`
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) or keyword.iskeyword(name):
-        raise SpecError(f"a name must be an ASCII identifier of at most 64 letters, got {shown(name)}")
+        raise SpecError(
+            f"a name must be an ASCII identifier of at most 64 letters, got {shown(name)}"
+        )
     if name in RESERVED or name in LAYERS or name in {row.name for row in POINTWISE}:
         raise SpecError(f"the name {name} is taken")
     return name
@@ -300,7 +304,9 @@ def _arguments(spec: ConvTransposeSpec) -> list[str]:
         "target": None,
         "autotune": "none",
     }
-    texts += [f"{n}={getattr(spec, n)}" for n, default in defaults.items() if getattr(spec, n) != default]
+    texts += [
+        f"{n}={getattr(spec, n)}" for n, default in defaults.items() if getattr(spec, n) != default
+    ]
     return texts
 
 

@@ -43,7 +43,7 @@ def read_module(module: Any) -> dict[str, Any]:
 
 
 def _layout(weight: Any) -> str:
-    """torch runs a layer channels_last if its weight is dense in that format and no other."""
+    """Torch runs a layer channels_last if its weight is dense in that format and no other."""
     if weight.dim() < 4 or weight.is_contiguous():
         return "channels_first"
     strides = weight.stride()

@@ -30,9 +30,7 @@ POINTWISE: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def scatter(
-    spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None
-) -> Array:
+def scatter(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Return the layer's output without its pipeline, in the dtype of `x`.
 
     Args:
@@ -71,15 +69,58 @@ def scatter(
         part = grouped_x[(slice(None), slice(None), slice(None), *source)]
         if part.size == 0:
             continue
-        products = np.einsum("ngc...,gco->ngo...", part, grouped_w[(..., *tap)])
+        where: tuple[Any, ...] = (..., *tap)
+        products = np.einsum("ngc...,gco->ngo...", part, grouped_w[where])
         y[(slice(None), slice(None), slice(None), *landing)] += products
     y = y.reshape(batch, groups * per_group, *spatial)
     return y if bias is None else y + bias.reshape(1, -1, *[1] * spec.rank)
 
 
-def reference(
-    spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None
-) -> Array:
+def rounded(x: Array, to: str) -> Array:
+    """Return float32 numbers rounded to nearest `tf32` (ties away) or `bfloat16` (ties to even)."""
+    bits = x.astype(np.float32).view(np.uint32)
+    if to == "tf32":
+        bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    else:
+        bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        bits = bits & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)
+
+
+def expected(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None) -> Array:
+    """Return what a faithful kernel of the spec's precision computes.
+
+    Operands are split or rounded to nearest as it says, products summed in float32 (float64 for
+    that dtype).
+
+    Arguments are float64 arrays that the spec's dtype holds exactly; stages are not applied.
+    """
+    single = np.float64 if spec.dtype == "float64" else np.float32
+    parts = {"tf32": ("tf32", 1, 1), "tf32x3": ("tf32", 2, 2), "bf16x3": ("bfloat16", 2, 2)}
+    parts["bf16x6"] = ("bfloat16", 3, 3)
+    if spec.precision not in parts:
+        y = scatter(spec, x.astype(single), weight.astype(single))
+    else:
+        to, count, most = parts[spec.precision]
+        xs, ws = _split(x, to, count), _split(weight, to, count)
+        pairs = [(a, b) for a in range(count) for b in range(count) if a + b < most]
+        y = np.sum([scatter(spec, xs[a], ws[b]) for a, b in reversed(pairs)], axis=0)
+    if bias is not None:
+        y = y + bias.astype(single).reshape(1, -1, *[1] * spec.rank)
+    return y
+
+
+def _split(x: Array, to: str, count: int) -> list[Array]:
+    """Return `count` rounded parts of float32 `x`, each of what the ones before it left."""
+    left, parts = x.astype(np.float32), []
+    for _ in range(count):
+        part = rounded(left, to)
+        parts.append(part)
+        left = left - part
+    return parts
+
+
+def reference(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Return the output of the whole pipeline; arguments as `scatter`."""
     for stage in spec.before:
         x = POINTWISE[stage.name](x, *stage.values)

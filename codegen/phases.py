@@ -78,6 +78,11 @@ class AxisPhases:
         return -(-self.kernel // self.tap_step)
 
     @property
+    def least_taps(self) -> int:
+        """Taps of the phases outside gaps that have fewest."""
+        return self.kernel // self.tap_step
+
+    @property
     def full_phases(self) -> int:
         """First taps below this one have `most_taps` taps, the others one less."""
         return self.kernel - (self.most_taps - 1) * self.tap_step

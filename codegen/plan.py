@@ -123,6 +123,12 @@ class KernelPlan:
     grid_reason: str
 
     @property
+    def grid_text(self) -> str:
+        """The grid's axes as text, coordinates of one value left out."""
+        axes = [" * ".join(c.name for c in axis if c.extent != 1) for axis in self.grid]
+        return f"({', '.join(axis or '1' for axis in axes)})"
+
+    @property
     def tiles(self) -> tuple[Tile, ...]:
         """Every tile the file may run with."""
         return self.tuned or (self.tile,)

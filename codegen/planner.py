@@ -102,7 +102,9 @@ def _grid(
     if rank == 1:
         grid: Grid = (flat,)
     elif rank == 2:
-        grid = ((*positions, *image), channels) if extents[1] != 1 else (positions, image or channels)
+        grid = (
+            ((*positions, *image), channels) if extents[1] != 1 else (positions, image or channels)
+        )
     else:
         grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
     grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
@@ -121,7 +123,7 @@ def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None
 
 def _natural_rank(extents: list[int | None]) -> int:
     """One axis if channel tiles exist, to keep them side by side; else positions x images."""
-    positions, channels, images = extents
+    _, channels, images = extents
     if channels != 1 or images == 1:
         return 1
     return 2 if images is None or images <= GRID_LIMITS[1] else 1
@@ -144,7 +146,9 @@ def _reason(spec: ConvTransposeSpec, rank: int, fold: bool, extents: list[int | 
     if spec.grid is not None:
         parts.append(f"grid={rank} was asked for")
     elif rank == 1 and extents[1] != 1:
-        parts.append("phases and channel tiles side by side on one axis, so that they share inputs in L2")
+        parts.append(
+            "phases and channel tiles side by side on one axis, so that they share inputs in L2"
+        )
     elif rank == 2:
         parts.append("images on an axis of their own: parallelism over the batch needs no division")
     return "; ".join(parts)

@@ -2,8 +2,9 @@
 
 Stage 5, the spelling of sympy. Input: an expression and the `Space` it lives in; output: text that
 evaluates to the same number. What cannot be printed faithfully is refused: Triton's `//` and `%`
-truncate where Python's floor, so both print only for operands proved non-negative, and always in
-parentheses (`28*m // 28` is not `28*(m // 28)`).
+truncate where Python's floor, so both print only for operands proved non-negative, by divisors
+proved positive (a pipelined loop computes addresses ahead of its trip count, even for none), and
+always in parentheses (`28*m // 28` is not `28*(m // 28)`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from sympy import Expr, Symbol
 
 from .index import AtLeast, FloorDiv, Mask, Modulo, Range, Space, symbol
 
-
 WIDTH = 100  # columns of an emitted line
+LONG = 40  # columns of a part of an offset that is written in place
 
 
 class PrintError(Exception):
@@ -79,9 +80,9 @@ class Printer:
         if isinstance(expr, AtLeast):
             return f"tl.cast({self.text(expr.args[0])} >= {self.text(expr.args[1])}, tl.int32)"
         if isinstance(expr, (FloorDiv, Modulo)):
-            for operand in expr.args:
-                if not self.space.is_nonnegative(self.space.bounds(operand).low):
-                    raise PrintError(f"{operand} may be negative in {expr}")
+            for operand, least in zip(expr.args, (0, 1), strict=True):
+                if not self.space.is_nonnegative(self.space.bounds(operand).low - least):
+                    raise PrintError(f"{operand} may be below {least} in {expr}")
             sign = "//" if isinstance(expr, FloorDiv) else "%"
             return f"({self._operand(expr.args[0])} {sign} {self._operand(expr.args[1])})"
         raise PrintError(f"no text for {expr!r} ({type(expr).__name__})")
@@ -180,28 +181,41 @@ class Scribe:
         expr = self.space.reduce(expr)
         if expr == 0:
             return None
-        moving = frozenset(expr.free_symbols - set(self.base.sizes))
-        return self.text(expr, frozenset() if self.space.fits_int32(expr) else moving)
+        if self.space.fits_int32(expr):
+            return self.text(expr)
+        terms = sympy.Add.make_args(expr)
+        large = [term for term in terms if not self.space.fits_int32(term)]
+        moving = {free for term in large for free in term.free_symbols} - set(self.base.sizes)
+        return self.text(expr, frozenset(moving))
 
-    def lanes(self, expr: Expr, order: tuple[str, ...]) -> str:
-        """Print an offset inside a tile whose dimensions run over `order`.
+    def lane_lines(self, name: str, expr: Expr, order: tuple[str, ...]) -> list[str]:
+        """Return the lines that define `<name>_lanes`, an offset inside a tile over `order`.
 
         It is int32, except where a known size makes it too large; sizes of run time are checked
-        in the wrapper.
+        in the wrapper. A long part has a line of its own, `<name>_<kind>`.
         """
         expr = self.space.reduce(expr)
         lanes = frozenset(expr.free_symbols & set(self.kinds))
         known = self.space.number(self.space.bounds(expr).high) is not None
         wide = lanes if known and not self.space.fits_int32(expr) else frozenset()
-        parts = []
-        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=False):
+        parts: dict[str, str] = {}
+        for kind in order:
             terms = [t for t in sympy.Add.make_args(expr) if self._kind(t) == kind]
             if terms:
-                if len(order) == 1:
-                    return self.text(sympy.Add(*terms), wide)
-                text = self.text(sympy.Add(*terms), wide)
-                parts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
-        return " + ".join(parts)
+                parts[kind] = self.text(sympy.Add(*terms), wide)
+        lines = []
+        for kind, text in parts.items():
+            if len(order) > 1 and len(text) > LONG:
+                lines.append(assignment(f"{name}_{kind}", text, 4))
+                parts[kind] = f"{name}_{kind}"
+        if len(order) == 1:
+            return [f"{name}_lanes = {text}" for text in parts.values()]
+        texts = []
+        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=True):
+            if kind in parts:
+                text = parts[kind]
+                texts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
+        return [*lines, f"{name}_lanes = {' + '.join(texts)}"]
 
     def mask_lines(self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...]) -> list[str]:
         """Return the lines that define `name`, the conditions of a tile over `order`.

@@ -14,7 +14,6 @@ from typing import Any
 import jinja2
 
 from . import __version__
-from .families import find_family
 from .filetext import FileContext, file_context
 from .plan import KernelPlan
 
@@ -73,3 +72,14 @@ def body_of(text: str) -> str:
     lines = text.split("\n")
     first = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(lines[first + 1 :])
+
+
+def is_generated(text: str) -> bool:
+    """Whether `text` starts with the header of an emitted file."""
+    return text.startswith(HEADER_LINE)
+
+
+def body_is_intact(text: str) -> bool:
+    """Whether `text` is an emitted file whose body is the one its header's hash was taken of."""
+    digest = hashlib.sha256(body_of(text).encode()).hexdigest()
+    return is_generated(text) and f"# body sha256: {digest}\n" in text

@@ -104,13 +104,15 @@ class Sizes:
         return self.named(f"K{self.letter(axis)}")
 
     def taps(self, axis: int) -> Expr | None:
-        """Taps along a spatial axis of every phase, None if phases differ."""
+        """Taps along a spatial axis of every phase outside gaps, None if phases differ."""
         phases = self.phases[axis]
-        if phases.gaps > 1 or phases.kernel % phases.tap_step:
+        if phases.kernel % phases.tap_step:
             return None
         if phases.most_taps == 1:
             return Integer(1)
-        return self.kernel(axis) if phases.stride == 1 else self.named(f"TAPS_{self.letter(axis)}")
+        return (
+            self.kernel(axis) if phases.tap_step == 1 else self.named(f"TAPS_{self.letter(axis)}")
+        )
 
     @property
     def group_in(self) -> Expr:
@@ -140,7 +142,9 @@ class Sizes:
 
     def is_multiple(self, size: Expr, block: str) -> bool:
         """Whether every tile's `block` divides `size`, as far as the plan knows."""
-        known = {entry.symbol: Integer(entry.value) for entry in self.table if entry.value is not None}
+        known = {
+            entry.symbol: Integer(entry.value) for entry in self.table if entry.value is not None
+        }
         value = size.xreplace(known)
         blocks = {getattr(tile, block.lower()) for tile in self.tiles}
         return value.is_Integer and all(int(value) % entry == 0 for entry in blocks)
@@ -165,7 +169,9 @@ def make_sizes(
         definition = None if size else source + axis.extent_growth
         table.append(Size(f"{letter}_PHASE", value, definition))
     table += [Size(f"K{letter}", k) for letter, k in zip(letters, spec.kernel_size, strict=True)]
-    table += [Size(f"TAPS_{letter}", a.most_taps) for letter, a in zip(letters, phases, strict=True)]
+    table += [
+        Size(f"TAPS_{letter}", a.most_taps) for letter, a in zip(letters, phases, strict=True)
+    ]
     for block in BLOCKS:
         values = {getattr(tile, block.lower()) for tile in tiles}
         table.append(Size(block, values.pop() if len(values) == 1 else None))

@@ -247,8 +247,7 @@ class ConvTransposeSpec:
         entries = self.input
         if not isinstance(entries, (tuple, list)) or len(entries) != self.rank + 2:
             raise SpecError(
-                f"input must be (batch, channels, {self.rank} spatial sizes), "
-                f"got {shown(entries)}",
+                f"input must be (batch, channels, {self.rank} spatial sizes), got {shown(entries)}",
                 "input",
             )
         sizes = tuple(e if e is None else _integer("input", e, 1, MAX_SIZE) for e in entries)

@@ -247,9 +247,7 @@ def layer_bytes(spec: ConvTransposeSpec, problem: Problem) -> int:
     return elements * spec.element.itemsize
 
 
-def roofline_of(
-    spec: ConvTransposeSpec, problem: Problem, target: GpuTarget
-) -> tuple[float, str]:
+def roofline_of(spec: ConvTransposeSpec, problem: Problem, target: GpuTarget) -> tuple[float, str]:
     """Return the least time in seconds, and whether `compute` or `memory` sets it."""
     compute = layer_flops(spec, problem) / rate(spec, target)
     memory = layer_bytes(spec, problem) / (target.dram_gbps * 1e9)

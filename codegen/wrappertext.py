@@ -13,7 +13,7 @@ from sympy import Expr, Integer, Symbol
 
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .pointwise import Stage
-from .printer import bare
+from .printer import WIDTH, bare
 from .sizes import AXES, BLOCKS, Sizes
 from .spec import ConvTransposeSpec
 
@@ -40,10 +40,10 @@ class WrapperContext:
         own_format, other_format: arguments that name those layouts to torch; empty if none does.
         shape_names: the line that names the sizes of input and output.
         checks: conditions on run-time sizes.
-        grid: the launch grid's extents.
-        grid_is_tuned: the extents depend on the tile that is tuned.
+        grid: the line that defines the launch grid.
         launch: the arguments of the launch.
-        torch_before, torch_after: the pipeline's stages in torch.
+        torch_before, torch_after: the pipeline's stages in torch, but the last.
+        torch_result: the last stage after the layer, None if there is none.
         module_arguments: the parameters of `ModelNew`.
         pipeline: the stages around the layer, None if there are none.
     """
@@ -63,22 +63,21 @@ class WrapperContext:
     shape_names: str
     checks: tuple[Check, ...]
     grid: str
-    grid_is_tuned: bool
     launch: tuple[str, ...]
     torch_before: tuple[str, ...]
     torch_after: tuple[str, ...]
+    torch_result: str | None
     module_arguments: tuple[str, ...]
     pipeline: str | None
 
 
-def wrapper_context(
-    plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]
-) -> WrapperContext:
+def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) -> WrapperContext:
     """Return the names of the wrapper's templates."""
     spec = plan.spec
     names = _Names(plan, sizes)
     channels_last = spec.layout == "channels_last"
-    grid = ", ".join(map(names.extent, plan.grid)) + ("," if len(plan.grid) == 1 else "")
+    tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
+    grid = _grid_text([names.extent(axis) for axis in plan.grid], tuned)
     formats = ["", f"memory_format=torch.{_FORMATS[spec.rank]}" if spec.rank > 1 else ""]
     own, other = formats[::-1] if channels_last else formats
     return WrapperContext(
@@ -97,13 +96,22 @@ def wrapper_context(
         shape_names=names.shape_line(arguments),
         checks=names.checks(),
         grid=grid,
-        grid_is_tuned="META[" in grid,
         launch=names.launch(arguments),
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
-        torch_after=tuple(_torch_line("output", stage) for stage in spec.after),
+        torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
+        torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
         module_arguments=_module_arguments(spec),
         pipeline=_pipeline(spec),
     )
+
+
+def _grid_text(extents: list[str], tuned: bool) -> str:
+    """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
+    exploded = "(\n" + "".join(f"    {extent},\n" for extent in extents) + ")"
+    if tuned:
+        return f"grid = lambda META: (  # noqa: E731{exploded[1:]}"
+    line = f"grid = ({', '.join(extents)}{',' if len(extents) == 1 else ''})"
+    return line if len(line) + 4 <= WIDTH else f"grid = {exploded}"
 
 
 def _tuple(values: tuple[object, ...]) -> str:
@@ -116,7 +124,11 @@ def _weight_shape(spec: ConvTransposeSpec) -> tuple[int | None, ...]:
 
 
 def _torch_line(variable: str, stage: Stage) -> str:
-    return f"{variable} = {stage.text(stage.row.torch, variable)}"
+    return f"{variable} = {_torch_text(variable, stage)}"
+
+
+def _torch_text(variable: str, stage: Stage) -> str:
+    return stage.text(stage.row.torch, variable)
 
 
 def _pipeline(spec: ConvTransposeSpec) -> str | None:
@@ -169,9 +181,11 @@ class _Names:
         if isinstance(expr, Symbol):
             return self._symbol(expr)
         joint = " * " if expr.is_Mul else " + "
-        parts = [self.text(part) for part in expr.as_ordered_factors()] if expr.is_Mul else [
-            self.text(part) for part in expr.as_ordered_terms()
-        ]
+        parts = (
+            [self.text(part) for part in expr.as_ordered_factors()]
+            if expr.is_Mul
+            else [self.text(part) for part in expr.as_ordered_terms()]
+        )
         return joint.join(parts)
 
     def _symbol(self, size: Symbol) -> str:
@@ -182,7 +196,9 @@ class _Names:
             block = self._symbol(self.sizes.named(entry.block))
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
         if entry.name.endswith("_PHASE"):
-            axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(entry.name)
+            axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(
+                entry.name
+            )
             growth = self.plan.phases[axis].extent_growth
             source = self._variable(entry.name.replace("_PHASE", "_IN"))
             return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
@@ -236,11 +252,14 @@ class _Names:
     def checks(self) -> tuple[Check, ...]:
         """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
         found = []
-        got = ' f"got input {tuple(x.shape)}"'
+        got = '\nf"got input {tuple(x.shape)}"'
         reach = self._reach()
         if reach:
             most = reach[0] if len(reach) == 1 else f"max({', '.join(reach)})"
-            message = '"this file was generated for offsets in a tile below 2**31, "' + got
+            message = (
+                '"this file was generated for sizes whose offsets in a tile stay below 2**31, "'
+                + got
+            )
             # The margin is for the lanes that hang over the end of the positions.
             found.append(Check(f"{most} >= 2**31 - 2**16", message))
         for number, axis in enumerate(self.plan.grid):
@@ -248,7 +267,9 @@ class _Names:
             if number and live:
                 extent = self.extent(axis).replace('META["BLOCK_N"]', str(self._least("block_n")))
                 limit = GRID_LIMITS[number]
-                message = f'"this file was generated for at most {limit} programs on axis {number}, "'
+                message = (
+                    f'"this file was generated for at most {limit} programs on axis {number}, "'
+                )
                 found.append(Check(f"{extent} > {limit}", message + got))
         return tuple(found)
 

@@ -1,0 +1,239 @@
+"""The command line: parse, call, print, exit code; no logic of its own.
+
+Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 drift or failed verification, 2
+usage or spec error, 123 internal error. Commands import what they need when they run, so that
+`convgen --help` pays for nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .flags import SPEC_OPTIONS
+from .spec import SpecError
+
+INTERNAL_ERROR = 123
+
+
+def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors into one message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except SpecError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
+            raise
+        except Exception as error:
+            given = options.get("spec") or {k: v for k, v in options.items() if v is not None}
+            click.echo(
+                f"internal error: {type(error).__name__}: {str(error)[:500]}\n  for: {given}\n"
+                "  this is a bug of convgen, not of the spec; please report it with this text",
+                err=True,
+            )
+            sys.exit(INTERNAL_ERROR)
+
+    return run
+
+
+def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument SPEC and a flag for every argument of the language."""
+    for option in reversed(SPEC_OPTIONS):
+        command = option(command)
+    return click.argument("spec", required=False)(command)
+
+
+def _print_json(command: str, data: dict[str, Any]) -> None:
+    click.echo(json.dumps({"schema": 1, "command": command, **data}, indent=2))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="convgen")
+def main() -> None:
+    """Compile a transposed convolution into one Python file with a Triton kernel."""
+
+
+@main.command()
+@_spec_options
+@click.option("-o", "--output", help="File, or folder for a .convgen file; - is stdout.")
+@click.option("--force", is_flag=True, help="Overwrite a file that convgen did not make.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def emit(spec: str | None, output: str | None, force: bool, as_json: bool, **flags: Any) -> None:
+    """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
+    from .compiler import compile_kernel
+    from .sources import destinations, resolve, write_source
+
+    statements = resolve(spec, flags)
+    paths = destinations(statements, spec, output)
+    sources = [compile_kernel(s.spec, s.target) for s in statements]
+    for source, path in zip(sources, paths, strict=True):
+        if path is not None:
+            write_source(path, source.text, force=force)
+        elif not as_json:
+            click.echo(source.text, nl=False)
+        if path is not None and not as_json:
+            click.echo(f"wrote {path}", err=True)
+    if as_json:
+        rows = [
+            {
+                "name": statement.name,
+                "spec": str(statement.spec),
+                "target": source.plan.target.name,
+                "family": source.plan.family,
+                "path": None if path is None else str(path),
+                "body_sha256": source.body_sha256,
+                "text": source.text,
+            }
+            for statement, source, path in zip(statements, sources, paths, strict=True)
+        ]
+        _print_json("emit", {"kernels": rows})
+
+
+@main.command()
+@_spec_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def verify(spec: str | None, as_json: bool, **flags: Any) -> None:
+    """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter."""
+    from .sources import resolve
+
+    statements = resolve(spec, flags)
+    try:
+        from .verify import verify as run
+    except ImportError as error:
+        raise SpecError(f"verify needs {error.name}: pip install 'convgen[torch]'") from None
+    reports = [run(statement.spec, statement.target) for statement in statements]
+    if as_json:
+        _print_json("verify", {"kernels": [report.as_dict() for report in reports]})
+    else:
+        for report in reports:
+            click.echo(str(report))
+    sys.exit(0 if all(report.passed for report in reports) else 1)
+
+
+@main.command()
+@_spec_options
+@click.option(
+    "--stage",
+    type=click.Choice(["spec", "phases", "index", "plan", "candidates"]),
+    help="One stage only.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def explain(spec: str | None, stage: str | None, as_json: bool, **flags: Any) -> None:
+    """Show every stage of SPEC: phases, accesses, tile and grid with their reasons, roofline."""
+    from .compiler import plan
+    from .explain import explain as sections_of
+    from .sources import resolve
+
+    kernels = []
+    for statement in resolve(spec, flags):
+        made = plan(statement.spec, statement.target)
+        sections = sections_of(made, stage)
+        if as_json:
+            stages = {section.stage: dict(section.rows) for section in sections}
+            cost = {name: getattr(made.cost, name) for name in made.cost.__slots__}
+            kernels.append({"name": statement.name, "stages": stages, "cost": cost})
+            continue
+        for section in sections:
+            click.secho(section.stage, bold=True)
+            for name, value in section.rows:
+                lines = str(value).split("\n")
+                click.echo(f"  {name}: {lines[0]}")
+                for line in lines[1:]:
+                    click.echo(f"    {line}")
+    if as_json:
+        _print_json("explain", {"kernels": kernels})
+
+
+@main.command()
+@click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
+@click.option("--diff", is_flag=True, help="Write nothing; print a unified diff.")
+@click.option("--force", is_flag=True, help="Overwrite files that were edited by hand.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> None:
+    """Generate all of [tool.convgen] in ROOT/pyproject.toml; write only what changed."""
+    from . import project
+    from .sources import unified_diff
+
+    made = project.generate(root)
+    dry = check or diff
+    drift = project.check(made) if dry else project.write(made, force=force)
+    if diff and not as_json:
+        click.echo(unified_diff(made, drift), nl=False)
+    rows = {name: [str(path) for path in getattr(drift, name)] for name in drift.__slots__}
+    if as_json:
+        _print_json("build", {"written": not dry, **rows})
+    else:
+        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove"}
+        for name, paths in rows.items():
+            for path in paths:
+                click.echo(f"{name if dry else verbs[name]} {path}", err=True)
+        click.echo(f"{len(made.texts)} files, {sum(map(len, rows.values()))} differ", err=True)
+    sys.exit(1 if dry and drift else 0)
+
+
+@main.command("list-files")
+@click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def list_files(root: Path, as_json: bool) -> None:
+    """List the files that `build` would write, for build systems."""
+    from . import project
+
+    paths = [str(kernel.path) for kernel in project.read_project(root)[1]]
+    if as_json:
+        _print_json("list-files", {"files": paths})
+    else:
+        for path in paths:
+            click.echo(path)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def targets(as_json: bool) -> None:
+    """List the GPUs that can be planned for; * is the default."""
+    from dataclasses import asdict
+
+    from .targets import DEFAULT_TARGET, TARGETS
+
+    if as_json:
+        _print_json("targets", {"targets": [asdict(target) for target in TARGETS]})
+        return
+    for t in TARGETS:
+        mark = "*" if t.name == DEFAULT_TARGET else " "
+        click.echo(
+            f"{mark} {t.name:8} {t.arch:6} {t.sms:4} SMs {t.shared_per_block // 1024:4} KB shared "
+            f"{t.dram_gbps:6.0f} GB/s {t.tflops_tf32:6.1f} tf32 {t.tflops_fp16:6.1f} fp16 TFLOP/s"
+            f"  {t.product}"
+        )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def families(as_json: bool) -> None:
+    """List the kernel families; the first that serves a spec is taken."""
+    from .families import FAMILIES
+
+    if as_json:
+        rows = [{"name": f.name, "serves": f.serves, "idea": f.idea} for f in FAMILIES]
+        _print_json("families", {"families": rows})
+        return
+    for family in FAMILIES:
+        click.echo(f"{family.name:8} serves {family.serves}: {family.idea}")

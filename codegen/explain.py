@@ -1,0 +1,148 @@
+"""Explaining a plan: every stage in figures and words.
+
+A report of stages 1 to 4. Input: a `KernelPlan`; output: `Section`s, a title with (name, value)
+rows, which the command line prints as text or JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .families import FAMILIES
+from .gather import gather_context
+from .plan import Candidate, KernelPlan
+from .printer import Scribe
+from .sizes import AXES, make_sizes
+from .tiling import registers, shared_memory
+
+STAGES = ("spec", "phases", "index", "plan", "candidates")
+MOST_PHASES = 16  # of an axis that are listed
+MOST_CANDIDATES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One stage: its name and its rows."""
+
+    stage: str
+    rows: tuple[tuple[str, object], ...]
+
+
+def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
+    """Return the sections of `plan`, or the one of `stage`."""
+    makers = {
+        "spec": _spec,
+        "phases": _phases,
+        "index": _index,
+        "plan": _plan,
+        "candidates": _candidates,
+    }
+    return tuple(
+        Section(name, tuple(makers[name](plan))) for name in STAGES if stage in (None, name)
+    )
+
+
+Rows = Iterator[tuple[str, object]]
+
+
+def _spec(plan: KernelPlan) -> Rows:
+    spec = plan.spec
+    yield "spec", str(spec)
+    yield "input", _shape((spec.batch, spec.in_channels, *spec.spatial))
+    yield "output", _shape((spec.batch, spec.out_channels, *spec.output_spatial))
+    yield (
+        "dtype",
+        spec.dtype if spec.precision is None else f"{spec.dtype}, products {spec.precision}",
+    )
+    yield "layout", spec.layout
+
+
+def _shape(sizes: tuple[int | None, ...]) -> str:
+    return " x ".join("?" if size is None else str(size) for size in sizes)
+
+
+def _phases(plan: KernelPlan) -> Rows:
+    for letter, axis in zip(AXES[plan.spec.rank], plan.phases, strict=True):
+        empty = sum(1 for phase in axis if not phase.taps)
+        yield f"axis {letter}", f"{axis.stride} phases, {empty} of them without taps"
+        for phase in itertools.islice(axis, MOST_PHASES):
+            reads = [
+                (phase.first_tap + j * axis.tap_step, phase.shift - j * axis.input_step)
+                for j in range(min(phase.taps, MOST_PHASES))
+            ]
+            taps = [f"k{kernel} from m{shift:+d}" for kernel, shift in reads]
+            output = f"o = {axis.stride}*m + {phase.residue}"
+            yield f"  {output}", ", ".join(taps) or "no tap: bias and stages only"
+
+
+def _index(plan: KernelPlan) -> Rows:
+    sizes = make_sizes(plan.spec, plan.phases, plan.tiles)
+    context = gather_context(plan, sizes, Scribe(sizes.space))
+    for name in ("x", "w", "y"):
+        access = getattr(context, name)
+        lines = [access.base, *access.lanes, *access.step_lines]
+        yield f"{name} access", "\n".join(line for line in lines if line)
+        yield f"{name} mask", "needed" if access.masked else "none: the ranges prove every index"
+
+
+def _plan(plan: KernelPlan) -> Rows:
+    cost, target, tile = plan.cost, plan.target, plan.tile
+    family = next(family for family in FAMILIES if family.name == plan.family)
+    if plan.nominal:
+        yield "note", "sizes are left to run time: figures are for nominal ones"
+    yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
+    yield "family", f"{family.name}: {family.idea}"
+    yield "tile", str(tile)
+    yield "why this tile", _why_tile(plan)
+    yield "grid", plan.grid_text
+    yield "why this grid", plan.grid_reason
+    yield "programs", cost.programs
+    yield (
+        "occupancy",
+        (
+            f"{cost.occupancy} programs an SM ({cost.occupancy * tile.num_warps} of "
+            f"{target.warps_per_sm} warps; about {registers(plan.spec, tile)} registers a thread, "
+            f"{shared_memory(plan.spec, tile)} bytes of shared memory a program)"
+        ),
+    )
+    yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"
+    yield "tail", f"{100 * cost.tail:.0f} % of the last wave stands empty"
+    yield "FLOPs", f"{cost.flops / 1e9:.3f} GFLOP"
+    yield (
+        "bytes",
+        f"{cost.dram_bytes / 1e6:.3f} MB at least; {cost.l2_bytes / 1e6:.3f} MB through L2",
+    )
+    yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
+    yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
+
+
+def _why_tile(plan: KernelPlan) -> str:
+    best = plan.ranking[0]
+    if plan.tile != best.tile:
+        return "it was given"
+    others = [c for c in plan.ranking if _blocks(c) != _blocks(best)]
+    text = f"lowest model time of {len(plan.ranking)} that fit registers and shared memory"
+    if others:
+        text += f"; the next blocks, {others[0].tile}, take {others[0].cost.model_ms:.4f} ms"
+    return text
+
+
+def _blocks(candidate: Candidate) -> tuple[int, int, int]:
+    tile = candidate.tile
+    return tile.block_m, tile.block_n, tile.block_k
+
+
+def _candidates(plan: KernelPlan) -> Rows:
+    for candidate in plan.ranking[:MOST_CANDIDATES]:
+        cost = candidate.cost
+        yield (
+            str(candidate.tile),
+            (
+                f"{cost.model_ms:.4f} ms, {cost.programs} programs, {cost.waves:.2f} waves, "
+                f"{cost.l2_bytes / 1e6:.1f} MB through L2"
+            ),
+        )
+    for family in FAMILIES:
+        yield f"family {family.name}", family.refuses(plan.spec) or f"serves {family.serves}"

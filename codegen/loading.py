@@ -1,0 +1,23 @@
+"""Importing an emitted file.
+
+Used by verify, by compiling to machine code and by the tests; needs torch and triton, which the
+compiler does not. Input: the text of a file; output: the module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+
+def load_module(text: str, name: str, folder: Path) -> ModuleType:
+    """Write an emitted file into `folder`, where Triton reads its source, and import it."""
+    path = folder / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,95 @@
+"""What a command works on, and where it puts the result.
+
+Behind the command line. Input: its SPEC argument and flags; output: specs with names and targets,
+and the paths that emitted files go to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .flags import spec_from_flags
+from .language import parse_document
+from .project import Build, Drift, ProjectError, read_document, write_text
+from .render import is_generated
+from .spec import ConvTransposeSpec, SpecError, check_target
+from .targets import DEFAULT_TARGET, GpuTarget, find_target
+
+SUFFIX = ".convgen"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A spec to work on, with its name, if any, and the target that is nearest to it."""
+
+    name: str | None
+    spec: ConvTransposeSpec
+    target: GpuTarget
+
+
+def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
+    """Return what SPEC and the flags ask for; raises SpecError."""
+    said = None if flags["target"] is None else check_target(flags["target"])
+    others = sorted(n for n, v in flags.items() if v is not None and n != "target")
+    found: list[tuple[str | None, ConvTransposeSpec]]
+    default: str | None = None
+    if text is None:
+        found = [(None, spec_from_flags(flags))]
+    elif others:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise SpecError(f"a spec says it all: {names} cannot be given beside it")
+    elif text.endswith(SUFFIX):
+        statements, default = read_document(Path(text))
+        found = [(statement.name, statement.spec) for statement in statements]
+    else:
+        document = parse_document(text)
+        found = [(statement.name, statement.spec) for statement in document.statements]
+        default = document.target
+    if not found:
+        raise SpecError("there is no layer in the spec")
+    return [
+        Statement(name, spec, find_target(said or spec.target or default or DEFAULT_TARGET))
+        for name, spec in found
+    ]
+
+
+def destinations(
+    statements: list[Statement], text: str | None, output: str | None
+) -> list[Path | None]:
+    """Return the path each statement's file goes to, None for stdout; raises SpecError."""
+    several = len(statements) > 1
+    if output in (None, "-"):
+        if several:
+            raise SpecError(f"{len(statements)} statements need -o FOLDER", "output")
+        return [None]
+    path = Path(output or "")
+    if not several and not (text or "").endswith(SUFFIX) and not path.is_dir():
+        return [path]
+    for statement in statements:
+        if statement.name is None:
+            raise SpecError(f"{statement.spec} needs a name: `name = …`, to be written to a folder")
+    return [path / f"{statement.name}.py" for statement in statements]
+
+
+def write_source(path: Path, text: str, *, force: bool) -> None:
+    """Write an emitted file; a file that convgen did not make is kept unless `force`."""
+    try:
+        foreign = path.exists() and not is_generated(path.read_text("utf-8", errors="replace"))
+    except OSError as error:
+        raise ProjectError(f"cannot write {path}: {error.strerror}") from None
+    if foreign and not force:
+        raise ProjectError(f"{path} was not made by convgen; --force overwrites it")
+    write_text(path, text)
+
+
+def unified_diff(build: Build, drift: Drift) -> str:
+    """Return the diff from the disk to the build."""
+    lines: list[str] = []
+    for path in (*drift.missing, *drift.changed, *drift.extra):
+        old = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []
+        new = build.texts.get(path, "").splitlines(True)
+        lines += difflib.unified_diff(old, new, str(path), str(path))
+    return "".join(lines)

@@ -1,0 +1,196 @@
+"""Verification: the emitted kernel against the oracle.
+
+A check of stage 5's output; needs torch, triton and numpy, which the compiler does not. Input: a
+spec and a target; output: a `Report`. It runs on the GPU if there is one, else in Triton's
+interpreter at a size that the report states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import oracle
+from .compiler import compile_kernel, plan
+from .loading import load_module
+from .plan import problem_of
+from .spec import ConvTransposeSpec
+from .targets import GpuTarget
+
+# The interpreter runs a program in milliseconds: sizes along an axis, channels of a group, groups.
+SMALL_SPATIAL = {1: 70, 2: 13, 3: 6}
+SMALL_CHANNELS = 20
+SMALL_GROUPS = 3
+# The kernel's error over that of a faithful one: same rounding of operands, sums in float32.
+MOST_ERROR = 1.05
+# Another order of summation moves an error of this size and smaller by more than that.
+SUMMATION = {"float32": 4e-7, "float16": 1e-5, "bfloat16": 1e-5, "float64": 1e-14}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a verification found.
+
+    Attributes:
+        spec: what ran, sizes included.
+        where: the GPU's name, or the interpreter.
+        reduced: whether sizes were reduced for it.
+        exact: integers in -2..2 came out exactly; None with stages, which have no integers.
+        error: ||y - reference|| / ||reference|| on normal data, reference in float64.
+        faithful: that error of a kernel which rounds operands to nearest and sums in float32.
+        passed: exact, and error at most `MOST_ERROR` of faithful or within summation order.
+    """
+
+    spec: str
+    where: str
+    reduced: bool
+    exact: bool | None
+    error: float
+    faithful: float
+    passed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        size = " (size reduced for it)" if self.reduced else ""
+        exact = {True: "exact on integers", False: "WRONG on integers", None: "no integer test"}
+        return (
+            f"{'passed' if self.passed else 'FAILED'}: {self.spec}\n"
+            f"  in {self.where}{size}: {exact[self.exact]}, relative error {self.error:.2e} "
+            f"against float64 (a faithful kernel: {self.faithful:.2e})"
+        )
+
+
+def verify(spec: ConvTransposeSpec, target: GpuTarget | None = None, seed: int = 0) -> Report:
+    """Run the emitted kernel of `spec` and compare it with the oracle.
+
+    Sets TRITON_INTERPRET for this process if there is no GPU, so triton must not be imported yet.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+    sized = concrete(spec, small=not gpu)
+    source = compile_kernel(_run_spec(spec, sized), target, plan(spec, target).tile)
+    where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_module(source.text, "convgen_verified", Path(folder))
+        exact, error, faithful = measure(sized, module, "cuda" if gpu else "cpu", seed)
+    close = error <= max(MOST_ERROR * faithful, SUMMATION[spec.dtype])
+    return Report(
+        spec=str(sized),
+        where=where,
+        reduced=sized.input != spec.input and spec.input is not None,
+        exact=exact,
+        error=error,
+        faithful=faithful,
+        passed=exact is not False and close,
+    )
+
+
+def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
+    """Return `spec` with every size known, reduced for the interpreter if `small`."""
+    axes = plan(spec).phases
+    problem = problem_of(spec, axes)
+    batch, extents, groups = problem.batch, problem.extents, spec.groups
+    group_in, group_out = problem.in_channels // groups, problem.out_channels // groups
+    if small:
+        batch, groups = min(batch, 2), min(groups, SMALL_GROUPS)
+        group_in, group_out = min(group_in, SMALL_CHANNELS), min(group_out, SMALL_CHANNELS)
+        extents = tuple(
+            max(1 - axis.extent_growth, min(extent, SMALL_SPATIAL[spec.rank]))
+            for extent, axis in zip(extents, axes, strict=True)
+        )
+    return dataclasses.replace(
+        spec,
+        groups=groups,
+        in_channels=groups * group_in,
+        out_channels=groups * group_out,
+        input=(batch, groups * group_in, *extents),
+    )
+
+
+def _run_spec(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeSpec:
+    """Return `sized` with the sizes left open that `spec` leaves open: the kernel under test."""
+    open_in, open_out = spec.in_channels is None, spec.out_channels is None
+    sizes = (spec.batch, None, *spec.spatial)
+    shape = tuple(None if s is None else v for s, v in zip(sizes, sized.input or (), strict=True))
+    return dataclasses.replace(
+        sized,
+        in_channels=None if open_in else sized.in_channels,
+        out_channels=None if open_out else sized.out_channels,
+        input=shape,
+    )
+
+
+def measure(
+    spec: ConvTransposeSpec, module: ModuleType, device: str, seed: int
+) -> tuple[bool | None, float, float]:
+    """Return (exact on integers, error, error of a faithful kernel) of an imported file."""
+    random = np.random.default_rng(seed)
+    shapes = _shapes(spec)
+    exact: bool | None = None
+    if not spec.before and not spec.after:
+        integers = [random.integers(-2, 3, shape) for shape in shapes]
+        got = run(spec, module, device, *[array.astype(np.float64) for array in integers])
+        want = oracle.scatter(spec, integers[0], integers[1], _bias(spec, integers))
+        exact = bool(np.array_equal(got, _held(spec, want.astype(np.float64))))
+    arrays = [_held(spec, random.standard_normal(shape)) for shape in shapes]
+    got = run(spec, module, device, *arrays)
+    reference = oracle.reference(spec, arrays[0], arrays[1], _bias(spec, arrays))
+    x = arrays[0]
+    for stage in spec.before:
+        x = oracle.POINTWISE[stage.name](x, *stage.values)
+    faithful = oracle.expected(spec, _held(spec, x), arrays[1], _bias(spec, arrays)).astype(float)
+    for stage in spec.after:
+        faithful = oracle.POINTWISE[stage.name](faithful, *stage.values)
+    norm = float(np.linalg.norm(reference)) or 1.0
+    error = float(np.linalg.norm(got - reference)) / norm
+    return exact, error, float(np.linalg.norm(_held(spec, faithful) - reference)) / norm
+
+
+def _shapes(spec: ConvTransposeSpec) -> list[tuple[int, ...]]:
+    assert spec.input is not None
+    assert spec.in_channels is not None
+    assert spec.out_channels is not None
+    weight = (spec.in_channels, spec.out_channels // spec.groups, *spec.kernel_size)
+    sizes = tuple(size for size in spec.input if size is not None)
+    return [sizes, weight, *([(spec.out_channels,)] if spec.bias else [])]
+
+
+def _bias(spec: ConvTransposeSpec, arrays: list[Any]) -> Any:
+    return arrays[2] if spec.bias else None
+
+
+def _held(spec: ConvTransposeSpec, array: oracle.Array) -> oracle.Array:
+    """Return `array` rounded to the spec's dtype, as float64."""
+    if spec.dtype == "bfloat16":
+        return oracle.rounded(array, "bfloat16").astype(np.float64)
+    return array.astype(spec.dtype).astype(np.float64)
+
+
+def run(
+    spec: ConvTransposeSpec, module: ModuleType, device: str, *arrays: oracle.Array
+) -> oracle.Array:
+    """Return the emitted function's output on float64 arrays that the dtype holds exactly."""
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    x, weight, *bias = (torch.from_numpy(array).to(device, dtype) for array in arrays)
+    if spec.layout == "channels_last":
+        last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
+        x = x.contiguous(memory_format=last)
+    function = getattr(module, f"conv_transpose{spec.rank}d")
+    output = function(x, weight, bias[0] if bias else None)
+    result: oracle.Array = output.double().cpu().numpy()
+    return result
