@@ -73,14 +73,15 @@ def main() -> None:
 def emit(spec: str | None, output: str | None, force: bool, as_json: bool, **flags: Any) -> None:
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
     from .compiler import compile_kernel
-    from .sources import destinations, resolve, write_source
+    from .project import write_text
+    from .sources import destinations, resolve
 
     statements = resolve(spec, flags)
-    paths = destinations(statements, spec, output)
+    paths = destinations(statements, spec, output, force=force)
     sources = [compile_kernel(s.spec, s.target) for s in statements]
     for source, path in zip(sources, paths, strict=True):
         if path is not None:
-            write_source(path, source.text, force=force)
+            write_text(path, source.text)
         elif not as_json:
             click.echo(source.text, nl=False)
         if path is not None and not as_json:
@@ -179,7 +180,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
     if as_json:
         _print_json("build", {"written": not dry, **rows})
     else:
-        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove"}
+        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove", "kept": "keep"}
         for name, paths in rows.items():
             for path in paths:
                 click.echo(f"{name if dry else verbs[name]} {path}", err=True)

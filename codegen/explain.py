@@ -73,7 +73,7 @@ def _phases(plan: KernelPlan) -> Rows:
                 for j in range(min(phase.taps, MOST_PHASES))
             ]
             taps = [f"k{kernel} from m{shift:+d}" for kernel, shift in reads]
-            output = f"o = {axis.stride}*m + {phase.residue}"
+            output = f"o{letter} = {axis.stride}*m + {phase.residue}"
             yield f"  {output}", ", ".join(taps) or "no tap: bias and stages only"
 
 

@@ -14,7 +14,7 @@ from . import __version__
 from .families import find_family
 from .plan import KernelPlan, Tile
 from .pointwise import Stage
-from .printer import Scribe
+from .printer import WIDTH, Scribe
 from .sizes import AXES, BLOCKS, Size, Sizes, make_sizes
 from .spec import ConvTransposeSpec
 from .wrappertext import WrapperContext, wrapper_context
@@ -37,6 +37,7 @@ class FileContext:
         version, spec, target, tile, grid, command: the header's lines.
         family: names the kernel's template.
         layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
+        unbatched, batched: dimensions of an input without its batch axis, and with it.
         dtype, triton_dtype, accumulator: the element type in torch, in comments, of the sum.
         precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
         precision_constant: the precision behind the constant, None where a name serves.
@@ -63,6 +64,8 @@ class FileContext:
     layer: str
     op: str
     rank: int
+    unbatched: int
+    batched: int
     dtype: str
     triton_dtype: str
     accumulator: str
@@ -113,6 +116,8 @@ def file_context(plan: KernelPlan) -> FileContext:
         layer=f"ConvTranspose{spec.rank}d",
         op=f"conv_transpose{spec.rank}d",
         rank=spec.rank,
+        unbatched=spec.rank + 1,
+        batched=spec.rank + 2,
         dtype=f"torch.{spec.dtype}",
         triton_dtype=_TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
@@ -245,8 +250,14 @@ def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
     group = "" if spec.groups == 1 else f", ci and co of the same of {spec.groups} groups"
     return (
         f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * w[{taps}, co, ci]",
-        f"with {', '.join(relations)}{group}",
+        *_relations(relations, group),
     )
+
+
+def _relations(relations: list[str], group: str) -> list[str]:
+    """Say what the indices have to do with each other, in one line if it is short."""
+    line = f"with {', '.join(relations)}{group}"
+    return [line] if len(line) + 4 <= WIDTH else ["with", *relations, *[group[2:]] * bool(group)]
 
 
 def _target_text(plan: KernelPlan) -> str:

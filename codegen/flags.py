@@ -61,10 +61,11 @@ def _value(name: str, text: Any) -> Any:
     if name in _INTEGERS:
         return _integer(name, text)
     if name in _TUPLES:
-        parts = text.strip().strip("()").split(",")
-        numbers = tuple(
-            _integer(name, part, none=name == "input") for part in parts if part.strip()
-        )
+        text = text.strip()
+        if text[:1] == "(" and text[-1:] == ")":
+            text = text[1:-1].strip()
+        parts = text.removesuffix(",").split(",")
+        numbers = tuple(_integer(name, part, none=name == "input") for part in parts)
         return numbers[0] if len(numbers) == 1 and name != "input" else numbers
     return text
 

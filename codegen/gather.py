@@ -65,7 +65,6 @@ class GatherContext:
         loop: the loop over the steps, None for one step, which needs no loop.
         x, w, y, bias: the accesses.
         x_transposed: the x tile is loaded as [channels, positions], else [positions, channels].
-        y_transposed: the same of the y tile.
     """
 
     program_lines: tuple[str, ...]
@@ -78,7 +77,6 @@ class GatherContext:
     y: AccessText
     bias: AccessText
     x_transposed: bool
-    y_transposed: bool
 
 
 @dataclass(slots=True)
@@ -162,7 +160,6 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GatherCont
         y=kernel.access("y", y, ("position", "co") if last else ("co", "position")),
         bias=kernel.access("bias", bias, ("co",)),
         x_transposed=x_transposed,
-        y_transposed=not last,
     )
 
 
@@ -228,8 +225,10 @@ def _phase(kernel: _Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr], l
         tap, gap = kernel.coordinate(f"phase_{letter}"), kernel.coordinate(f"gap_{letter}")
         offset = axis.dilation * tap + gap
         bounds = (axis.first(axis.last_offset), axis.first(0))
-        first = define(lines, f"first_{letter}", _first(axis, offset), bounds)
-        residue = axis.stride * first + offset - axis.padding
+        start = kernel.scribe.space.reduce(_first(axis, offset))
+        first = define(lines, f"first_{letter}", start, bounds)
+        affine = not start.atoms(AtLeast, FloorDiv)
+        residue = axis.stride * (start if affine else first) + offset - axis.padding
         firsts.append(first)
         residues.append(define(lines, f"residue_{letter}", residue, (0, axis.stride - 1)))
         count = kernel.sizes.taps(number)
@@ -317,7 +316,9 @@ def _steps(
     values: dict[str, Expr] = {}
     loop = None
     if scribe.space.number(trips) != 1:
-        loop = Loop(names[0] if len(names) == 1 else "step", scribe.text(trips))
+        # Without a name to take apart, a step only says that the phase's one tap exists.
+        variable = "step" if len(names) > 1 else "".join(names) or "_"
+        loop = Loop(variable, scribe.text(trips))
         step = scribe.name(loop.variable, 0, trips - 1)
         for name, last, digit in zip(names, lasts, unflatten(step, radices), strict=True):
             values[name] = scribe.define(lines, name, digit, (0, last))

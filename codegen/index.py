@@ -105,6 +105,8 @@ class Space:
     def is_nonnegative(self, expr: Expr) -> bool:
         """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0."""
         value = self.value(expr)
+        if not value.free_symbols <= set(self.sizes):
+            return False  # of other symbols the caller has the bounds
         least = {size: size + self.least.get(size, 1) for size in value.free_symbols}
         shifted = value.xreplace(least)
         terms = sympy.expand(shifted).as_coefficients_dict()

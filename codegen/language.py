@@ -12,7 +12,7 @@ import keyword
 import re
 import textwrap
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .pointwise import POINTWISE, Stage
@@ -32,6 +32,8 @@ MAX_NESTING = 20
 LAYERS = {f"ConvTranspose{rank}d": rank for rank in (1, 2, 3)}
 # Names that an emitted file binds itself, so that no kernel may take them.
 RESERVED = ("tl", "torch", "triton", "nn", "target")
+# Brackets, and the comments and strings in which they do not count.
+_BRACKETS = re.compile(r"#[^\r\n]*|'[^'\r\n]*'|\"[^\"\r\n]*\"|[()\[\]{}]")
 _SHOWN = 100  # characters of a line that an error shows
 
 
@@ -60,21 +62,26 @@ def parse(text: str) -> ConvTransposeSpec:
     Raises:
         SpecError: the text is not one; the message shows the line with a caret.
     """
-    statements = parse_document(text).statements
-    if len(statements) != 1:
-        raise SpecError(f"expected one statement, got {len(statements)}")
-    return statements[0].spec
+    document = parse_document(text)
+    if len(document.statements) != 1:
+        raise SpecError(f"expected one statement, got {len(document.statements)}")
+    spec = document.statements[0].spec
+    return replace(spec, target=spec.target or document.target)
 
 
 def parse_document(text: str) -> Document:
     """Read the text of a `.convgen` file; raises SpecError as `parse` does."""
-    text = textwrap.dedent(text).lstrip(" \t").rstrip()
+    _check_length(text)
+    # `(0): ` stands before a layer in what print(nn.Sequential(…)) shows.
+    text = re.sub(r"(?m)^\([0-9]+\):[ \t]*", "", textwrap.dedent(text).lstrip(" \t").rstrip())
     reader = _Reader(text)
     target: str | None = None
     statements: list[NamedSpec] = []
     for node in _syntax_tree(text):
         name, value = reader.statement(node)
         if name == "target":
+            if target is not None:
+                raise reader.error(node, "target is given twice", "target")
             target = reader.at(value, check_target, reader.value(value))
             continue
         if name is not None and name in {statement.name for statement in statements}:
@@ -84,15 +91,13 @@ def parse_document(text: str) -> Document:
 
 
 def _syntax_tree(text: str) -> list[ast.stmt]:
-    """Parse `text`, checking length and nesting first: deep nesting can exhaust the C stack."""
-    if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
-        raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
+    """Parse `text`, checking its nesting first: deep nesting can exhaust the C stack."""
     depth = 0
-    for index, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
+    for match in _BRACKETS.finditer(text):
+        depth += (match[0] in "([{") - (match[0] in ")]}")
         if depth > MAX_NESTING:
-            before = text[:index]
-            line, column = before.count("\n") + 1, index - before.rfind("\n") - 1
+            before = _lines(text[: match.start()])
+            line, column = len(before), len(before[-1])
             raise SpecError(
                 located(text, line, column, f"brackets nest deeper than {MAX_NESTING} levels")
             )
@@ -109,9 +114,19 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
         raise SpecError(f"not readable as Python syntax: {reason}") from None
 
 
+def _check_length(text: str) -> None:
+    if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
+        raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
+
+
+def _lines(text: str) -> list[str]:
+    """Split `text` where Python's parser does; str.splitlines knows more line ends."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def located(text: str, line: int, column: int, message: str) -> str:
     """Return `message` with the line of `text` under it and a caret at `column` (from 0)."""
-    lines = text.splitlines() or [""]
+    lines = _lines(text)
     shown_line = lines[min(line, len(lines)) - 1]
     start = max(0, column - _SHOWN // 2)
     window = shown_line[start : start + _SHOWN]
@@ -128,7 +143,7 @@ class _Reader:
 
     def error(self, node: ast.AST, message: str, argument: str | None = None) -> SpecError:
         line: int = getattr(node, "lineno", 1)
-        raw = self.text.splitlines()[line - 1].encode()[: getattr(node, "col_offset", 0)]
+        raw = _lines(self.text)[line - 1].encode()[: getattr(node, "col_offset", 0)]
         column = len(raw.decode("utf-8", "ignore"))  # ast counts bytes, a caret counts characters
         return SpecError(located(self.text, line, column, message), argument)
 
@@ -186,7 +201,10 @@ class _Reader:
         named: dict[str, object] = {}
         if isinstance(node, ast.Call):
             values = [self.value(argument) for argument in node.args]
-            named = {word.arg or "**": self.value(word.value) for word in node.keywords}
+            for word in node.keywords:
+                if word.arg in named:
+                    raise self.error(word, f"{word.arg} is given twice", word.arg)
+                named[word.arg or "**"] = self.value(word.value)
         stage: Stage = self.at(node, make_stage, name, tuple(values), named)
         return stage
 

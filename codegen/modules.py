@@ -22,6 +22,8 @@ def read_module(module: Any) -> dict[str, Any]:
         raise SpecError(
             f"module must be a torch.nn.ConvTranspose1d, 2d or 3d, got {shown(names[0])}", "module"
         )
+    if "Uninitialized" in type(module.weight).__name__:
+        raise SpecError("module must be initialised: call a lazy one once", "module")
     if module.padding_mode != "zeros":
         raise SpecError(
             f"padding_mode must be zeros, got {shown(module.padding_mode)}", "padding_mode"

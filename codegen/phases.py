@@ -121,7 +121,7 @@ class AxisPhases:
 
     @property
     def shifts(self) -> tuple[int, int]:
-        """Smallest and largest `i - m` over all taps of all phases; (0, 0) if no phase has taps."""
+        """Smallest and largest `i - m` over all taps of all phases; one phase has taps at least."""
         tapped = [phase for phase in self if phase.taps]
         low = min(phase.shift - (phase.taps - 1) * self.input_step for phase in tapped)
         return low, max(phase.shift for phase in tapped)

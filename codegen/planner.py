@@ -108,7 +108,7 @@ def _grid(
     else:
         grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
     grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
-    _check_limits(space, grid)
+    _check_limits(spec, space, grid)
     return grid, _reason(spec, rank, fold, extents)
 
 
@@ -129,15 +129,16 @@ def _natural_rank(extents: list[int | None]) -> int:
     return 2 if images is None or images <= GRID_LIMITS[1] else 1
 
 
-def _check_limits(space: Space, grid: Grid) -> None:
+def _check_limits(spec: ConvTransposeSpec, space: Space, grid: Grid) -> None:
     for number, part in enumerate(grid):
         extent = _extent(space, part)
         if extent is not None and extent > GRID_LIMITS[number]:
             names = " x ".join(c.name for c in part if space.number(c.extent) != 1)
+            advice = "leave grid out" if spec.grid else "no launch can hold this layer"
             raise SpecError(
                 f"grid axis {number} ({names}) would need {extent} programs, "
-                f"CUDA allows {GRID_LIMITS[number]}; leave grid out or use grid=1",
-                "grid",
+                f"CUDA allows {GRID_LIMITS[number]}; {advice}",
+                "grid" if spec.grid else "input",
             )
 
 

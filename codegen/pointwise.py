@@ -103,7 +103,8 @@ class Stage:
     def text(self, pattern: str, x: str) -> str:
         """Fill `pattern` (one of the row's texts) with the value's text `x` and the numbers."""
         names = (parameter.name for parameter in self.row.parameters)
-        numbers = dict(zip(names, map(repr, self.values), strict=True))
+        texts = (repr(value).replace("e+", "e") for value in self.values)  # as ruff spells it
+        numbers = dict(zip(names, texts, strict=True))
         return pattern.format(x=x, **numbers)
 
     def __str__(self) -> str:

@@ -204,8 +204,9 @@ class Scribe:
             if terms:
                 parts[kind] = self.text(sympy.Add(*terms), wide)
         lines = []
+        together = sum(map(len, parts.values()))
         for kind, text in parts.items():
-            if len(order) > 1 and len(text) > LONG:
+            if len(order) > 1 and (len(text) > LONG or (together > 2 * LONG - 10 and " " in text)):
                 lines.append(assignment(f"{name}_{kind}", text, 4))
                 parts[kind] = f"{name}_{kind}"
         if len(order) == 1:

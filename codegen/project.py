@@ -19,6 +19,7 @@ from .render import body_is_intact, is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
 from .targets import DEFAULT_TARGET, find_target
 
+_SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 KEYS = ("output", "target", "specs", "kernel")
 KERNEL_KEYS = ("name", "spec", "target")
 
@@ -51,14 +52,22 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How a folder differs from its build; all empty if it does not."""
+    """How a folder differs from its build; all empty if it does not.
+
+    Attributes:
+        missing: files of the build that are not there.
+        changed: files of the build that are there with another text.
+        extra: generated files that no kernel names.
+        kept: those of them that `write` left in place, as they were edited since.
+    """
 
     missing: tuple[Path, ...]
     changed: tuple[Path, ...]
     extra: tuple[Path, ...]
+    kept: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.changed or self.extra)
+        return bool(self.missing or self.changed or self.extra or self.kept)
 
 
 def read_project(root: Path) -> tuple[Path, tuple[Kernel, ...]]:
@@ -69,13 +78,15 @@ def read_project(root: Path) -> tuple[Path, tuple[Kernel, ...]]:
     """
     table = _table(root)
     output = _inside(root, table.get("output"), "output")
-    targets = table.get("target")
+    targets = table.get("target", DEFAULT_TARGET)
     several = isinstance(targets, list)
+    common = tuple(check_target(target) for target in (targets if several else [targets]))
+    if not common:
+        raise ProjectError("target of [tool.convgen] names no GPU", "target")
     kernels: list[Kernel] = []
     for name, spec, nearer in _kernels(root, table):
-        wanted = targets if isinstance(targets, list) and nearer is None else [nearer or targets]
-        for target in wanted:
-            chosen = check_target(DEFAULT_TARGET if target is None else target)
+        for target in common if nearer is None else (nearer,):
+            chosen = check_target(target)
             stem = f"{name}_{chosen}" if several else name
             kernels.append(Kernel(output / f"{stem}.py", spec, chosen))
     paths = [kernel.path for kernel in kernels]
@@ -96,9 +107,7 @@ def check(build: Build) -> Drift:
     """Compare a build with the disk."""
     missing = tuple(path for path in build.texts if not path.is_file())
     changed = tuple(
-        path
-        for path, text in build.texts.items()
-        if path.is_file() and path.read_text(encoding="utf-8") != text
+        path for path, text in build.texts.items() if path.is_file() and on_disk(path) != text
     )
     return Drift(missing, changed, _extra(build))
 
@@ -112,16 +121,25 @@ def write(build: Build, *, force: bool = False) -> Drift:
     """
     drift = check(build)
     for path in drift.changed:
-        if not force and not body_is_intact(path.read_text(encoding="utf-8")):
+        if not force and not body_is_intact(on_disk(path)):
             raise ProjectError(
                 f"{path} was not generated, or was edited since; --force overwrites it"
             )
     for path in (*drift.missing, *drift.changed):
         write_text(path, build.texts[path])
-    for path in drift.extra:
-        if body_is_intact(path.read_text(encoding="utf-8")):
-            path.unlink()
-    return drift
+    removed = tuple(path for path in drift.extra if body_is_intact(on_disk(path)))
+    for path in removed:
+        path.unlink()
+    kept = tuple(path for path in drift.extra if path not in removed)
+    return Drift(drift.missing, drift.changed, removed, kept)
+
+
+def on_disk(path: Path) -> str:
+    """Return the text of a file that may be anybody's; raises ProjectError if it has none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,7 +156,7 @@ def write_text(path: Path, text: str) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise ProjectError(f"cannot write {path}: {error.strerror}") from None
+        raise ProjectError(f"cannot write {str(path)[:_SHOWN]}: {error.strerror}") from None
 
 
 def _extra(build: Build) -> tuple[Path, ...]:
@@ -146,7 +164,7 @@ def _extra(build: Build) -> tuple[Path, ...]:
     if not build.output.is_dir():
         return ()
     found = [path for path in sorted(build.output.glob("*.py")) if path not in build.texts]
-    return tuple(p for p in found if is_generated(p.read_text(encoding="utf-8", errors="replace")))
+    return tuple(path for path in found if path.is_file() and is_generated(on_disk(path)))
 
 
 def _table(root: Path) -> dict[str, Any]:
@@ -157,7 +175,8 @@ def _table(root: Path) -> dict[str, Any]:
         raise ProjectError(f"there is no {path}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProjectError(f"cannot read {path}: {error}") from None
-    table = document.get("tool", {}).get("convgen")
+    tools = document.get("tool")
+    table = tools.get("convgen") if isinstance(tools, dict) else None
     if not isinstance(table, dict):
         raise ProjectError(f"{path} has no table [tool.convgen]")
     _check_keys(table, KEYS, "[tool.convgen]")
@@ -174,7 +193,7 @@ def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> No
 
 
 def _inside(root: Path, value: object, key: str) -> Path:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project", key)
     path = root / value
     if not path.resolve().is_relative_to(root.resolve()):
@@ -216,7 +235,7 @@ def read_document(path: Path) -> tuple[tuple[NamedSpec, ...], str | None]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ProjectError(f"cannot read {path}: {reason}") from None
+        raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
     try:
         document = parse_document(text)
     except SpecError as error:

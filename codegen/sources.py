@@ -7,13 +7,14 @@ and the paths that emitted files go to.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .flags import spec_from_flags
 from .language import parse_document
-from .project import Build, Drift, ProjectError, read_document, write_text
+from .project import Build, Drift, ProjectError, on_disk, read_document
 from .render import is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
@@ -32,7 +33,10 @@ class Statement:
 
 def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
     """Return what SPEC and the flags ask for; raises SpecError."""
-    said = None if flags["target"] is None else check_target(flags["target"])
+    try:
+        said = None if flags["target"] is None else check_target(flags["target"])
+    except SpecError as error:
+        raise SpecError(f"--target: {error}", "target") from None
     others = sorted(n for n, v in flags.items() if v is not None and n != "target")
     found: list[tuple[str | None, ConvTransposeSpec]]
     default: str | None = None
@@ -57,39 +61,41 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
 
 
 def destinations(
-    statements: list[Statement], text: str | None, output: str | None
+    statements: list[Statement], text: str | None, output: str | None, *, force: bool
 ) -> list[Path | None]:
-    """Return the path each statement's file goes to, None for stdout; raises SpecError."""
+    """Return the path each statement's file goes to, None for stdout.
+
+    Raises:
+        SpecError: there is no place for a file.
+        ProjectError: a file in the way was not made by convgen, and `force` does not say to
+            overwrite it.
+    """
     several = len(statements) > 1
     if output in (None, "-"):
         if several:
             raise SpecError(f"{len(statements)} statements need -o FOLDER", "output")
         return [None]
     path = Path(output or "")
-    if not several and not (text or "").endswith(SUFFIX) and not path.is_dir():
-        return [path]
+    if not several and not (text or "").endswith(SUFFIX) and not os.path.isdir(path):
+        return [_free(path, force)]
     for statement in statements:
         if statement.name is None:
             raise SpecError(f"{statement.spec} needs a name: `name = …`, to be written to a folder")
-    return [path / f"{statement.name}.py" for statement in statements]
+    return [_free(path / f"{statement.name}.py", force) for statement in statements]
 
 
-def write_source(path: Path, text: str, *, force: bool) -> None:
-    """Write an emitted file; a file that convgen did not make is kept unless `force`."""
-    try:
-        foreign = path.exists() and not is_generated(path.read_text("utf-8", errors="replace"))
-    except OSError as error:
-        raise ProjectError(f"cannot write {path}: {error.strerror}") from None
-    if foreign and not force:
+def _free(path: Path, force: bool) -> Path:
+    """Return `path` if an emitted file may be written there."""
+    if os.path.exists(path) and not force and not is_generated(on_disk(path)):
         raise ProjectError(f"{path} was not made by convgen; --force overwrites it")
-    write_text(path, text)
+    return path
 
 
 def unified_diff(build: Build, drift: Drift) -> str:
     """Return the diff from the disk to the build."""
     lines: list[str] = []
     for path in (*drift.missing, *drift.changed, *drift.extra):
-        old = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []
+        old = on_disk(path).splitlines(True) if path.is_file() else []
         new = build.texts.get(path, "").splitlines(True)
         lines += difflib.unified_diff(old, new, str(path), str(path))
     return "".join(lines)

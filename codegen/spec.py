@@ -35,6 +35,9 @@ CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
 )
 OWN_ARGUMENTS = ("input", "dtype", "precision", "layout", "grid", "target", "autotune")
 
+# Defaults of arguments that hold one integer an axis, before the rank is known.
+_ONE: Any = 1
+_ZERO: Any = 0
 MAX_EXTENT = 4096  # kernel extent and stride along an axis
 MAX_TAPS = 65536
 MAX_CHANNELS = 2**20
@@ -60,7 +63,10 @@ def shown(value: object) -> str:
     """Return `value` as an error message prints it: never longer than a line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
         return "an integer of more than 30 digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "a value with a number of more than 4300 digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -125,12 +131,15 @@ def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) 
         value = given.get(parameter.name, parameter.default)
         if value is None:
             raise SpecError(f"{signature} needs {parameter.name}", name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 3.4e38:
+        number = math.nan
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**128:
+            number = float(value)
+        if not abs(number) <= 3.4e38:  # so that NaN is refused, too
             raise SpecError(
                 f"{parameter.name} of {name} must be a finite float32 number, got {shown(value)}",
                 name,
             )
-        numbers.append(float(value))
+        numbers.append(number)
     if name == "clamp" and numbers[0] > numbers[1]:
         raise SpecError(f"clamp needs min <= max, got {numbers[0]} and {numbers[1]}", name)
     return Stage(name, tuple(numbers))
@@ -166,12 +175,12 @@ class ConvTransposeSpec:
     kernel_size: tuple[int, ...]
     in_channels: int | None = None
     out_channels: int | None = None
-    stride: tuple[int, ...] = (1,)
-    padding: tuple[int, ...] = (0,)
-    output_padding: tuple[int, ...] = (0,)
+    stride: tuple[int, ...] = _ONE
+    padding: tuple[int, ...] = _ZERO
+    output_padding: tuple[int, ...] = _ZERO
     groups: int = 1
     bias: bool = True
-    dilation: tuple[int, ...] = (1,)
+    dilation: tuple[int, ...] = _ONE
     input: tuple[int | None, ...] | None = None
     dtype: str = "float32"
     precision: str | None = None
@@ -202,8 +211,6 @@ class ConvTransposeSpec:
         }
         for argument, (low, high) in limits.items():
             value = getattr(self, argument)
-            if isinstance(value, tuple) and len(value) == 1:
-                value = value[0]
             self._set(argument, _per_axis(argument, value, self.rank, low, high))
         taps = math.prod(self.kernel_size)
         if taps > MAX_TAPS:
@@ -277,7 +284,7 @@ class ConvTransposeSpec:
         ):
             elements = math.prod(size or 1 for size in (self.batch, channels, *spatial))
             if elements > MAX_ELEMENTS:
-                raise SpecError(f"a tensor of {elements} elements is too large", "input")
+                raise SpecError(f"input asks for a tensor of {elements} elements", "input")
 
     def _check_own(self) -> None:
         _choice("dtype", self.dtype, tuple(row.name for row in DTYPES))
@@ -297,6 +304,14 @@ class ConvTransposeSpec:
         if self.target is not None:
             check_target(self.target)
         _choice("autotune", self.autotune, AUTOTUNES)
+        for place in ("before", "after"):
+            stages = getattr(self, place)
+            if not isinstance(stages, (tuple, list)) or not all(
+                isinstance(stage, Stage) for stage in stages
+            ):
+                raise SpecError(f"{place} must be a tuple of Stage, got {shown(stages)}", place)
+            checked = (make_stage(stage.name, tuple(stage.values), {}) for stage in stages)
+            self._set(place, tuple(checked))
 
     @property
     def batch(self) -> int | None:

@@ -103,9 +103,15 @@ def registers(spec: ConvTransposeSpec, tile: Tile) -> int:
     threads = WARP * tile.num_warps
     wide = 2 if spec.dtype == "float64" else 1
     accumulators = tile.block_m * tile.block_n * wide // threads
-    operands = (tile.block_m + tile.block_n) * tile.block_k * wide // threads
+    # Products of several terms hold each operand in two or three parts.
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
+    operands = (tile.block_m + tile.block_n) * tile.block_k * wide * parts // threads
     # A strided output is stored element by element: every accumulator has its own address.
     addresses = accumulators // 2 if max(spec.stride) > 1 else 0
+    # Channels that do not come in 16 bytes are loaded element by element, each with its address.
+    vector = 16 // spec.element.itemsize
+    if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
+        addresses += 3 * tile.block_m * tile.block_k // threads
     return OTHER_REGISTERS + accumulators + operands + addresses
 
 
@@ -123,9 +129,10 @@ def shared_memory(spec: ConvTransposeSpec, tile: Tile) -> int:
 
 def fits(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
     """Whether `tile` stays within the target's registers and shared memory."""
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
     held = tile.block_m * tile.block_k * spec.element.itemsize // (4 * WARP * tile.num_warps)
     return (
-        held <= MOST_OPERANDS
+        held * parts <= MOST_OPERANDS
         and registers(spec, tile) <= target.registers_per_thread - MARGIN
         and shared_memory(spec, tile) <= target.shared_per_block
     )

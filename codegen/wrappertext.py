@@ -22,10 +22,11 @@ _FORMATS = {2: "channels_last", 3: "channels_last_3d"}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A condition under which the wrapper refuses, and the text it raises."""
+    """A condition under which the wrapper refuses, the text it raises, and a line before it."""
 
     condition: str
     message: str
+    setup: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,15 @@ def _grid_text(extents: list[str], tuned: bool) -> str:
     return line if len(line) + 4 <= WIDTH else f"grid = {exploded}"
 
 
+def _reach_text(products: list[str]) -> str:
+    """Return the assignment of `reach`, broken as by ruff."""
+    if len(products) == 1:
+        return f"reach = {products[0]}"
+    line = f"reach = max({', '.join(products)})"
+    broken = "reach = max(\n" + "".join(f"    {product},\n" for product in products) + ")"
+    return line if len(line) + 4 <= WIDTH else broken
+
+
 def _tuple(values: tuple[object, ...]) -> str:
     return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
 
@@ -173,6 +183,7 @@ class _Names:
         self.space = sizes.space
         self.definitions = {size.symbol: size for size in sizes.table}
         self.used: set[str] = set()
+        self.positions: str | None = None
 
     def text(self, expr: Expr) -> str:
         """Print a product of sizes."""
@@ -194,6 +205,9 @@ class _Names:
             return f'META["{entry.name}"]' if entry.value is None else f"{entry.name}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))
+            if entry.block == "BLOCK_M":
+                images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
+                return f"triton.cdiv({images}{self._positions()}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
         if entry.name.endswith("_PHASE"):
             axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(
@@ -205,6 +219,14 @@ class _Names:
         if entry.name.startswith("GROUP_"):
             return f"{self._variable(entry.name[6:])} // GROUPS"
         return self._variable(entry.name)
+
+    def _positions(self) -> str:
+        """Return the name of the positions of an image, which `shape_line` then defines."""
+        text = self.text(self.sizes.positions)
+        if self.plan.spec.rank == 1:
+            return bare(text)
+        self.positions = text
+        return "positions"
 
     def _variable(self, name: str) -> str:
         self.used.add(name)
@@ -238,6 +260,8 @@ class _Names:
             elif read:
                 shown = [name.lower() if (n, name) in read else "_" for n, name in enumerate(names)]
                 lines.append(f"{', '.join(shown)} = {source}")
+        if self.positions is not None:
+            lines.append(f"positions = {self.positions}")
         return "\n".join(lines)
 
     def launch(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
@@ -255,13 +279,12 @@ class _Names:
         got = '\nf"got input {tuple(x.shape)}"'
         reach = self._reach()
         if reach:
-            most = reach[0] if len(reach) == 1 else f"max({', '.join(reach)})"
             message = (
                 '"this file was generated for sizes whose offsets in a tile stay below 2**31, "'
                 + got
             )
             # The margin is for the lanes that hang over the end of the positions.
-            found.append(Check(f"{most} >= 2**31 - 2**16", message))
+            found.append(Check("reach >= 2**31 - 2**16", message, _reach_text(reach)))
         for number, axis in enumerate(self.plan.grid):
             live = [c.extent for c in axis if self.space.number(c.extent) is None]
             if number and live:

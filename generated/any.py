@@ -4,7 +4,7 @@
 # family: gather, tile one of 6, tuned at run time
 # grid: (phase_w * phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 7d8c0bd8ba445d39d065effde92f1191a05d3b8f8fd951fe8173e40589063951
+# body sha256: 9dd74943a15e43bab748aa8cfca69b4e5e29ffc9f08f2e212a4d6ee745322a76
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -93,10 +93,10 @@ def conv_transpose2d_kernel(
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - phase_h
-    residue_h = first_h * 2 + phase_h - 1
+    residue_h = 1 - phase_h
     taps_h = 2 - phase_h
     first_w = 1 - phase_w
-    residue_w = first_w * 2 + phase_w - 1
+    residue_w = 1 - phase_w
     taps_w = 2 - phase_w
 
     # Its output positions of the phase, flattened, and its channels
@@ -189,14 +189,18 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    c_in, per_group = GROUPS * packed_weight.shape[2], packed_weight.shape[1] // GROUPS
+    shape = tuple(packed_weight.shape)
+    taps = torch.Size(WEIGHT_SHAPE[2:]).numel()
+    if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
+        raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
+    c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
-    return _launch(input, packed_weight, bias)
+    return _launch(input, packed_weight.contiguous(), bias)
 
 
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
-        want in (None, got) for want, got in zip(expected, shape, strict=True)
+        want is None or want == got for want, got in zip(expected, shape, strict=True)
     )
 
 
@@ -218,6 +222,8 @@ def _check(input, weight, weight_shape, bias):
             f"but got input of size: {shape}"
         )
     shape = shape if input.dim() == 4 else [1, *shape]
+    if len(weight_shape) < 3:
+        raise RuntimeError("weight should have at least three dimensions")
     c_out = weight_shape[1] * GROUPS
     given = f"Given transposed=1, weight of size {list(weight_shape)}, expected"
     if shape[1] != weight_shape[0]:
@@ -232,8 +238,7 @@ def _check(input, weight, weight_shape, bias):
         )
     if 0 in shape[2:]:
         raise RuntimeError(
-            "Only zero batch or zero channel inputs are supported, "
-            f"but got input shape: {list(input.shape)}"
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
     if min(output) <= 0:
@@ -247,7 +252,7 @@ def _check(input, weight, weight_shape, bias):
         raise ValueError(f"this file was generated for {mismatch}")
 
 
-def _mismatch(input, weight, weight_shape, bias):
+def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtime.interpret):
     """Return what this file was generated for and what it got, None if the arguments fit."""
     shape = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     if not _fits(shape, INPUT_SHAPE):
@@ -260,7 +265,7 @@ def _mismatch(input, weight, weight_shape, bias):
     if bias is None:
         return "bias=True, got bias=None"
     devices = [tensor.device for tensor in tensors]
-    if len(set(devices)) > 1 or not (input.is_cuda or triton.knobs.runtime.interpret):
+    if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
         return "one CUDA device, got " + " and ".join(map(str, devices))
     dense = input.dim() < 4 or input.is_contiguous()
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
@@ -271,21 +276,24 @@ def _mismatch(input, weight, weight_shape, bias):
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that `_check` has seen."""
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
-    if y.numel() == 0:
-        return y
     batch, c_in, h_in, w_in = x.shape
-    if max(64 * h_in * w_in, 128 * h_in * w_in) >= 2**31 - 2**16:
+    positions = h_in * w_in
+    reach = max(64 * h_in * w_in, 128 * h_in * w_in)
+    if reach >= 2**31 - 2**16:
         raise ValueError(
             "this file was generated for sizes whose offsets in a tile stay below 2**31, "
             f"got input {tuple(x.shape)}"
         )
+    # This copies only an input that is dense in no format.
+    x = x.contiguous()
+    bias = bias.contiguous()
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
     grid = lambda META: (  # noqa: E731
-        4 * triton.cdiv(c_out, META["BLOCK_N"]) * triton.cdiv(h_in * w_in, META["BLOCK_M"]) * batch,
+        4 * triton.cdiv(c_out, META["BLOCK_N"]) * triton.cdiv(positions, META["BLOCK_M"]) * batch,
     )
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
@@ -334,22 +342,19 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own convolution."""
+    """Return the gradients, by torch's own convolution; they are differentiable in turn."""
+    again = torch.is_grad_enabled()  # as create_graph=True has it
     with torch.enable_grad():
-        leaves = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        ]
-        output = _torch(*leaves)
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(output, wanted, grad))
-    return tuple(
-        next(grads) if leaf is not None and leaf.requires_grad else None for leaf in leaves
-    )
+        # Views: an input may depend on another, of which its own gradient knows nothing.
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        needed = ctx.needs_input_grad
+        wanted = [view for view, need in zip(views, needed, strict=True) if need]
+        grads = iter(torch.autograd.grad(_torch(*views), wanted, grad, create_graph=again))
+    return tuple(next(grads) if need else None for need in needed)
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b8fd5c2c34b1eaee"
+NAMESPACE = "convgen_bec28ca81f5cd65a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -420,13 +425,18 @@ class ModelNew(nn.Module):
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-        if torch.is_grad_enabled() and differentiable:
+        if (torch.is_grad_enabled() and differentiable) or torch.compiler.is_compiling():
+            self._packed = None  # an optimizer may follow, and fused ones leave no trace
             return conv_transpose2d(*tensors)
         return conv_transpose2d_packed(input, self._packed_weight(), self.bias)
 
     def invalidate(self):
         """Forget the packed weight: torch does not report edits through `weight.data`."""
         self._packed = None
+
+    def _apply(self, fn, recurse=True):
+        self._packed = None  # a weight that moves may come to lie where an earlier one lay
+        return super()._apply(fn, recurse)
 
     def _packed_weight(self):
         """Return the packed weight, packing it again when the weight has changed."""

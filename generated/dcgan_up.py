@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 64 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 06711d2fced5a95755008531bb069fae06279ff5a1c7234e368b0fa79930a752
+# body sha256: 2647307a4e95cd3ef2241de0c1b86213a9a2504a2d1c404e1fbba1da7cc4e156
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -76,9 +76,9 @@ def conv_transpose2d_kernel(
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - phase_h
-    residue_h = first_h * 2 + phase_h - 1
+    residue_h = 1 - phase_h
     first_w = 1 - phase_w
-    residue_w = first_w * 2 + phase_w - 1
+    residue_w = 1 - phase_w
 
     # Its output positions of the phase, flattened, and its channels
     start = tile * BLOCK_M
@@ -125,8 +125,9 @@ def conv_transpose2d_kernel(
         + residue_h * W_OUT
         + residue_w
     )
+    y_co = co * (H_OUT * W_OUT)
     y_position = next_image * (C_OUT * H_OUT * W_OUT) + q_h * (2 * W_OUT) + q_w * 2
-    y_lanes = (co * (H_OUT * W_OUT))[:, None] + y_position[None, :]
+    y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (image + next_image < BATCH)[None, :]
     tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
 
@@ -166,14 +167,18 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    c_in, per_group = GROUPS * packed_weight.shape[2], packed_weight.shape[1] // GROUPS
+    shape = tuple(packed_weight.shape)
+    taps = torch.Size(WEIGHT_SHAPE[2:]).numel()
+    if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
+        raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
+    c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
-    return _launch(input, packed_weight, bias)
+    return _launch(input, packed_weight.contiguous(), bias)
 
 
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
-        want in (None, got) for want, got in zip(expected, shape, strict=True)
+        want is None or want == got for want, got in zip(expected, shape, strict=True)
     )
 
 
@@ -195,6 +200,8 @@ def _check(input, weight, weight_shape, bias):
             f"but got input of size: {shape}"
         )
     shape = shape if input.dim() == 4 else [1, *shape]
+    if len(weight_shape) < 3:
+        raise RuntimeError("weight should have at least three dimensions")
     c_out = weight_shape[1] * GROUPS
     given = f"Given transposed=1, weight of size {list(weight_shape)}, expected"
     if shape[1] != weight_shape[0]:
@@ -209,8 +216,7 @@ def _check(input, weight, weight_shape, bias):
         )
     if 0 in shape[2:]:
         raise RuntimeError(
-            "Only zero batch or zero channel inputs are supported, "
-            f"but got input shape: {list(input.shape)}"
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
     if min(output) <= 0:
@@ -224,7 +230,7 @@ def _check(input, weight, weight_shape, bias):
         raise ValueError(f"this file was generated for {mismatch}")
 
 
-def _mismatch(input, weight, weight_shape, bias):
+def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtime.interpret):
     """Return what this file was generated for and what it got, None if the arguments fit."""
     shape = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
     if not _fits(shape, INPUT_SHAPE):
@@ -237,7 +243,7 @@ def _mismatch(input, weight, weight_shape, bias):
     if bias is not None:
         return "bias=False, got a bias"
     devices = [tensor.device for tensor in tensors]
-    if len(set(devices)) > 1 or not (input.is_cuda or triton.knobs.runtime.interpret):
+    if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
         return "one CUDA device, got " + " and ".join(map(str, devices))
     dense = input.dim() < 4 or input.is_contiguous()
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
@@ -248,17 +254,16 @@ def _mismatch(input, weight, weight_shape, bias):
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that `_check` has seen."""
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
+    batch, _, h_in, w_in = x.shape
+    positions = h_in * w_in
+    # This copies only an input that is dense in no format.
+    x = x.contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    batch, _, h_in, w_in = x.shape
-    grid = (
-        4 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(batch * h_in * w_in, BLOCK_M.value),
-    )
+    grid = (4 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(batch * positions, BLOCK_M.value),)
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
             x,
@@ -304,22 +309,19 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own convolution."""
+    """Return the gradients, by torch's own convolution; they are differentiable in turn."""
+    again = torch.is_grad_enabled()  # as create_graph=True has it
     with torch.enable_grad():
-        leaves = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        ]
-        output = _torch(*leaves)
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(output, wanted, grad))
-    return tuple(
-        next(grads) if leaf is not None and leaf.requires_grad else None for leaf in leaves
-    )
+        # Views: an input may depend on another, of which its own gradient knows nothing.
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        needed = ctx.needs_input_grad
+        wanted = [view for view, need in zip(views, needed, strict=True) if need]
+        grads = iter(torch.autograd.grad(_torch(*views), wanted, grad, create_graph=again))
+    return tuple(next(grads) if need else None for need in needed)
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_9ba758941017adb0"
+NAMESPACE = "convgen_799ad66574d62f0f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -391,13 +393,18 @@ class ModelNew(nn.Module):
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-        if torch.is_grad_enabled() and differentiable:
+        if (torch.is_grad_enabled() and differentiable) or torch.compiler.is_compiling():
+            self._packed = None  # an optimizer may follow, and fused ones leave no trace
             return conv_transpose2d(*tensors)
         return conv_transpose2d_packed(input, self._packed_weight(), self.bias)
 
     def invalidate(self):
         """Forget the packed weight: torch does not report edits through `weight.data`."""
         self._packed = None
+
+    def _apply(self, fn, recurse=True):
+        self._packed = None  # a weight that moves may come to lie where an earlier one lay
+        return super()._apply(fn, recurse)
 
     def _packed_weight(self):
         """Return the packed weight, packing it again when the weight has changed."""

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 32 channels, 64 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * phase_d * tile, image), 32768 programs = 128.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 061eb6b307047f050bd2647aec3145adb990481598bb866f277cb6cfc8fa9da0
+# body sha256: 72c6378114636e817fcfdc2c4524f4281a819f430867b9fc08a8db12985f52cb
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -152,14 +152,18 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    c_in, per_group = GROUPS * packed_weight.shape[2], packed_weight.shape[1] // GROUPS
+    shape = tuple(packed_weight.shape)
+    taps = torch.Size(WEIGHT_SHAPE[2:]).numel()
+    if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
+        raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
+    c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
-    return _launch(input, packed_weight, bias)
+    return _launch(input, packed_weight.contiguous(), bias)
 
 
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
-        want in (None, got) for want, got in zip(expected, shape, strict=True)
+        want is None or want == got for want, got in zip(expected, shape, strict=True)
     )
 
 
@@ -181,6 +185,8 @@ def _check(input, weight, weight_shape, bias):
             f"but got input of size: {shape}"
         )
     shape = shape if input.dim() == 5 else [1, *shape]
+    if len(weight_shape) < 3:
+        raise RuntimeError("weight should have at least three dimensions")
     c_out = weight_shape[1] * GROUPS
     given = f"Given transposed=1, weight of size {list(weight_shape)}, expected"
     if shape[1] != weight_shape[0]:
@@ -195,8 +201,7 @@ def _check(input, weight, weight_shape, bias):
         )
     if 0 in shape[2:]:
         raise RuntimeError(
-            "Only zero batch or zero channel inputs are supported, "
-            f"but got input shape: {list(input.shape)}"
+            f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
     if min(output) <= 0:
@@ -210,7 +215,7 @@ def _check(input, weight, weight_shape, bias):
         raise ValueError(f"this file was generated for {mismatch}")
 
 
-def _mismatch(input, weight, weight_shape, bias):
+def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtime.interpret):
     """Return what this file was generated for and what it got, None if the arguments fit."""
     shape = tuple(input.shape) if input.dim() == 5 else (1, *input.shape)
     if not _fits(shape, INPUT_SHAPE):
@@ -223,23 +228,28 @@ def _mismatch(input, weight, weight_shape, bias):
     if bias is None:
         return "bias=True, got bias=None"
     devices = [tensor.device for tensor in tensors]
-    if len(set(devices)) > 1 or not (input.is_cuda or triton.knobs.runtime.interpret):
+    if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
         return "one CUDA device, got " + " and ".join(map(str, devices))
+    dense = input.dim() < 5 or input.is_contiguous(memory_format=torch.channels_last_3d)
+    if not dense and input.is_contiguous():
+        return "layout channels_last, got channels_first"
     return None
 
 
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that `_check` has seen."""
     x = input if input.dim() == 5 else input.unsqueeze(0)
-    # This copies only an input that is dense in no format.
-    x = x.contiguous(memory_format=torch.channels_last_3d)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
+    batch, _, d_in, h_in, w_in = x.shape
+    positions = d_in * h_in * w_in
+    # This copies only an input that is dense in no format.
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    bias = bias.contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     if y.numel() == 0:
         return y
-    batch, _, d_in, h_in, w_in = x.shape
-    grid = (8 * triton.cdiv(d_in * h_in * w_in, BLOCK_M.value), batch)
+    grid = (8 * triton.cdiv(positions, BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
         conv_transpose3d_kernel[grid](
             x,
@@ -286,22 +296,19 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own convolution."""
+    """Return the gradients, by torch's own convolution; they are differentiable in turn."""
+    again = torch.is_grad_enabled()  # as create_graph=True has it
     with torch.enable_grad():
-        leaves = [
-            None if tensor is None else tensor.detach().requires_grad_(needed)
-            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        ]
-        output = _torch(*leaves)
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(output, wanted, grad))
-    return tuple(
-        next(grads) if leaf is not None and leaf.requires_grad else None for leaf in leaves
-    )
+        # Views: an input may depend on another, of which its own gradient knows nothing.
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+        needed = ctx.needs_input_grad
+        wanted = [view for view, need in zip(views, needed, strict=True) if need]
+        grads = iter(torch.autograd.grad(_torch(*views), wanted, grad, create_graph=again))
+    return tuple(next(grads) if need else None for need in needed)
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_315a974a1ad9f3f0"
+NAMESPACE = "convgen_f543e813cfe206c0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -372,13 +379,18 @@ class ModelNew(nn.Module):
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-        if torch.is_grad_enabled() and differentiable:
+        if (torch.is_grad_enabled() and differentiable) or torch.compiler.is_compiling():
+            self._packed = None  # an optimizer may follow, and fused ones leave no trace
             return conv_transpose3d(*tensors)
         return conv_transpose3d_packed(input, self._packed_weight(), self.bias)
 
     def invalidate(self):
         """Forget the packed weight: torch does not report edits through `weight.data`."""
         self._packed = None
+
+    def _apply(self, fn, recurse=True):
+        self._packed = None  # a weight that moves may come to lie where an earlier one lay
+        return super()._apply(fn, recurse)
 
     def _packed_weight(self):
         """Return the packed weight, packing it again when the weight has changed."""

@@ -15,7 +15,7 @@ import torch
 
 from convgen import ConvTransposeSpec, emit, oracle, parse
 from convgen.loading import load_module
-from convgen.verify import MOST_ERROR, SUMMATION, measure, run
+from convgen.verify import allowed, measure, run
 from drawing import draw
 
 DRAWN = 320
@@ -64,7 +64,7 @@ def test_float32_error_is_that_of_the_precision(
     module = load_module(emit(spec), "layer", tmp_path)
     exact, error, faithful = measure(spec, module, device, seed=1)
     assert exact
-    assert error <= max(MOST_ERROR * faithful, SUMMATION["float32"])
+    assert error <= allowed(spec, faithful)
 
 
 @pytest.mark.interpreter
@@ -77,7 +77,7 @@ def test_other_dtypes_sum_wide_and_round_once(
     spec = dataclasses.replace(parse(layer), dtype=dtype, precision=None)
     exact, error, faithful = measure(spec, load_module(emit(spec), "layer", tmp_path), device, 2)
     assert exact
-    assert error <= max(MOST_ERROR * faithful, SUMMATION[dtype])
+    assert error <= allowed(spec, faithful)
 
 
 @pytest.mark.interpreter
@@ -96,7 +96,7 @@ def test_pipelines_match_the_oracle(pipeline: str, dtype: str, tmp_path: Path, d
     spec = parse(pipeline.format(LAYERS[0]))
     spec = dataclasses.replace(spec, dtype=dtype, precision=None)
     _, error, faithful = measure(spec, load_module(emit(spec), "layer", tmp_path), device, 3)
-    assert error <= max(MOST_ERROR * faithful, SUMMATION[dtype])
+    assert error <= allowed(spec, faithful)
 
 
 @pytest.mark.interpreter

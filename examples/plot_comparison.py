@@ -1,0 +1,40 @@
+"""Plot what compare_with_torch.py measured: how many times faster than torch, a bar a case.
+
+    python examples/plot_comparison.py RESULT.json PICTURE.svg "NVIDIA H100, torch 2.11, …"
+
+Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    from matplotlib import pyplot
+
+    result, picture, caption = arguments or sys.argv[1:]
+    rows = json.loads(Path(result).read_text())
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axis = pyplot.subplots(figsize=(9, 3.2))
+    for offset, dtype in ((-0.2, "float32"), (0.2, "float16")):
+        times = {r["case"]: r["torch_ms"] / r["convgen_ms"] for r in rows if r["dtype"] == dtype}
+        positions = [index + offset for index in range(len(cases))]
+        axis.bar(positions, [times.get(case, 0.0) for case in cases], 0.4, label=dtype)
+    axis.axhline(1.0, color="black", linewidth=0.8)
+    axis.set_yscale("log", base=2)
+    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1x", "2x", "4x"])
+    axis.set_xticks(range(len(cases)), [case.rpartition("_")[2] for case in cases])
+    axis.set_xlabel("KernelBench level 1 problem")
+    axis.set_ylabel("times faster than torch")
+    axis.set_title(caption, fontsize=9)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

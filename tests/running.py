@@ -1,0 +1,41 @@
+"""Running the command line in the tests: in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from convgen.cli import main
+
+SMALL = "ConvTranspose1d(4, 2, 4, stride=2, input=(1, 4, 9))"
+
+
+def run(*arguments: object) -> Result:
+    """Run the command in this process; an exception that it lets out fails the test."""
+    return CliRunner().invoke(main, [str(word) for word in arguments], catch_exceptions=False)
+
+
+def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "convgen", *(str(word) for word in arguments)]
+    return subprocess.run(command, capture_output=True, check=False, **options)
+
+
+def make_project(folder: Path, table: str, **documents: str) -> Path:
+    """Write a pyproject.toml with `table` under [tool.convgen], and NAME.convgen files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f'[project]\nname = "downstream"\n\n[tool.convgen]\n{table}\n'
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    for name, document in documents.items():
+        (folder / f"{name}.convgen").write_text(document, encoding="utf-8")
+    return folder
+
+
+def rows(*names: str, spec: str = SMALL) -> str:
+    """Return the table's `output` and one row a name."""
+    row = '[[tool.convgen.kernel]]\nname = "{}"\nspec = "{}"\n'
+    return 'output = "kernels"\n' + "".join(row.format(name, spec) for name in names)

@@ -1,0 +1,57 @@
+"""Compiling: emitted files become machine code within each card's limits, with no GPU present.
+
+What would break it: a kernel that only the interpreter accepts, a tile past a card's shared memory,
+registers that spill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convgen import TARGETS, find_target
+from convgen.project import read_project
+
+# One target an architecture that the table has.
+ARCHITECTURES = {t.compute_capability: t.name for t in reversed(TARGETS)}
+SPILLS = 16  # bytes a thread: room for what ptxas does in a prologue, not for a loop
+OTHERS = (
+    "ConvTranspose2d(64, 64, 4, stride=2, padding=1, precision=tf32x3)",
+    "ConvTranspose2d(64, 64, 3, input=(4, 64, 64, 64), precision=bf16x6)",
+    "ConvTranspose1d(64, 32, 4, stride=2, precision=ieee)",
+    "ConvTranspose1d(64, 64, 8, stride=4, dtype=float64)",
+    "sigmoid | ConvTranspose3d(16, 3, 3, stride=2, groups=1, dtype=bfloat16) | tanh | clamp(0, 1)",
+    "ConvTranspose2d(64, 64, 4, stride=2, autotune=launch, input=(1, 64, 32, 32))",
+    "ConvTranspose2d(6, 6, 3, groups=6, dilation=2, layout=channels_last)",
+)
+
+
+def compiled(jobs: list[tuple[str, str, int]]) -> list[dict[str, int]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    worker = Path(__file__).parent / "compile_worker.py"
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        input="\n".join(map(json.dumps, jobs)),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("capability", sorted(ARCHITECTURES), ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_files_fit_the_card(capability: tuple[int, int], root: Path) -> None:
+    target = find_target(ARCHITECTURES[capability])
+    specs = [str(kernel.spec) for kernel in read_project(root)[1]] + list(OTHERS)
+    jobs = [(spec, target.name, 10 * capability[0] + capability[1]) for spec in specs]
+    binaries = list(zip(specs, compiled(jobs), strict=True))
+    assert [row for row in binaries if row[1]["shared"] > target.shared_per_block] == []
+    assert [row for row in binaries if row[1]["spills"] > SPILLS] == []

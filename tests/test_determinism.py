@@ -1,0 +1,137 @@
+"""The compiler gives the same bytes everywhere, from nothing but its input, and starts fast.
+
+What would break it: iterating over a set, reading the locale, the clock, the user or the folder,
+asking the local GPU, and an import at module level that is needed by one command only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from running import make_project, start
+
+# Every stage that could depend on an order: phases, masks, run-time sizes, autotuning, pipelines.
+KERNELS = """\
+target = a100
+plain = ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)
+audio = leaky_relu(0.1) | ConvTranspose1d(512, 256, 16, stride=8, padding=4)
+volume = ConvTranspose3d(8, 6, (1, 2, 3), (2, 1, 3), groups=2, dtype=bfloat16, layout=channels_last)
+tuned = sigmoid | ConvTranspose2d(kernel_size=(3, 5), stride=2, dilation=3, autotune=blocks) | tanh
+"""
+HERE = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+ELSEWHERE = {
+    "hash seed 0": {"PYTHONHASHSEED": "0"},
+    "hash seed 1": {"PYTHONHASHSEED": "1"},
+    "hash seed 4242": {"PYTHONHASHSEED": "4242"},
+    "another user": {"HOME": "/nonexistent", "USER": "nobody", "LOGNAME": "nobody"},
+    "another time zone": {"TZ": "Pacific/Kiritimati", "SOURCE_DATE_EPOCH": "1"},
+    "Turkish": {"LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8"},
+    "ASCII only": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "no environment": None,
+}
+
+
+def output(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Return the hashes of what emit, build and explain make of KERNELS, run in `folder`."""
+    project = folder / "project"
+    make_project(project, 'output = "built"\nspecs = ["all.convgen"]', all=KERNELS)
+    document = os.path.relpath(project / "all.convgen", folder)
+    hashes = {}
+    for words in (
+        ("emit", document, "-o", "emitted"),
+        ("build", project),
+        ("explain", document, "--json"),
+    ):
+        done = start(*words, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        hashes[f"stdout of {words[0]}"] = done.stdout
+    hashes |= {f"emitted {path.name}": path.read_bytes() for path in folder.glob("emitted/*.py")}
+    hashes |= {
+        f"built {path.name}": path.read_bytes() for path in folder.glob("project/built/*.py")
+    }
+    return {name: hashlib.sha256(data).hexdigest() for name, data in hashes.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The hashes here, with whatever hash seed this process would get."""
+    return output(tmp_path_factory.mktemp("here"), HERE)
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_the_same_bytes_everywhere(tmp_path, expected, place):
+    """Another folder, and one thing of the environment changed."""
+    changes = ELSEWHERE[place]
+    environment = {} if changes is None else HERE | changes
+    assert len(expected) == 11  # three commands, four kernels emitted and built
+    assert output(tmp_path, environment) == expected
+
+
+def test_emit_and_build_agree(expected):
+    """The driver for many kernels and the command for one must be the same compiler."""
+    for name in ("plain", "audio", "volume", "tuned"):
+        assert expected[f"emitted {name}.py"] == expected[f"built {name}.py"]
+
+
+# ---- what is imported, and how long it takes ----
+
+IMPORTED = """
+import sys
+from convgen.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*sorted(sys.modules), file=sys.stderr)
+"""
+
+
+def imported(*arguments: str) -> set[str]:
+    """Return the modules that a command has imported when it is done."""
+    command = [sys.executable, "-c", IMPORTED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("emit", "--k", "3", "--stride", "1"),
+        ("emit", "tanh | ConvTranspose3d(8, 4, 3, 2, dtype=bfloat16, autotune=launch)"),
+        ("explain", "--k", "3", "--json"),
+        ("build", "--check"),
+    ],
+)
+def test_the_compiler_needs_no_torch(root, arguments):
+    """Build machines have no GPU stack, and its import alone takes seconds."""
+    where = (str(root),) if arguments[0] == "build" else ()
+    modules = imported(*arguments, *where)
+    assert "convgen.compiler" in modules
+    assert modules & {"torch", "triton", "numpy", "convgen.verify"} == set()
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("emit", "--help"), ("--version",)])
+def test_help_imports_no_compiler(arguments):
+    assert imported(*arguments) & {"sympy", "jinja2", "convgen.compiler"} == set()
+
+
+def fastest(*arguments: object) -> float:
+    """Return the seconds of the best of three processes: others may use the machine."""
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        assert start(*arguments).returncode == 0
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_it_starts_fast():
+    """Sizes: 0.1 s for --help and 0.5 s for a kernel, most of it sympy's import."""
+    assert fastest("--help") < 0.3
+    assert fastest("emit", "--k", "3", "--stride", "1") < 1.5

@@ -1,0 +1,104 @@
+"""What `convgen explain` says: every stage, in figures that a person can check by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from running import SMALL, run
+
+BRIEF = "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))"
+STAGES = ["spec", "phases", "index", "plan", "candidates"]
+
+
+def explained(spec, *options):
+    """Return what `explain --json` says about one kernel."""
+    done = run("explain", spec, "--json", *options)
+    assert (done.exit_code, done.stderr) == (0, "")
+    (kernel,) = json.loads(done.stdout)["kernels"]
+    return kernel
+
+
+def test_the_brief_s_problem():
+    """The brief's layer by hand: 8 images of 64 channels, 1024 x 1024 in and 1026 x 1026 out.
+
+    FLOPs: every input meets 3 * 3 taps of 64 channels, two operations each:
+    2 * 8 * 64 * 1024^2 * 9 * 64 = 618 475 290 624.
+    Bytes: input 8 * 64 * 1024^2 = 536 870 912, weight 9 * 64 * 64 = 36 864 and output
+    8 * 64 * 1026^2 = 538 970 112 elements of 4 bytes: 4 303 511 552.
+    Programs: 1026^2 = 1 052 676 outputs in tiles of 128 are 8225 (the last one not full), times
+    8 images: 65 800. All 64 channels are one tile.
+    Waves: 128 SMs hold 3 programs each: 65 800 / 384 = 171.35; of the last, 35 % are in use.
+    Roofline: 618.475 GFLOP at 82.6 TFLOP/s take 7.4876 ms, 4.3035 GB at 1008 GB/s only 4.27 ms.
+    """
+    kernel = explained(BRIEF)
+    cost, plan = kernel["cost"], kernel["stages"]["plan"]
+    assert plan["tile"].startswith("128 positions x 64 channels")
+    assert (cost["programs"], cost["flops"], cost["dram_bytes"]) == (
+        65_800,
+        618_475_290_624,
+        4_303_511_552,
+    )
+    assert (plan["programs"], plan["FLOPs"]) == (65_800, "618.475 GFLOP")
+    assert plan["bytes"].startswith("4303.512 MB at least")
+    assert plan["occupancy"].startswith("3 programs an SM (12 of 48 warps; ")
+    assert plan["waves"] == "171.35 over 128 SMs x 3 programs"
+    assert plan["tail"] == "65 % of the last wave stands empty"
+    assert plan["roofline"] == "7.4876 ms, bound by compute"
+    assert plan["grid"] == "(tile, image)"
+    assert "parallelism over the batch" in plan["why this grid"]
+    assert plan["why this tile"].startswith("lowest model time of ")
+
+
+def test_the_text_shows_every_stage():
+    """Text and JSON must not drift apart: the text has every stage and every value of the JSON."""
+    kernel = explained(BRIEF)
+    text = run("explain", BRIEF).stdout
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == STAGES
+    for section in kernel["stages"].values():
+        for name, value in section.items():
+            assert f"  {name}: " in text
+            assert all(line in text for line in str(value).split("\n"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_stage_alone(stage):
+    text = run("explain", SMALL, "--stage", stage).stdout
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == [stage]
+    assert list(explained(SMALL, "--stage", stage)["stages"]) == [stage]
+
+
+def test_the_phases_of_each_axis_are_told_apart():
+    """JSON rows are keys: two axes with the same stride must not overwrite each other.
+
+    Axis h, k=3 s=2 p=1: output 2m takes tap 1 of input m; 2m + 1 taps 0 and 2 of m + 1 and m.
+    Axis w, k=1 s=2: even outputs take the tap, odd ones none.
+    """
+    spec = "ConvTranspose2d(1, 1, (3, 1), stride=2, padding=(1, 0))"
+    kernel = explained(spec)
+    phases = {name.strip(): value for name, value in kernel["stages"]["phases"].items()}
+    assert phases == {
+        "axis h": "2 phases, 0 of them without taps",
+        "oh = 2*m + 0": "k1 from m+0",
+        "oh = 2*m + 1": "k0 from m+1, k2 from m+0",
+        "axis w": "2 phases, 1 of them without taps",
+        "ow = 2*m + 0": "k0 from m+0",
+        "ow = 2*m + 1": "no tap: bias and stages only",
+    }
+
+
+def test_sizes_of_run_time_are_marked_as_nominal():
+    """Figures for sizes that nobody gave must not pass for figures of the layer."""
+    assert "note" not in explained(BRIEF)["stages"]["plan"]
+    open_sizes = explained("ConvTranspose2d(64, 64, 3)")["stages"]
+    assert open_sizes["spec"]["input"] == "? x 64 x ? x ?"
+    assert open_sizes["plan"]["note"].startswith("sizes are left to run time")
+
+
+def test_another_target_has_its_own_figures():
+    """The H100 by hand: 618.475 GFLOP at 494.7 TFLOP/s take 1.2502 ms, 4.303512 GB 1.2839 ms."""
+    plan = explained(BRIEF, "--target", "h100")["stages"]["plan"]
+    assert plan["target"] == "NVIDIA H100 SXM5 80GB, sm_90, 132 SMs"
+    assert "over 132 SMs" in plan["waves"]
+    assert plan["roofline"] == "1.2839 ms, bound by memory"

@@ -1,0 +1,69 @@
+"""Tensors beyond 2^31 elements: offsets must be int64 where the sizes need them.
+
+What would break it: an int32 base, a tile offset that wraps, a grid axis past its limit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convgen import emit, parse
+from convgen.loading import load_module
+
+LARGE = (
+    # 2.4e9 elements an image: int64 from one channel to the next.
+    (
+        "ConvTranspose1d(8, 8, 3, padding=1, bias=False, input=(1, 8, 300000000), dtype=float16)",
+        (1, 8, 300000000),
+    ),
+    # 2.2e9 elements a channel: int64 inside the tile as well.
+    (
+        "ConvTranspose1d(1, 1, 3, padding=1, bias=False, input=(1, 1, 2200000000), dtype=float16)",
+        (1, 1, 2200000000),
+    ),
+    # Sizes at run time: int64 bases.
+    ("ConvTranspose1d(8, 8, 3, padding=1, bias=False, dtype=float16)", (300, 8, 1000000)),
+    # Many images: int64 from one image to the next.
+    (
+        "ConvTranspose2d(64, 64, 1, bias=False, input=(40000, 64, 32, 32), dtype=float16)",
+        (40000, 64, 32, 32),
+    ),
+)
+
+
+def test_known_sizes_choose_the_width_of_offsets() -> None:
+    """int64 costs registers: it stands where a size needs it, and nowhere else."""
+    small, wide_base, wide_lanes = (
+        emit(f"ConvTranspose1d(4, 4, 3, input=(1, 4, {length}))")
+        for length in (10**6, 7 * 10**8, 3 * 10**9)
+    )
+    assert "int64" not in small
+    assert "tl.cast(channel" not in wide_base
+    assert "tl.cast(ci, tl.int64)" not in wide_base.split("w_lanes")[0].split("x_lanes")[0]
+    assert "tl.cast(ci, tl.int64)" in wide_lanes
+    assert "tl.cast(tile, tl.int64)" in wide_lanes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("text", "shape"), LARGE)
+def test_large_tensors_match_their_parts(
+    text: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Slices from both ends equal the same kernel's result on the slices alone."""
+    spec = parse(text)
+    module = load_module(emit(spec), "large", tmp_path)
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.empty(shape, dtype=torch.float16, device="cuda").uniform_(-1, 1, generator=generator)
+    k = spec.kernel_size
+    weight = torch.randn(spec.in_channels, spec.out_channels, *k, device="cuda").half()
+    y = getattr(module, f"conv_transpose{spec.rank}d")(x, weight)
+    function = getattr(torch.nn.functional, f"conv_transpose{spec.rank}d")
+    for end in (slice(0, 1000), slice(-1000, None)):
+        part = x[-1:, ..., end] if end.start else x[:1, ..., end]
+        want = function(part.double(), weight.double(), padding=spec.padding).half()
+        got = y[-1:, ..., end] if end.start else y[:1, ..., end]
+        inner = slice(1, -1) if spec.rank == 1 else slice(None)  # a cut end has lost a neighbour
+        assert torch.allclose(got[..., inner], want[..., inner], rtol=2e-3, atol=2e-3)

@@ -1,0 +1,251 @@
+"""`convgen build`: what it writes, what it leaves alone, and which target wins.
+
+A build runs often and beside people's own files: it must touch only what differs, never leave half
+a file, and never lose what somebody wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import convgen
+from convgen.project import ProjectError, generate, read_project, write
+from running import SMALL, make_project, rows, run
+
+LONG_AGO = 10**18  # nanoseconds
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return name to text of everything in `folder`, hidden files too."""
+    return {path.name: path.read_text("utf-8") for path in folder.iterdir()}
+
+
+def built(folder: Path, *names: str) -> Path:
+    """Return the output folder of a project that was just built."""
+    make_project(folder, rows(*names))
+    assert run("build", folder).exit_code == 0
+    return folder / "kernels"
+
+
+# ---- what is written ----
+
+
+def test_a_build_writes_each_kernel_under_its_name(tmp_path):
+    document = f"two = {SMALL}\nthree = relu | {SMALL}\n"
+    table = 'specs = ["other.convgen"]\n' + rows("one")
+    folder = make_project(tmp_path, table, other=document) / "kernels"
+    done = run("build", tmp_path)
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert contents(folder) == {
+        "one.py": convgen.emit(SMALL),
+        "two.py": convgen.emit(SMALL),
+        "three.py": convgen.emit(f"relu | {SMALL}"),
+    }
+
+
+def test_files_are_readable_by_everybody_and_end_lines_like_unix(tmp_path):
+    """A temporary file is private by default; installed packages are read by other users."""
+    path = built(tmp_path, "one") / "one.py"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert b"\r" not in path.read_bytes()
+
+
+def test_only_what_changed_is_written(tmp_path):
+    """A new time on an unchanged file makes everything that depends on it build again."""
+    folder = built(tmp_path, "one", "two")
+    for name in ("one.py", "two.py"):
+        os.utime(folder / name, ns=(LONG_AGO, LONG_AGO))
+    make_project(tmp_path, rows("one") + rows("two", spec=f"relu | {SMALL}").partition("\n")[2])
+    done = run("build", tmp_path)
+    assert done.stderr.splitlines() == [f"rewrite {folder / 'two.py'}", "2 files, 1 differ"]
+    assert (folder / "one.py").stat().st_mtime_ns == LONG_AGO
+    assert (folder / "two.py").stat().st_mtime_ns != LONG_AGO
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("function", ["os.replace", "os.chmod"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, fault, function):
+    """A full disk or Ctrl-C in the middle leaves neither half a file nor a temporary one."""
+    folder = built(tmp_path, "one")
+    old = contents(folder)
+    make_project(tmp_path, rows("one", spec=f"relu | {SMALL}"))
+    build = generate(tmp_path)
+
+    def failing(*_):
+        raise fault
+
+    monkeypatch.setattr(function, failing)
+    with pytest.raises((ProjectError, KeyboardInterrupt)):
+        write(build)
+    monkeypatch.undo()
+    assert contents(folder) == old
+    write(build)
+    assert list(contents(folder)) == ["one.py"]
+
+
+def test_a_link_is_replaced_not_followed(tmp_path):
+    """A link out of the output folder must not carry a write out of the project."""
+    folder = built(tmp_path, "one")
+    outside = tmp_path / "outside.py"
+    (folder / "one.py").rename(outside)
+    (folder / "one.py").symlink_to(outside)
+    make_project(tmp_path, rows("one", spec=f"relu | {SMALL}"))
+    assert run("build", tmp_path).exit_code == 0
+    assert not (folder / "one.py").is_symlink()
+    assert outside.read_text("utf-8") == convgen.emit(SMALL)
+
+
+# ---- what is removed and what is kept ----
+
+
+def test_a_kernel_that_is_gone_takes_its_file_along(tmp_path):
+    """A stale kernel would be imported and shipped for ever; other people's files are kept."""
+    folder = built(tmp_path, "one", "two")
+    (folder / "__init__.py").write_text("from .one import ModelNew\n")
+    (folder / "binary.py").write_bytes(b"\xff\xfe")
+    (folder / "package.py").mkdir()
+    make_project(tmp_path, rows("one"))
+    done = run("build", tmp_path)
+    assert f"remove {folder / 'two.py'}" in done.stderr
+    left = ["__init__.py", "binary.py", "one.py", "package.py"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_stale_file_that_was_edited_is_kept_and_reported(tmp_path, force):
+    """Somebody works on it: it goes only by hand, and the report says that it is still there."""
+    folder = built(tmp_path, "one", "two")
+    edited = contents(folder)["two.py"] + "# my work\n"
+    (folder / "two.py").write_text(edited)
+    make_project(tmp_path, rows("one"))
+    done = run("build", tmp_path, *force)
+    assert done.stderr.splitlines()[0] == f"keep {folder / 'two.py'}"
+    assert contents(folder)["two.py"] == edited
+    assert run("build", tmp_path, "--check").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"mine\n",
+        b"",
+        b"\xff\xfe",
+        b"# Code generated by convgen 0.0.1. DO NOT EDIT.\n# body sha256: 0\n\nmine\n",
+    ],
+    ids=["foreign", "empty", "binary", "edited"],
+)
+def test_a_file_in_the_way_stops_the_whole_build(tmp_path, text):
+    """Half a build would be a folder of two versions; --force is the way through."""
+    make_project(tmp_path, rows("a", "b", "c"))
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "b.py").write_bytes(text)
+    stale = convgen.emit(SMALL)
+    (folder / "stale.py").write_text(stale)
+    done = run("build", tmp_path)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{folder / 'b.py'} was not generated, or was edited since; --force" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["b.py", "stale.py"]
+    assert (folder / "b.py").read_bytes() == text
+
+    assert run("build", tmp_path, "--diff").exit_code == 1
+    assert (folder / "b.py").read_bytes() == text
+    assert run("build", tmp_path, "--force").exit_code == 0
+    assert contents(folder) == dict.fromkeys(("a.py", "b.py", "c.py"), stale)
+
+
+@pytest.mark.parametrize("key", ["output", "specs"])
+def test_a_project_stays_inside_its_folder(tmp_path, key):
+    """A table copied from elsewhere must not write into, or read from, the folder next door."""
+    (tmp_path / "next_door").mkdir()
+    (tmp_path / "next_door" / "a.convgen").write_text(f"up = {SMALL}\n")
+    (tmp_path / "downstream").mkdir()
+    (tmp_path / "downstream" / "link").symlink_to(tmp_path / "next_door")
+    for place in ("../next_door", str(tmp_path / "next_door"), "link", "a/../../next_door"):
+        value = {"output": f'"{place}"', "specs": f'["{place}/a.convgen"]'}[key]
+        table = {"output": '"kernels"', "specs": "[]"} | {key: value}
+        text = f"output = {table['output']}\nspecs = {table['specs']}"
+        done = run("build", make_project(tmp_path / "downstream", text))
+        assert done.exit_code == 2
+        assert f"{key} must stay inside the project" in done.stderr
+    assert [path.name for path in (tmp_path / "next_door").iterdir()] == ["a.convgen"]
+
+
+# ---- targets ----
+
+LAYER = "ConvTranspose2d(4, 2, 3)"
+FOR_H100 = "ConvTranspose2d(4, 2, 3, target=h100)"
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "spec", "winner"),
+    [
+        (None, None, LAYER, "rtx4090"),
+        ("a100", None, LAYER, "a100"),
+        ("a100", "l40s", LAYER, "l40s"),
+        ("a100", "l40s", FOR_H100, "h100"),
+        ("a100", None, FOR_H100, "h100"),
+    ],
+    ids=["the default", "the table", "the row", "the spec", "the spec over the table"],
+)
+def test_the_nearest_target_wins(tmp_path, table, row, spec, winner):
+    """From far to near: the default, the table, the kernel's row, the argument in the spec."""
+    text = f'target = "{table}"\n' * (table is not None) + rows("up", spec=spec)
+    text += f'target = "{row}"\n' * (row is not None)
+    (kernel,) = read_project(make_project(tmp_path, text))[1]
+    assert (kernel.path.name, kernel.target) == ("up.py", winner)
+    assert f"# target: {winner} (" in generate(tmp_path).texts[kernel.path]
+
+
+@pytest.mark.parametrize(
+    ("table", "document", "winner"),
+    [
+        ('target = "a100"\n', "", "a100"),
+        ('target = "a100"\n', "target = l40s\n", "l40s"),
+        ("", "target = l40s\n", "l40s"),
+    ],
+)
+def test_a_document_s_target_is_nearer_than_the_table_s(tmp_path, table, document, winner):
+    """It counts for every statement of its file but those that name their own."""
+    table += 'output = "kernels"\nspecs = ["all.convgen"]'
+    document += f"far = {LAYER}\nnear = {FOR_H100}\n"
+    kernels = read_project(make_project(tmp_path, table, all=document))[1]
+    assert {k.path.name: k.target for k in kernels} == {"far.py": winner, "near.py": "h100"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spec", "winner"),
+    [
+        ((), LAYER, "rtx4090"),
+        ((), f"target = a100\nup = {LAYER}", "a100"),
+        ((), f"target = a100\nup = {FOR_H100}", "h100"),
+        (("--target", "b200"), f"target = a100\nup = {FOR_H100}", "b200"),
+    ],
+)
+def test_the_command_line_s_target_is_the_nearest(tmp_path, arguments, spec, winner):
+    (tmp_path / "up.convgen").write_text(spec)
+    for given in (spec, tmp_path / "up.convgen"):
+        assert f"# target: {winner} (" in run("emit", given, *arguments).stdout
+
+
+def test_several_targets_make_a_file_each(tmp_path):
+    """A kernel that names its own target is built for that one only, under the same pattern."""
+    document = f"far = {LAYER}\nnear = {FOR_H100}\n"
+    table = 'output = "kernels"\ntarget = ["a100", "b200"]\nspecs = ["all.convgen"]'
+    make_project(tmp_path, table, all=document)
+    assert run("build", tmp_path).exit_code == 0
+    texts = contents(tmp_path / "kernels")
+    assert set(texts) == {"far_a100.py", "far_b200.py", "near_h100.py"}
+    for name, text in texts.items():
+        assert f"# target: {Path(name).stem.partition('_')[2]} (" in text
+
+
+def test_one_target_in_a_list_is_still_a_list(tmp_path):
+    """So that a second target, added later, renames nothing."""
+    make_project(tmp_path, 'target = ["a100"]\n' + rows("up"))
+    assert run("list-files", tmp_path).stdout.splitlines() == [
+        str(tmp_path / "kernels" / "up_a100.py")
+    ]

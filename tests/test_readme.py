@@ -1,0 +1,41 @@
+"""The README: every command it shows prints what it shows.
+
+What would break it: a changed message, header, kernel or report that the README still shows as it
+was. A line `…` in the README stands for any lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:40])
+def test_shown_output_is_real(block: str, tmp_path: Path) -> None:
+    command, _, shown = block.partition("\n")
+    words = shlex.split(command.removeprefix("$ "))
+    assert words[0] == "convgen"
+    done = subprocess.run(
+        [sys.executable, "-m", "convgen", *words[1:]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+        check=False,
+    )
+    pattern = ".*".join(re.escape(part) for part in shown.split("…"))
+    assert re.fullmatch(pattern, done.stdout + done.stderr, re.DOTALL), done.stdout + done.stderr
+
+
+def test_there_is_something_to_check() -> None:
+    """A README whose blocks are no longer found would pass every test."""
+    assert len(BLOCKS) >= 5

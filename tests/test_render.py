@@ -1,0 +1,262 @@
+"""Rendering: the contract between contexts and templates, and the look of every emitted file.
+
+Jinja spells; it computes nothing. A name that a template misspells, a field that no template reads
+any more, arithmetic in a template: each would pass unseen until a user's file shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import types
+import typing
+
+import jinja2
+import pytest
+from jinja2 import meta, nodes
+
+import convgen
+from convgen.compiler import plan
+from convgen.families import FAMILIES
+from convgen.filetext import FileContext, file_context
+from convgen.language import parse
+from convgen.render import environment
+from convgen.wrappertext import WrapperContext
+from drawing import draw
+
+ENVIRONMENT = environment()
+RENDERED = ("module.py.jinja", "parts/header.jinja")  # render() asks for these by name
+ADDED = {"namespace", "body_sha256"}  # by render(), to the fields of FileContext
+
+# Beside random ones: what they do not draw, which is autotune, pipelines and targets.
+SPECS = (
+    "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))",
+    "ConvTranspose2d(kernel_size=3, stride=2, padding=1, autotune=blocks)",
+    "ConvTranspose3d(8, 6, (1, 2, 3), (2, 1, 3), groups=2, autotune=blocks, grid=3, target=b200)",
+    "ConvTranspose1d(128, 8, 7, 2, dilation=2, precision=bf16x3, autotune=blocks, target=a100)",
+    "ConvTranspose2d(64, 32, 3, input=(None, 64, 128, None), autotune=launch, target=h100)",
+    "leaky_relu(0.1) | ConvTranspose1d(512, 256, 16, stride=8, padding=4) | tanh",
+    "sigmoid | ConvTranspose2d(3, 8, 3, dtype=bfloat16) | clamp(0, 1) | add(1) | mul(0.5)",
+    "tanh | ConvTranspose3d(2, 2, 2, 2, dtype=float16, layout=channels_last) | leaky_relu(1e-20)",
+    "add(1) | ConvTranspose2d(5, 7, 4, 3, padding=2, input=(1, 5, 9, 9), grid=1)",
+    "relu | ConvTranspose1d(4096, 4096, 4096, stride=4096, groups=4096, input=(1, 4096, 4096))",
+    "ConvTranspose2d(1, 1, 1, input=(1, 1, 1, 1)) | add(-1e+38)",
+    "ConvTranspose2d(1048576, 1, 2, 2, input=(1099, 1048576, 1023, 1023), dtype=float64, grid=1)",
+)
+
+
+@pytest.fixture(scope="module")
+def plans():
+    """The plans of some thirty specs of every kind."""
+    return [plan(spec) for spec in [*map(parse, SPECS), *(draw(seed)[1] for seed in range(20))]]
+
+
+@pytest.fixture(scope="module")
+def texts(plans):
+    return [convgen.emit(each.spec) for each in plans]
+
+
+# ---- the contract ----
+
+
+def included(include: nodes.Include) -> list[str]:
+    """Return the templates that an include can mean: `"kernels/" ~ family` is one a family."""
+    if isinstance(include.template, nodes.Const):
+        return [include.template.value]
+    assert isinstance(include.template, nodes.Concat)
+    parts = [getattr(part, "value", None) for part in include.template.nodes]
+    names = [getattr(part, "name", None) for part in include.template.nodes]
+    assert names[parts.index(None)] == "family"
+    return ["".join(part or family.name for part in parts) for family in FAMILIES]
+
+
+def trees() -> dict[str, nodes.Template]:
+    """Return the syntax trees of all templates that a file can be rendered from."""
+    found: dict[str, nodes.Template] = {}
+    ahead = list(RENDERED)
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            assert ENVIRONMENT.loader is not None
+            found[name] = ENVIRONMENT.parse(ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0])
+            ahead += [n for node in found[name].find_all(nodes.Include) for n in included(node)]
+    return found
+
+
+TREES = trees()
+NAMES = set().union(*(meta.find_undeclared_variables(tree) for tree in TREES.values()))
+
+
+def test_templates_use_the_names_of_the_context_and_no_other():
+    """A name too many in a template is an error at run time; one too few is dead work."""
+    assert {field.name for field in dataclasses.fields(FileContext)} | ADDED == NAMES
+
+
+def test_every_template_is_rendered():
+    """A template that nothing includes is dead text that somebody will edit in vain."""
+    listed = {name for name in ENVIRONMENT.list_templates() if name.endswith(".jinja")}
+    assert listed == set(TREES)
+
+
+class Reader:
+    """Follows a template as Jinja would, with types in place of values.
+
+    `kernel` and `wrapper` are dataclasses; loops and macros hand out their fields. Each attribute
+    must be a field of the type it is read from, and is noted as used.
+    """
+
+    def __init__(self, types: dict[str, object], trees: dict[str, nodes.Template]) -> None:
+        self.types = types
+        self.trees = trees
+        self.used: set[tuple[type, str]] = set()
+        self.macros: dict[str, nodes.Macro] = {}
+
+    def read(self, node: nodes.Node, scope: dict[str, object]) -> None:
+        if isinstance(node, nodes.Macro):
+            self.macros[node.name] = node
+        elif isinstance(node, nodes.Include):
+            for name in included(node):
+                if name in self.trees:
+                    self.read(self.trees[name], self.types)
+        elif isinstance(node, nodes.Call):
+            macro = self.macros[node.node.name]
+            given = zip((arg.name for arg in macro.args), map_types(self, node.args, scope))
+            for part in macro.body:
+                self.read(part, scope | dict(given))
+        elif isinstance(node, nodes.For):
+            self.type_of(node.iter, scope)
+            for item in self.items(node.iter, scope):
+                for part in node.body:
+                    self.read(part, scope | {node.target.name: item})
+        elif isinstance(node, nodes.Getattr):
+            self.type_of(node, scope)
+        else:
+            for child in node.iter_child_nodes():
+                self.read(child, scope)
+
+    def items(self, node: nodes.Expr, scope: dict[str, object]) -> list[object]:
+        """Return the types of what a loop runs over."""
+        if isinstance(node, nodes.Tuple):
+            return [self.type_of(item, scope) for item in node.items]
+        return [typing.get_args(self.type_of(node, scope))[0]]
+
+    def type_of(self, node: nodes.Expr, scope: dict[str, object]) -> object:
+        if isinstance(node, nodes.Name):
+            return scope[node.name]
+        if not isinstance(node, nodes.Getattr):
+            return str
+        owner = self.type_of(node.node, scope)
+        assert dataclasses.is_dataclass(owner), f"{node.attr} is read from {owner}"
+        hints = typing.get_type_hints(owner)
+        assert node.attr in hints, f"{owner.__name__} has no field {node.attr}"
+        self.used.add((owner, node.attr))
+        options = typing.get_args(hints[node.attr])
+        if isinstance(hints[node.attr], types.UnionType):  # X | None
+            return next(option for option in options if option is not type(None))
+        return hints[node.attr]
+
+
+def map_types(reader, arguments, scope):
+    return [reader.type_of(argument, scope) for argument in arguments]
+
+
+def fields_below(owner: type) -> set[tuple[type, str]]:
+    """Return (dataclass, field) of `owner` and of every dataclass in its fields."""
+    found = set()
+    for name, hint in typing.get_type_hints(owner).items():
+        found.add((owner, name))
+        for option in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(option):
+                found |= fields_below(option)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
+    """The same one level down, for each family's own context."""
+    others = {f"kernels/{other.name}.py.jinja" for other in FAMILIES} - {
+        f"kernels/{family.name}.py.jinja"
+    }
+    scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
+    scope |= {"kernel": family.context_type, "wrapper": WrapperContext}
+    reader = Reader(scope, {name: tree for name, tree in TREES.items() if name not in others})
+    for name in RENDERED:
+        reader.read(TREES[name], scope)
+    assert reader.used == fields_below(family.context_type) | fields_below(WrapperContext)
+
+
+SPELLING = {  # text, names and their fields, choices, repetition, macros, parts; nothing else
+    *("Template", "Output", "TemplateData", "Name", "Getattr", "Const", "Tuple", "Concat"),
+    *("If", "CondExpr", "Compare", "Operand", "For", "Macro", "Call", "Include", "Filter"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_templates_compute_nothing(name):
+    """What a template computes escapes the tests of the stages before it."""
+    found = list(TREES[name].find_all(nodes.Node))
+    assert {type(node).__name__ for node in found} <= SPELLING
+    assert {node.name for node in found if isinstance(node, nodes.Filter)} <= {"indent", "join"}
+
+
+def test_a_misspelt_name_is_an_error():
+    """Jinja's own default prints nothing for it, and the file would be wrong in silence."""
+    assert ENVIRONMENT.undefined is jinja2.StrictUndefined
+    with pytest.raises(jinja2.UndefinedError, match="kernle"):
+        ENVIRONMENT.from_string("{{ kernle }}").render(kernel=1)
+
+
+def test_contexts_hold_text_numbers_and_flags(plans):
+    """A sympy expression would be printed by sympy's rules, not by the printer's."""
+    for each in plans:
+        ahead: list[object] = [file_context(each)]
+        assert isinstance(ahead[0].kernel, convgen.families.find_family(each.family).context_type)
+        while ahead:
+            value = ahead.pop()
+            if dataclasses.is_dataclass(value):
+                ahead += [getattr(value, field.name) for field in dataclasses.fields(value)]
+            elif type(value) is tuple:
+                ahead += value
+            else:
+                assert type(value) in (str, int, bool, type(None)), (value, each.spec)
+
+
+# ---- the files ----
+
+
+def test_files_are_clean_text(texts):
+    """Blanks at line ends, a missing last newline or a long line show in every diff."""
+    for text in texts:
+        assert re.search(r"\S\n\Z", text)
+        assert re.search(r"[ \t\r]\n|\t|\n\n\n\n", text) is None
+        assert text.isascii()
+        body = [line for line in text.splitlines() if not line.startswith("#")]
+        assert max(map(len, body)) <= 100
+
+
+def test_the_header_s_hash_is_of_all_that_follows(texts):
+    """By it `build` tells an edited file from its own: header, one empty line, body."""
+    for text in texts:
+        header, _, body = text.partition("\n\n")
+        assert all(line.startswith("# ") for line in header.splitlines())
+        assert (
+            header.splitlines()[-1] == f"# body sha256: {hashlib.sha256(body.encode()).hexdigest()}"
+        )
+
+
+@pytest.mark.parametrize(
+    "command", [["check"], ["format", "--check", "--diff"]], ids=lambda c: c[0]
+)
+def test_files_pass_the_linter_as_they_are(texts, root, tmp_path, command):
+    """Packages lint what they vendor; a formatter that rewrites it would break the header's hash."""
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    (tmp_path / "generated").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "generated" / f"file_{number}.py").write_text(text, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
+    done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
