@@ -108,15 +108,16 @@ def assignment(name: str, text: str, indent: int) -> str:
         return f"{name} = {text}"
     if indent + 4 + len(text) <= WIDTH:
         return f"{name} = (\n    {text}\n)"
-    return f"{name} = (\n    " + "\n    ".join(_split_sum(text)) + "\n)"
+    return f"{name} = (\n    " + "\n    ".join(split(text, "+-")) + "\n)"
 
 
-def _split_sum(text: str) -> list[str]:
-    """Split a sum before each of its outermost signs."""
+def split(text: str, signs: str) -> list[str]:
+    """Split a sum or product before each of its outermost `signs`."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
-        if depth == 0 and text[position : position + 3] in (" + ", " - "):
+        spaced = character == " " == text[position + 2 : position + 3]
+        if depth == 0 and spaced and text[position + 1] in signs:
             parts.append(text[start:position])
             start = position + 1
     return [*parts, text[start:]]
@@ -204,9 +205,10 @@ class Scribe:
             if terms:
                 parts[kind] = self.text(sympy.Add(*terms), wide)
         lines = []
-        together = sum(map(len, parts.values()))
+        room = WIDTH - len(f"    {name}_lanes = ()[:, None] + ()[None, :]")
         for kind, text in parts.items():
-            if len(order) > 1 and (len(text) > LONG or (together > 2 * LONG - 10 and " " in text)):
+            together = sum(map(len, parts.values()))
+            if len(order) > 1 and (len(text) > LONG or (together > room and " " in text)):
                 lines.append(assignment(f"{name}_{kind}", text, 4))
                 parts[kind] = f"{name}_{kind}"
         if len(order) == 1:

@@ -13,7 +13,7 @@ from sympy import Expr, Integer, Symbol
 
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .pointwise import Stage
-from .printer import WIDTH, bare
+from .printer import WIDTH, bare, split
 from .sizes import AXES, BLOCKS, Sizes
 from .spec import ConvTransposeSpec
 
@@ -108,7 +108,11 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
 
 def _grid_text(extents: list[str], tuned: bool) -> str:
     """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
-    exploded = "(\n" + "".join(f"    {extent},\n" for extent in extents) + ")"
+    broken = [
+        extent if len(f"        {extent},") <= WIDTH else "\n    ".join(split(extent, "*"))
+        for extent in extents
+    ]
+    exploded = "(\n" + "".join(f"    {extent},\n" for extent in broken) + ")"
     if tuned:
         return f"grid = lambda META: (  # noqa: E731{exploded[1:]}"
     line = f"grid = ({', '.join(extents)}{',' if len(extents) == 1 else ''})"

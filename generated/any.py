@@ -4,7 +4,7 @@
 # family: gather, tile one of 6, tuned at run time
 # grid: (phase_w * phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 9dd74943a15e43bab748aa8cfca69b4e5e29ffc9f08f2e212a4d6ee745322a76
+# body sha256: 403abff20f15ba1d5649e6835f6eb124a4f71da7772f7795f68392262472809a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -241,7 +241,7 @@ def _check(input, weight, weight_shape, bias):
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
-    if min(output) <= 0:
+    if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
         raise RuntimeError(
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
@@ -354,7 +354,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_bec28ca81f5cd65a"
+NAMESPACE = "convgen_a1755bfaad0a8f9a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 64 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 2647307a4e95cd3ef2241de0c1b86213a9a2504a2d1c404e1fbba1da7cc4e156
+# body sha256: 71febf76b3f83f079eaf320931c1bdd13e40dac7f3d04998d315fb692e5ee02a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -219,7 +219,7 @@ def _check(input, weight, weight_shape, bias):
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
-    if min(output) <= 0:
+    if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
         raise RuntimeError(
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
@@ -321,7 +321,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_799ad66574d62f0f"
+NAMESPACE = "convgen_4c9766e6aa297c77"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

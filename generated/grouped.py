@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_w * gap_h * co_tile * tile * group * image), 198144 programs = 309.60 waves over 128 SMs x 5
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: a3a1f3aabf6d20b58def9ddd38563ecb03c8e81219ae0171e451591b3d2113b6
+# body sha256: 6f3517087658c62a2679b07da01f2a6bac087bd0939e343951a76b34b7921718
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -213,7 +213,7 @@ def _check(input, weight, weight_shape, bias):
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
-    if min(output) <= 0:
+    if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
         raise RuntimeError(
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
@@ -314,7 +314,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3afbbbbf2ee34bcd"
+NAMESPACE = "convgen_fad985c1acfbb8c1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

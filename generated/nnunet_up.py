@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 32 channels, 64 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * phase_d * tile, image), 32768 programs = 128.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 72c6378114636e817fcfdc2c4524f4281a819f430867b9fc08a8db12985f52cb
+# body sha256: 1091de71c199b92441fbaf188b07c11896d0107783b3af0e43eccdf1b9e29770
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -204,7 +204,7 @@ def _check(input, weight, weight_shape, bias):
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
-    if min(output) <= 0:
+    if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
         raise RuntimeError(
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
@@ -308,7 +308,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_f543e813cfe206c0"
+NAMESPACE = "convgen_a081decdda59525d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 16 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 3cc6f8795b631fbca68b277d8d738e5adfa14b8b7dc66a1c4aeec026786711a7
+# body sha256: e85275a8d045db859744a4c3386092a3a4fe05bb4cebf832f20768ee38b50a6a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -193,7 +193,7 @@ def _check(input, weight, weight_shape, bias):
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
-    if min(output) <= 0:
+    if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
         raise RuntimeError(
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
@@ -304,7 +304,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_27f1ceda51f17cb7"
+NAMESPACE = "convgen_fe5f27b3ce7c0afe"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
