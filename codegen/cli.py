@@ -184,7 +184,9 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
         for name, paths in rows.items():
             for path in paths:
                 click.echo(f"{name if dry else verbs[name]} {path}", err=True)
-        click.echo(f"{len(made.texts)} files, {sum(map(len, rows.values()))} differ", err=True)
+        count = sum(map(len, rows.values()))
+        verb = "differ" if dry else "brought up to date"
+        click.echo(f"{len(made.texts)} kernels, {count} {verb}", err=True)
     sys.exit(1 if dry and drift else 0)
 
 

@@ -182,17 +182,17 @@ def _program(kernel: _Kernel, lines: list[str]) -> None:
     """Define the program's coordinates; one that takes a single value is 0 and needs no line."""
     scribe = kernel.scribe
     for number, coordinates in enumerate(kernel.plan.grid):
-        live = [c for c in coordinates if scribe.space.number(c.extent) != 1]
-        if len(live) <= 1:
-            only = live[0] if live else coordinates[0]
+        if len(coordinates) == 1:
+            only = coordinates[0]
             lines.append(f"{only.name} = tl.program_id({number})")
             kernel.program[only.name] = scribe.name(only.name, 0, only.extent - 1)
             continue
         flat = f"program_{number}" if len(kernel.plan.grid) > 1 else "program"
         lines.append(f"{flat} = tl.program_id({number})")
-        count = math.prod((c.extent for c in live), start=Integer(1))
-        digits = unflatten(scribe.name(flat, 0, count - 1), [c.extent for c in live])
-        for coordinate, digit in zip(live, digits, strict=True):
+        extents = [coordinate.extent for coordinate in coordinates]
+        count = math.prod(extents, start=Integer(1))
+        digits = unflatten(scribe.name(flat, 0, count - 1), extents)
+        for coordinate, digit in zip(coordinates, digits, strict=True):
             bounds = (0, coordinate.extent - 1)
             kernel.program[coordinate.name] = scribe.define(lines, coordinate.name, digit, bounds)
 

@@ -124,9 +124,9 @@ class KernelPlan:
 
     @property
     def grid_text(self) -> str:
-        """The grid's axes as text, coordinates of one value left out."""
-        axes = [" * ".join(c.name for c in axis if c.extent != 1) for axis in self.grid]
-        return f"({', '.join(axis or '1' for axis in axes)})"
+        """The grid's axes as text."""
+        axes = [" * ".join(coordinate.name for coordinate in axis) for axis in self.grid]
+        return f"({', '.join(axes)})"
 
     @property
     def tiles(self) -> tuple[Tile, ...]:

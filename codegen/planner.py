@@ -107,9 +107,15 @@ def _grid(
         )
     else:
         grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
+    grid = tuple(_live(space, part) for part in grid)
     grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
     _check_limits(spec, space, grid)
     return grid, _reason(spec, rank, fold, extents)
+
+
+def _live(space: Space, part: tuple[GridCoordinate, ...]) -> tuple[GridCoordinate, ...]:
+    """Leave out coordinates that take one value, but for the last of an axis."""
+    return tuple(c for c in part if space.number(c.extent) != 1) or part[:1]
 
 
 def _tile_extent(sizes: Sizes, fold: bool) -> Integer:

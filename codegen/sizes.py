@@ -93,11 +93,10 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_OUT")
 
     def phase(self, axis: int) -> Expr:
-        """Outputs of one phase along a spatial axis, under the most telling name it has."""
-        phases = self.phases[axis]
-        if phases.extent_growth == 0:
-            return self.input(axis)
-        return self.output(axis) if phases.stride == 1 else self.named(f"{self.letter(axis)}_PHASE")
+        """Outputs of one phase along a spatial axis."""
+        if self.phases[axis].stride == 1:
+            return self.output(axis)
+        return self.named(f"{self.letter(axis)}_PHASE")
 
     def kernel(self, axis: int) -> Expr:
         """Kernel extent of a spatial axis."""

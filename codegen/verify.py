@@ -63,8 +63,12 @@ class Report:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        size = " (size reduced for it)" if self.reduced else ""
-        exact = {True: "exact on integers", False: "WRONG on integers", None: "no integer test"}
+        size = " (sizes reduced for it)" if self.reduced else ""
+        exact = {
+            True: "exact on integers",
+            False: "WRONG on integers",
+            None: "not tried on integers, which stages do not keep",
+        }
         return (
             f"{'passed' if self.passed else 'FAILED'}: {self.spec}\n"
             f"  in {self.where}{size}: {exact[self.exact]}, relative error {self.error:.2e} "
@@ -91,7 +95,7 @@ def verify(spec: ConvTransposeSpec, target: GpuTarget | None = None, seed: int =
     return Report(
         spec=str(sized),
         where=where,
-        reduced=sized.input != spec.input and spec.input is not None,
+        reduced=sized != concrete(spec, small=False),
         exact=exact,
         error=error,
         faithful=faithful,

@@ -22,7 +22,7 @@ _FORMATS = {2: "channels_last", 3: "channels_last_3d"}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A condition under which the wrapper refuses, the text it raises, and a line before it."""
+    """A condition that the file was not generated for, what it was, and a line before it."""
 
     condition: str
     message: str
@@ -39,8 +39,9 @@ class WrapperContext:
         kernel_axes: names of the weight's last axes.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         own_format, other_format: arguments that name those layouts to torch; empty if none does.
-        shape_names: the line that names the sizes of input and output.
-        checks: conditions on run-time sizes.
+        shape_names: the lines that name the sizes which grid and launch read.
+        check_names, checks: conditions on run-time sizes, and the lines that name those.
+        check_reads_output: those lines read the shape of the output.
         grid: the line that defines the launch grid.
         launch: the arguments of the launch.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
@@ -61,7 +62,9 @@ class WrapperContext:
     other_layout: str
     own_format: str
     other_format: str
-    shape_names: str
+    shape_names: tuple[str, ...]
+    check_names: tuple[str, ...]
+    check_reads_output: bool
     checks: tuple[Check, ...]
     grid: str
     launch: tuple[str, ...]
@@ -75,7 +78,9 @@ class WrapperContext:
 def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) -> WrapperContext:
     """Return the names of the wrapper's templates."""
     spec = plan.spec
-    names = _Names(plan, sizes)
+    names, check_names = _Names(plan, sizes), _Names(plan, sizes)
+    checks = check_names.checks()
+    check_lines = check_names.shape_lines("shape", "output") if checks else ()
     channels_last = spec.layout == "channels_last"
     tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
     grid = _grid_text([names.extent(axis) for axis in plan.grid], tuned)
@@ -94,8 +99,10 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         other_layout="channels_first" if channels_last else "channels_last",
         own_format=own,
         other_format=other if spec.rank > 1 else "",
-        shape_names=names.shape_line(arguments),
-        checks=names.checks(),
+        shape_names=names.launch_names(arguments),
+        check_names=check_lines,
+        check_reads_output=any("= output" in line for line in check_lines),
+        checks=checks,
         grid=grid,
         launch=names.launch(arguments),
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
@@ -219,6 +226,8 @@ class _Names:
             )
             growth = self.plan.phases[axis].extent_growth
             source = self._variable(entry.name.replace("_PHASE", "_IN"))
+            if growth == 0:
+                return source
             return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
         if entry.name.startswith("GROUP_"):
             return f"{self._variable(entry.name[6:])} // GROUPS"
@@ -248,17 +257,21 @@ class _Names:
             texts.insert(0, str(count))
         return " * ".join(texts) or "1"
 
-    def shape_line(self, arguments: tuple[str, ...]) -> str:
-        """Return the line that names the sizes which grid, checks and launch read."""
+    def launch_names(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the lines that name the sizes which grid and launch read."""
         for axis in self.plan.grid:
             self.extent(axis)
-        self.checks()
         self.launch(arguments)
+        self.used.discard("C_OUT")  # it has a line already
+        return self.shape_lines("x.shape", "shape")
+
+    def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
+        """Return the lines that name the sizes printed so far, from these two shapes."""
         letters = [letter.upper() for letter in AXES[self.plan.spec.rank]]
         lines = []
-        for end, first, source in (("IN", "BATCH", "x.shape"), ("OUT", "", "shape")):
+        for end, first, source in (("IN", "BATCH", inputs), ("OUT", "", outputs)):
             names = [first, f"C_{end}", *(f"{letter}_{end}" for letter in letters)]
-            read = [(n, name) for n, name in enumerate(names) if name in self.used - {"C_OUT"}]
+            read = [(n, name) for n, name in enumerate(names) if name in self.used]
             if len(read) == 1:
                 lines.append(f"{read[0][1].lower()} = {source}[{read[0][0]}]")
             elif read:
@@ -266,7 +279,7 @@ class _Names:
                 lines.append(f"{', '.join(shown)} = {source}")
         if self.positions is not None:
             lines.append(f"positions = {self.positions}")
-        return "\n".join(lines)
+        return tuple(lines)
 
     def launch(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return the arguments of the launch."""
@@ -280,24 +293,18 @@ class _Names:
     def checks(self) -> tuple[Check, ...]:
         """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
         found = []
-        got = '\nf"got input {tuple(x.shape)}"'
         reach = self._reach()
         if reach:
-            message = (
-                '"this file was generated for sizes whose offsets in a tile stay below 2**31, "'
-                + got
-            )
+            what = "sizes whose offsets in a tile stay below 2**31"
             # The margin is for the lanes that hang over the end of the positions.
-            found.append(Check("reach >= 2**31 - 2**16", message, _reach_text(reach)))
+            found.append(Check("reach >= 2**31 - 2**16", what, _reach_text(reach)))
         for number, axis in enumerate(self.plan.grid):
             live = [c.extent for c in axis if self.space.number(c.extent) is None]
             if number and live:
                 extent = self.extent(axis).replace('META["BLOCK_N"]', str(self._least("block_n")))
                 limit = GRID_LIMITS[number]
-                message = (
-                    f'"this file was generated for at most {limit} programs on axis {number}, "'
-                )
-                found.append(Check(f"{extent} > {limit}", message + got))
+                what = f"at most {limit} programs on axis {number} of the grid"
+                found.append(Check(f"{extent} > {limit}", what))
         return tuple(found)
 
     def _least(self, block: str) -> int:
@@ -323,4 +330,9 @@ class _Names:
         depth_in = spec.groups * sizes.group_in if whole else Integer(self._most("block_k"))
         depth_out = spec.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
-        return [self.text(product) for product in products if self.space.number(product) is None]
+        largest: dict[Expr, Expr] = {}  # of products of the same sizes
+        for product in products:
+            count, size = product.as_coeff_Mul()
+            if self.space.number(product) is None:
+                largest[size] = max(largest.get(size, Integer(0)), count)
+        return [self.text(count * size) for size, count in largest.items()]

@@ -4,7 +4,7 @@
 # family: gather, tile one of 6, tuned at run time
 # grid: (phase_w * phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 403abff20f15ba1d5649e6835f6eb124a4f71da7772f7795f68392262472809a
+# body sha256: cf7c0e2909323da800cd87a2aee73179a898fd474856e42ffb32a74f96f00051
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -78,7 +78,9 @@ def conv_transpose2d_kernel(
     """
     H_OUT = 2 * H_IN
     W_OUT = 2 * W_IN
-    tiles = tl.cdiv(H_IN * W_IN, BLOCK_M)
+    H_PHASE = H_IN
+    W_PHASE = W_IN
+    tiles = tl.cdiv(H_PHASE * W_PHASE, BLOCK_M)
     co_tiles = tl.cdiv(C_OUT, BLOCK_N)
     channel_blocks = tl.cdiv(C_IN, BLOCK_K)
 
@@ -101,8 +103,8 @@ def conv_transpose2d_kernel(
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_w = position % W_IN
-    q_h = position // W_IN
+    q_w = position % W_PHASE
+    q_h = position // W_PHASE
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
@@ -165,7 +167,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
     rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
@@ -195,6 +197,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -270,6 +275,10 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     dense = input.dim() < 4 or input.is_contiguous()
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
         return "layout channels_first, got channels_last"
+    _, _, h_in, w_in = shape
+    reach = max(64 * h_in * w_in, 128 * h_in * w_in)
+    if reach >= 2**31 - 2**16:
+        return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
 
 
@@ -278,20 +287,14 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, c_in, h_in, w_in = x.shape
-    positions = h_in * w_in
-    reach = max(64 * h_in * w_in, 128 * h_in * w_in)
-    if reach >= 2**31 - 2**16:
-        raise ValueError(
-            "this file was generated for sizes whose offsets in a tile stay below 2**31, "
-            f"got input {tuple(x.shape)}"
-        )
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
-    bias = bias.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
+    bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch, c_in, h_in, w_in = x.shape
+    positions = h_in * w_in
     grid = lambda META: (  # noqa: E731
         4 * triton.cdiv(c_out, META["BLOCK_N"]) * triton.cdiv(positions, META["BLOCK_M"]) * batch,
     )
@@ -354,7 +357,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_a1755bfaad0a8f9a"
+NAMESPACE = "convgen_a5bccff584b1489c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -421,7 +424,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -443,7 +446,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -455,6 +463,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (3, 4)

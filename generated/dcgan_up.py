@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 64 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 71febf76b3f83f079eaf320931c1bdd13e40dac7f3d04998d315fb692e5ee02a
+# body sha256: 0e95ed59c6c6e992467e31f9e629bcbe80114b0ff81e632090b1d863f0448f01
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -27,6 +27,8 @@ H_IN = tl.constexpr(4)
 W_IN = tl.constexpr(4)
 H_OUT = tl.constexpr(8)
 W_OUT = tl.constexpr(8)
+H_PHASE = tl.constexpr(4)  # outputs of a phase: ceil(output / stride)
+W_PHASE = tl.constexpr(4)  # outputs of a phase: ceil(output / stride)
 KW = tl.constexpr(4)
 TAPS_H = tl.constexpr(2)  # taps of a phase
 TAPS_W = tl.constexpr(2)  # taps of a phase
@@ -82,11 +84,11 @@ def conv_transpose2d_kernel(
 
     # Its output positions of the phase, flattened, and its channels
     start = tile * BLOCK_M
-    image = start // (H_IN * W_IN)
-    position = start - image * (H_IN * W_IN) + tl.arange(0, BLOCK_M)
-    q_w = position % W_IN
-    q_h = (position // W_IN) % H_IN
-    next_image = position // (H_IN * W_IN)
+    image = start // (H_PHASE * W_PHASE)
+    position = start - image * (H_PHASE * W_PHASE) + tl.arange(0, BLOCK_M)
+    q_w = position % W_PHASE
+    q_h = (position // W_PHASE) % H_PHASE
+    next_image = position // (H_PHASE * W_PHASE)
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
@@ -143,7 +145,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
     rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
@@ -173,6 +175,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -256,13 +261,13 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, _, h_in, w_in = x.shape
-    positions = h_in * w_in
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch, _, h_in, w_in = x.shape
+    positions = h_in * w_in
     grid = (4 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(batch * positions, BLOCK_M.value),)
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
@@ -321,7 +326,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_4c9766e6aa297c77"
+NAMESPACE = "convgen_cf4b2af0af8c038d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -389,7 +394,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -411,7 +416,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -423,6 +433,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (3, 4)

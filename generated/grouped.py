@@ -2,9 +2,9 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
-# grid: (phase_w * gap_h * co_tile * tile * group * image), 198144 programs = 309.60 waves over 128 SMs x 5
+# grid: (phase_w * gap_h * tile * group * image), 198144 programs = 309.60 waves over 128 SMs x 5
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 6f3517087658c62a2679b07da01f2a6bac087bd0939e343951a76b34b7921718
+# body sha256: 7274428afdabc9f9a3d17b26b3c7060adee878f66798d3838ab29dbef9eaf196
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -29,6 +29,7 @@ W_IN = tl.constexpr(256)
 H_OUT = tl.constexpr(257)
 W_OUT = tl.constexpr(766)
 H_PHASE = tl.constexpr(129)  # outputs of a phase: ceil(output / stride)
+W_PHASE = tl.constexpr(256)  # outputs of a phase: ceil(output / stride)
 KH = tl.constexpr(3)
 KW = tl.constexpr(5)
 BLOCK_M = tl.constexpr(64)  # output positions of a tile
@@ -61,7 +62,7 @@ def conv_transpose2d_kernel(
     y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
     with oh + 1 = 2 * ih + 2 * kh, ow + 2 = 3 * iw + kw, ci and co of the same of 4 groups
     """
-    tiles = tl.cdiv(H_PHASE * W_IN, BLOCK_M)
+    tiles = tl.cdiv(H_PHASE * W_PHASE, BLOCK_M)
 
     # The tile of this program
     program = tl.program_id(0)
@@ -81,8 +82,8 @@ def conv_transpose2d_kernel(
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_w = position % W_IN
-    q_h = position // W_IN
+    q_w = position % W_PHASE
+    q_h = position // W_PHASE
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
@@ -133,7 +134,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1)
     return packed.reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
 
@@ -162,6 +163,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -250,13 +254,13 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, _, h_in, w_in = x.shape
-    positions = (h_in + 1) * w_in
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch, _, h_in, w_in = x.shape
+    positions = (h_in + 1) * w_in
     grid = (24 * triton.cdiv(positions, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
@@ -314,7 +318,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_fad985c1acfbb8c1"
+NAMESPACE = "convgen_395ac8d1e064b13d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -381,7 +385,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -403,7 +407,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -415,6 +424,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (3, 4)

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (phase_l * co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: b1b8c1a3db99911131f3975a21981625a3628372eed7912419a89f5c45b684ce
+# body sha256: ffaa206858d12afeade1271cab8078e414f875f176f24ba7e0bc4ba63b5f5875
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -63,7 +63,8 @@ def conv_transpose1d_kernel(
     with ol + 4 = 8 * il + kl
     """
     L_OUT = 8 * L_IN
-    tiles = tl.cdiv(L_IN, BLOCK_M)
+    L_PHASE = L_IN
+    tiles = tl.cdiv(L_PHASE, BLOCK_M)
     co_tiles = tl.cdiv(C_OUT, BLOCK_N)
     channel_blocks = tl.cdiv(C_IN, BLOCK_K)
 
@@ -131,7 +132,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
     rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
@@ -161,6 +162,9 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose1d_packed has no gradient: call conv_transpose1d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -234,6 +238,10 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     devices = [tensor.device for tensor in tensors]
     if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
         return "one CUDA device, got " + " and ".join(map(str, devices))
+    l_in = shape[2]
+    reach = max(32 * l_in, 512 * l_in)
+    if reach >= 2**31 - 2**16:
+        return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
 
 
@@ -242,19 +250,13 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 3 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, _, l_in = x.shape
-    reach = max(32 * l_in, 512 * l_in)
-    if reach >= 2**31 - 2**16:
-        raise ValueError(
-            "this file was generated for sizes whose offsets in a tile stay below 2**31, "
-            f"got input {tuple(x.shape)}"
-        )
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
-    bias = bias.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
+    bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch, _, l_in = x.shape
     grid = (8 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         conv_transpose1d_kernel[grid](
@@ -315,7 +317,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8323133aa18e2fe6"
+NAMESPACE = "convgen_5c239a4b2e8fc278"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -383,7 +385,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -405,7 +407,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -417,6 +424,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (2, 3)

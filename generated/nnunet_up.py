@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 32 channels, 64 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * phase_d * tile, image), 32768 programs = 128.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 1091de71c199b92441fbaf188b07c11896d0107783b3af0e43eccdf1b9e29770
+# body sha256: 7e64c288e9862ad54855984fe76329b35445c4c40da4e24109ec7fbe939daec4
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -28,6 +28,8 @@ W_IN = tl.constexpr(64)
 D_OUT = tl.constexpr(128)
 H_OUT = tl.constexpr(128)
 W_OUT = tl.constexpr(128)
+H_PHASE = tl.constexpr(64)  # outputs of a phase: ceil(output / stride)
+W_PHASE = tl.constexpr(64)  # outputs of a phase: ceil(output / stride)
 KH = tl.constexpr(2)
 KW = tl.constexpr(2)
 BLOCK_M = tl.constexpr(128)  # output positions of a tile
@@ -79,9 +81,9 @@ def conv_transpose3d_kernel(
 
     # Its output positions, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_w = position % W_IN
-    q_h = (position // W_IN) % H_IN
-    q_d = position // (H_IN * W_IN)
+    q_w = position % W_PHASE
+    q_h = (position // W_PHASE) % H_PHASE
+    q_d = position // (H_PHASE * W_PHASE)
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
@@ -129,7 +131,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1)
     return packed.reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
 
@@ -158,6 +160,9 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose3d_packed has no gradient: call conv_transpose3d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -241,14 +246,14 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 5 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, _, d_in, h_in, w_in = x.shape
-    positions = d_in * h_in * w_in
-    # This copies only an input that is dense in no format.
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    bias = bias.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous(memory_format=torch.channels_last_3d)
+    bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     if y.numel() == 0:
         return y
+    batch, _, d_in, h_in, w_in = x.shape
+    positions = d_in * h_in * w_in
     grid = (8 * triton.cdiv(positions, BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
         conv_transpose3d_kernel[grid](
@@ -308,7 +313,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_a081decdda59525d"
+NAMESPACE = "convgen_2a0001ba1b2bff20"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -375,7 +380,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -397,7 +402,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -409,6 +419,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (4, 5)

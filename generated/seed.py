@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (tile, image), 65800 programs = 171.35 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
-# body sha256: 45c389f0b46baa71c5a77b9878977eb5e403544a5af5c1d95e6d3590ffa3d6ba
+# body sha256: 4925cc7e2d7b302463936a503061be44e37b5198f3963b52fe745b0764840019
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -113,7 +113,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
     rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
@@ -143,6 +143,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -226,14 +229,14 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch = x.shape[0]
-    _, _, h_out, w_out = shape
-    positions = h_out * w_out
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch = x.shape[0]
+    _, _, h_out, w_out = shape
+    positions = h_out * w_out
     grid = (triton.cdiv(positions, BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
@@ -291,7 +294,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b403bab0c7740214"
+NAMESPACE = "convgen_0ece5c1923d5c83f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -358,7 +361,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -380,7 +383,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -392,6 +400,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (3, 4)

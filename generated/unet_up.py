@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 16 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: e85275a8d045db859744a4c3386092a3a4fe05bb4cebf832f20768ee38b50a6a
+# body sha256: 2a38482a5d8c037725440499677c33d4a4db5d93313a65b5d34b6a878ebeb961
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -57,7 +57,9 @@ def conv_transpose2d_kernel(
     """
     H_OUT = 2 * H_IN
     W_OUT = 2 * W_IN
-    tiles = tl.cdiv(H_IN * W_IN, BLOCK_M)
+    H_PHASE = H_IN
+    W_PHASE = W_IN
+    tiles = tl.cdiv(H_PHASE * W_PHASE, BLOCK_M)
     co_tiles = tl.cdiv(C_OUT, BLOCK_N)
     channel_blocks = tl.cdiv(C_IN, BLOCK_K)
 
@@ -72,8 +74,8 @@ def conv_transpose2d_kernel(
 
     # Its output positions, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q_w = position % W_IN
-    q_h = position // W_IN
+    q_w = position % W_PHASE
+    q_h = position // W_PHASE
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
@@ -118,7 +120,7 @@ def pack_weight(weight):
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
     c_in, per_group = weight.shape[:2]
-    packed = weight.detach().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
     packed = packed.permute(3, 0, 2, 1)
     return packed.reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
 
@@ -147,6 +149,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
+    if torch.is_grad_enabled() and wanted:
+        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
     return _launch(input, packed_weight.contiguous(), bias)
 
 
@@ -222,6 +227,10 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     dense = input.dim() < 4 or input.is_contiguous()
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
         return "layout channels_first, got channels_last"
+    _, _, h_in, w_in = shape
+    reach = max(32 * h_in * w_in, 64 * h_in * w_in)
+    if reach >= 2**31 - 2**16:
+        return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
 
 
@@ -230,20 +239,14 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _output_shape(x.shape, c_out)
-    batch, _, h_in, w_in = x.shape
-    positions = h_in * w_in
-    reach = max(32 * h_in * w_in, 64 * h_in * w_in)
-    if reach >= 2**31 - 2**16:
-        raise ValueError(
-            "this file was generated for sizes whose offsets in a tile stay below 2**31, "
-            f"got input {tuple(x.shape)}"
-        )
-    # This copies only an input that is dense in no format.
-    x = x.contiguous()
-    bias = bias.contiguous()
+    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    x = x.resolve_neg().contiguous()
+    bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
+    batch, _, h_in, w_in = x.shape
+    positions = h_in * w_in
     grid = (4 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
@@ -304,7 +307,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_fe5f27b3ce7c0afe"
+NAMESPACE = "convgen_f55cae337489bed2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -371,7 +374,7 @@ class ModelNew(nn.Module):
             if not self._warned:
                 self._warned = True
                 reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=2)
+                warnings.warn(reason, stacklevel=4)
             return self._forward_torch(input, output_size)
         tensors = (input, self.weight, self.bias)
         differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -393,7 +396,12 @@ class ModelNew(nn.Module):
         weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
             return pack_weight(weight)  # a change would leave no trace
-        state = (weight.data_ptr(), weight._version)
+        stream = None
+        if weight.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return pack_weight(weight)  # so that a replay sees the weight as it is then
+            stream = torch.cuda.current_stream(weight.device)
+        state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
         return self._packed[2]
@@ -405,6 +413,8 @@ class ModelNew(nn.Module):
                 f"stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
+        if torch.is_autocast_enabled(input.device.type):
+            return "no autocast"
         if output_size is not None:
             return f"no output_size, got {output_size}"
         ranked = input.dim() in (3, 4)

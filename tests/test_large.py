@@ -49,9 +49,7 @@ def test_known_sizes_choose_the_width_of_offsets() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("text", "shape"), LARGE)
-def test_large_tensors_match_their_parts(
-    text: str, shape: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_large_tensors_match_their_parts(text: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """Slices from both ends equal the same kernel's result on the slices alone."""
     spec = parse(text)
     module = load_module(emit(spec), "large", tmp_path)

@@ -111,10 +111,7 @@ def test_wrong_arguments_raise_what_torch_raises(wrong, load):
     assert str(got.value) == str(want.value)
 
 
-def same(x):
-    return x
-
-
+same = nn.Identity()
 OTHERS = {  # arguments of the module, the input, and what the warning must name
     "stride": ({"stride": 1}, same, "(1, 1)"),
     "padding": ({"padding": (0, 1)}, same, "(0, 1)"),
