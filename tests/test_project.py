@@ -60,7 +60,10 @@ def test_only_what_changed_is_written(tmp_path):
         os.utime(folder / name, ns=(LONG_AGO, LONG_AGO))
     make_project(tmp_path, rows("one") + rows("two", spec=f"relu | {SMALL}").partition("\n")[2])
     done = run("build", tmp_path)
-    assert done.stderr.splitlines() == [f"rewrite {folder / 'two.py'}", "2 files, 1 differ"]
+    assert done.stderr.splitlines() == [
+        f"rewrite {folder / 'two.py'}",
+        "2 kernels, 1 brought up to date",
+    ]
     assert (folder / "one.py").stat().st_mtime_ns == LONG_AGO
     assert (folder / "two.py").stat().st_mtime_ns != LONG_AGO
 
