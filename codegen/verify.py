@@ -31,7 +31,7 @@ SMALL_CHANNELS = 20
 SMALL_GROUPS = 3
 # The kernel's error over that of a faithful one: same rounding of operands, sums in float32.
 MOST_ERROR = 1.05
-# Unit roundoff of the accumulator. Sums of n terms in another order differ by about u*sqrt(n)/2 of
+# Unit roundoff of the accumulator. Sums of n terms in another order differ by about u*sqrt(n) of
 # their size (Higham, Accuracy and Stability of Numerical Algorithms, section 2.8, rule of thumb).
 ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 
@@ -107,7 +107,7 @@ def allowed(spec: ConvTransposeSpec, faithful: float) -> float:
     """Return the largest relative error that passes: of the precision, and of summation order."""
     assert spec.in_channels is not None
     terms = math.prod(spec.kernel_size) * spec.in_channels // spec.groups
-    return MOST_ERROR * faithful + ROUNDOFF[spec.element.accumulator] * math.sqrt(terms) / 2
+    return MOST_ERROR * faithful + ROUNDOFF[spec.element.accumulator] * math.sqrt(terms)
 
 
 def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:

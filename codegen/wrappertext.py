@@ -218,7 +218,7 @@ class _Names:
             block = self._symbol(self.sizes.named(entry.block))
             if entry.block == "BLOCK_M":
                 images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
-                return f"triton.cdiv({images}{self._positions()}, {block})"
+                return f"triton.cdiv({bare(images + self._positions())}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
         if entry.name.endswith("_PHASE"):
             axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(
@@ -237,8 +237,8 @@ class _Names:
         """Return the name of the positions of an image, which `shape_line` then defines."""
         text = self.text(self.sizes.positions)
         if self.plan.spec.rank == 1:
-            return bare(text)
-        self.positions = text
+            return text
+        self.positions = bare(text)
         return "positions"
 
     def _variable(self, name: str) -> str:
