@@ -19,6 +19,7 @@ from running import make_project, start
 
 # Every stage that could depend on an order: phases, masks, run-time sizes, autotuning, pipelines.
 KERNELS = """\
+# Un fichier en français: it is UTF-8 whatever the locale says.
 target = a100
 plain = ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)
 audio = leaky_relu(0.1) | ConvTranspose1d(512, 256, 16, stride=8, padding=4)

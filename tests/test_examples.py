@@ -1,0 +1,86 @@
+"""The examples: what they compute without a GPU, and on one their whole run.
+
+What would break it: an example that no longer fits the package, or a reference that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compare_with_torch
+import plot_comparison
+from convgen import ConvTransposeSpec, oracle
+from drawing import draw
+
+CASE = {
+    "id": "small",
+    "rank": 2,
+    "batch": 2,
+    "in_channels": 8,
+    "out_channels": 4,
+    "input": [9, 7],
+    "kernel_size": [3, 4],
+    "stride": [2, 2],
+    "padding": [1, 1],
+    "output_padding": [0, 1],
+    "dilation": [1, 1],
+    "groups": 2,
+    "bias": True,
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_reference_on_the_gpu_is_the_oracle(seed: int) -> None:
+    """Two scatters, written apart, in exact integers."""
+    spec, _ = draw(seed)
+    random = np.random.default_rng(seed)
+    weight_shape = (spec.in_channels, spec.out_channels // spec.groups, *spec.kernel_size)
+    arrays = [random.integers(-2, 3, shape) for shape in (spec.input, weight_shape)]
+    bias = random.integers(-2, 3, spec.out_channels) if spec.bias else None
+    tensors = [torch.from_numpy(array) for array in arrays]
+    got = compare_with_torch.scatter(
+        spec, *tensors, None if bias is None else torch.from_numpy(bias)
+    )
+    assert np.array_equal(got.numpy(), oracle.scatter(spec, *arrays, bias))
+
+
+def test_a_case_is_the_layer_it_says() -> None:
+    assert compare_with_torch.spec_of(CASE, "float16") == ConvTransposeSpec(
+        rank=2,
+        in_channels=8,
+        out_channels=4,
+        kernel_size=(3, 4),
+        stride=2,
+        padding=1,
+        output_padding=(0, 1),
+        groups=2,
+        input=(2, 8, 9, 7),
+        dtype="float16",
+    )
+
+
+def test_the_plot_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    row = {"case": "bench_57", "torch_ms": 2.0, "convgen_ms": 1.0}
+    rows = [row | {"dtype": dtype} for dtype in ("float32", "float16")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    picture = tmp_path / "picture.svg"
+    plot_comparison.main([str(tmp_path / "rows.json"), str(picture), "a card, a date"])
+    assert "<svg" in picture.read_text()
+
+
+@pytest.mark.gpu
+def test_the_comparison_runs(tmp_path: Path) -> None:
+    (tmp_path / "cases.json").write_text(json.dumps({"cases": [CASE]}))
+    result = tmp_path / "result.json"
+    compare_with_torch.main([str(tmp_path / "cases.json"), "--json", str(result)])
+    rows = json.loads(result.read_text())
+    assert [row["dtype"] for row in rows] == ["float32", "float16", "bfloat16", "float64"]
+    # Relative errors of TF32 and of the 16-bit types' own rounding; float64 is nearly exact.
+    most = {"float32": 6e-4, "float16": 6e-4, "bfloat16": 5e-3, "float64": 1e-14}
+    assert all(row["convgen_error"] <= most[row["dtype"]] for row in rows)
