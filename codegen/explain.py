@@ -10,8 +10,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .families import FAMILIES
-from .gather import gather_context
+from .families import FAMILIES, find_family
 from .plan import Candidate, KernelPlan
 from .printer import Scribe
 from .sizes import AXES, make_sizes
@@ -79,7 +78,7 @@ def _phases(plan: KernelPlan) -> Rows:
 
 def _index(plan: KernelPlan) -> Rows:
     sizes = make_sizes(plan.spec, plan.phases, plan.tiles)
-    context = gather_context(plan, sizes, Scribe(sizes.space))
+    context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
         lines = [access.base, *access.lanes, *access.step_lines]
@@ -89,7 +88,7 @@ def _index(plan: KernelPlan) -> Rows:
 
 def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
-    family = next(family for family in FAMILIES if family.name == plan.family)
+    family = find_family(plan.family)
     if plan.nominal:
         yield "note", "sizes are left to run time: figures are for nominal ones"
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
