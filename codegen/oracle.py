@@ -39,8 +39,13 @@ def scatter(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None
         weight: [C_in, C_out / groups, kernel…] of the same dtype.
         bias: [C_out] or None.
     """
-    batch, c_in = x.shape[:2]
-    groups, per_group = spec.groups, weight.shape[1]
+    y = _zeros(spec, x, weight)
+    _add_taps(spec, y, x, weight)
+    return _with_bias(spec, y, bias)
+
+
+def _zeros(spec: ConvTransposeSpec, x: Array, weight: Array) -> Array:
+    """Return an output of zeros, [N, groups, C_out / groups, spatial…]."""
     spatial = [
         (size - 1) * s - 2 * p + d * (k - 1) + op + 1
         for size, k, s, p, op, d in zip(
@@ -53,9 +58,14 @@ def scatter(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None
             strict=True,
         )
     ]
-    y = np.zeros((batch, groups, per_group, *spatial), dtype=x.dtype)
-    grouped_x = x.reshape(batch, groups, c_in // groups, *x.shape[2:])
-    grouped_w = weight.reshape(groups, c_in // groups, per_group, *weight.shape[2:])
+    return np.zeros((x.shape[0], spec.groups, weight.shape[1], *spatial), dtype=x.dtype)
+
+
+def _add_taps(spec: ConvTransposeSpec, y: Array, x: Array, weight: Array) -> None:
+    """Add to `y` every input times every tap, where it lands."""
+    groups, spatial = spec.groups, y.shape[3:]
+    grouped_x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    grouped_w = weight.reshape(groups, -1, *weight.shape[1:])
     for tap in itertools.product(*map(range, spec.kernel_size)):
         source, landing = [], []
         for axis, k in enumerate(tap):
@@ -72,8 +82,31 @@ def scatter(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None
         where: tuple[Any, ...] = (..., *tap)
         products = np.einsum("ngc...,gco->ngo...", part, grouped_w[where])
         y[(slice(None), slice(None), slice(None), *landing)] += products
-    y = y.reshape(batch, groups * per_group, *spatial)
+
+
+def _with_bias(spec: ConvTransposeSpec, y: Array, bias: Array | None) -> Array:
+    y = y.reshape(y.shape[0], -1, *y.shape[3:])
     return y if bias is None else y + bias.reshape(1, -1, *[1] * spec.rank)
+
+
+def _summed_in_turn(spec: ConvTransposeSpec, pairs: list[tuple[Array, Array]]) -> Array:
+    """Return the sum of the layers of `pairs` of input and weight, in their dtype, term by term.
+
+    The chain runs over the channels, in each over the pairs and the taps, as one accumulator of a
+    GPU's thread does; numpy's own sums over channels are pairwise in part, which a GPU's are not.
+    """
+    y = _zeros(spec, *pairs[0])
+    split = [
+        (
+            x.reshape(x.shape[0], spec.groups, -1, *x.shape[2:]),
+            weight.reshape(spec.groups, -1, *weight.shape[1:]),
+        )
+        for x, weight in pairs
+    ]
+    for channel in range(split[0][0].shape[2]):
+        for x, weight in split:
+            _add_taps(spec, y, x[:, :, channel], weight[:, channel])
+    return _with_bias(spec, y, None)
 
 
 def rounded(x: Array, to: str) -> Array:
@@ -90,21 +123,22 @@ def rounded(x: Array, to: str) -> Array:
 def expected(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None) -> Array:
     """Return what a faithful kernel of the spec's precision computes.
 
-    Operands are split or rounded to nearest as it says, products summed in float32 (float64 for
-    that dtype).
+    Operands are split or rounded to nearest as it says, products summed term by term in float32
+    (float64 for that dtype); where operands have parts, a term's smallest products come first.
 
     Arguments are float64 arrays that the spec's dtype holds exactly; stages are not applied.
     """
     single = np.float64 if spec.dtype == "float64" else np.float32
     parts = {"tf32": ("tf32", 1, 1), "tf32x3": ("tf32", 2, 2), "bf16x3": ("bfloat16", 2, 2)}
     parts["bf16x6"] = ("bfloat16", 3, 3)
-    if spec.precision not in parts:
-        y = scatter(spec, x.astype(single), weight.astype(single))
-    else:
+    if spec.precision in parts:
         to, count, most = parts[spec.precision]
         xs, ws = _split(x, to, count), _split(weight, to, count)
-        pairs = [(a, b) for a in range(count) for b in range(count) if a + b < most]
-        y = np.sum([scatter(spec, xs[a], ws[b]) for a, b in reversed(pairs)], axis=0)
+        places = [(a, b) for a in range(count) for b in range(count) if a + b < most]
+        pairs = [(xs[a], ws[b]) for a, b in reversed(places)]
+    else:
+        pairs = [(x.astype(single), weight.astype(single))]
+    y = _summed_in_turn(spec, pairs)
     if bias is not None:
         y = y + bias.astype(single).reshape(1, -1, *[1] * spec.rank)
     return y

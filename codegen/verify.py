@@ -8,7 +8,6 @@ interpreter at a size that the report states.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from .targets import GpuTarget
 SMALL_SPATIAL = {1: 70, 2: 13, 3: 6}
 SMALL_CHANNELS = 20
 SMALL_GROUPS = 3
-# The kernel's error over that of a faithful one: same rounding of operands, sums in float32.
+# The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.
 MOST_ERROR = 1.05
-# Unit roundoff u of the accumulator. `faithful` is summed by numpy, in part pairwise; the kernel
-# sums n terms in sequence, so u*sqrt(n), a rule of thumb for random signs, is allowed on top. It
-# was set after ieee sums measured up to 2.8 times faithful on an H100; it is little beside the
-# rounding of tf32, float16 and bfloat16, which stay within MOST_ERROR without it.
+# Unit roundoff u of the accumulator, allowed on top: the sums of layers with few terms and outputs
+# differ by chance within it. On an H100 (2026-11-23) 24 of 343 drawn layers, all of ieee, tf32x3,
+# bf16x6 or float64 and within a few u of exact, needed some of it, the most 0.63 u.
 ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 
 
@@ -48,7 +46,8 @@ class Report:
         reduced: whether sizes were reduced for it.
         exact: integers in -2..2 came out exactly; None with stages, which have no integers.
         error: ||y - reference|| / ||reference|| on normal data, reference in float64.
-        faithful: that error of a kernel which rounds operands to nearest and sums in float32.
+        faithful: that error of a kernel which rounds operands to nearest and sums in one float32
+            accumulator (float64 for that dtype).
         passed: exact, and the error is `allowed`.
     """
 
@@ -106,10 +105,8 @@ def verify(spec: ConvTransposeSpec, target: GpuTarget | None = None, seed: int =
 
 
 def allowed(spec: ConvTransposeSpec, faithful: float) -> float:
-    """Return the largest relative error that passes: of the precision, and of summation order."""
-    assert spec.in_channels is not None
-    terms = math.prod(spec.kernel_size) * spec.in_channels // spec.groups
-    return MOST_ERROR * faithful + ROUNDOFF[spec.element.accumulator] * math.sqrt(terms)
+    """Return the largest relative error that passes, beside `faithful` of the same layer."""
+    return MOST_ERROR * faithful + ROUNDOFF[spec.element.accumulator]
 
 
 def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
