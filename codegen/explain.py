@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .families import FAMILIES, find_family
-from .plan import Candidate, KernelPlan
+from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
+from .resources import form_of, registers, shared_memory
 from .sizes import AXES, make_sizes
-from .tiling import registers, shared_memory
 
 STAGES = ("spec", "phases", "index", "plan", "candidates")
 MOST_PHASES = 16  # of an axis that are listed
@@ -77,7 +77,7 @@ def _phases(plan: KernelPlan) -> Rows:
 
 
 def _index(plan: KernelPlan) -> Rows:
-    sizes = make_sizes(plan.spec, plan.phases, plan.tiles)
+    sizes = make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping)
     context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
@@ -88,6 +88,7 @@ def _index(plan: KernelPlan) -> Rows:
 
 def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
+    form = form_of(plan.spec, plan.phases, problem_of(plan.spec, plan.phases), tile)
     family = find_family(plan.family)
     if plan.nominal:
         yield "note", "sizes are left to run time: figures are for nominal ones"
@@ -102,8 +103,8 @@ def _plan(plan: KernelPlan) -> Rows:
         "occupancy",
         (
             f"{cost.occupancy} programs an SM ({cost.occupancy * tile.num_warps} of "
-            f"{target.warps_per_sm} warps; about {registers(plan.spec, tile)} registers a thread, "
-            f"{shared_memory(plan.spec, tile)} bytes of shared memory a program)"
+            f"{target.warps_per_sm} warps; about {registers(plan.spec, form, tile)} registers a "
+            f"thread, {shared_memory(plan.spec, form, tile)} bytes of shared memory a program)"
         ),
     )
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"

@@ -1,4 +1,4 @@
-"""The kernel families: an ordered table, from which the planner takes the first that fits.
+"""The kernel families: a table, whose tiles the planner ranks together.
 
 Stage 4, part of plan. Input: a spec; output: a row. A new family is one row and one template.
 """
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .gather import GatherContext, gather_context
+from .gather import gather_context
+from .gemm import GemmContext
+from .polyphase import polyphase_context, polyphase_refusal
 from .spec import ConvTransposeSpec
 
 
@@ -18,7 +20,8 @@ class KernelFamily:
     """One way of computing a transposed convolution.
 
     Attributes:
-        name: the family's name, also of its template `kernels/<name>.py.jinja`.
+        name: the family's name.
+        template: prints its kernel.
         idea: what it does, in a line.
         serves: which specs, in a line.
         refuses: why it cannot serve a spec, None if it can.
@@ -27,6 +30,7 @@ class KernelFamily:
     """
 
     name: str
+    template: str
     idea: str
     serves: str
     refuses: Callable[[ConvTransposeSpec], str | None]
@@ -37,11 +41,22 @@ class KernelFamily:
 FAMILIES = (
     KernelFamily(
         name="gather",
+        template="kernels/gemm.py.jinja",
         idea="implicit GEMM, output-stationary: phase by phase, one loop over (channel block, tap)",
         serves="any",
         refuses=lambda spec: None,
         context=gather_context,
-        context_type=GatherContext,
+        context_type=GemmContext,
+    ),
+    KernelFamily(
+        name="polyphase",
+        template="kernels/gemm.py.jinja",
+        idea="implicit GEMM over groups of neighbours in a row, which become channels: aligned "
+        "loads, and all phases of the last axis in one contiguous store",
+        serves="channels_first, where a group of the last axis is small",
+        refuses=polyphase_refusal,
+        context=polyphase_context,
+        context_type=GemmContext,
     ),
 )
 
@@ -49,8 +64,3 @@ FAMILIES = (
 def find_family(name: str) -> KernelFamily:
     """Return the row of `name`; raises KeyError if there is none."""
     return {family.name: family for family in FAMILIES}[name]
-
-
-def choose_family(spec: ConvTransposeSpec) -> KernelFamily:
-    """Return the first family that serves `spec`; gather, the last, serves all."""
-    return next(family for family in FAMILIES if family.refuses(spec) is None)

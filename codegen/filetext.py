@@ -26,6 +26,11 @@ _COMMENTS = {
     "BLOCK_K": "input channels of a step",
     "PHASE": "outputs of a phase: ceil(output / stride)",
     "TAPS": "taps of a phase",
+    "SPAN": "neighbouring inputs of a row, taken together as channels",
+    "PHASES": "neighbouring outputs of a row, computed together",
+    "PHASE_LANES": "PHASES, up to a power of two",
+    "IN_GROUPS": "groups of SPAN inputs in a row",
+    "GROUPS": "groups of PHASES outputs in a row",
 }
 
 
@@ -35,7 +40,7 @@ class FileContext:
 
     Attributes:
         version, spec, target, tile, grid, command: the header's lines.
-        family: names the kernel's template.
+        family, template: the family, and what prints its kernel.
         layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
         unbatched, batched: dimensions of an input without its batch axis, and with it.
         dtype, triton_dtype, accumulator: the element type in torch, in comments, of the sum.
@@ -61,6 +66,7 @@ class FileContext:
     grid: str
     command: str
     family: str
+    template: str
     layer: str
     op: str
     rank: int
@@ -96,7 +102,7 @@ def file_context(plan: KernelPlan) -> FileContext:
     """Return every name the templates of `plan`'s family use."""
     spec = plan.spec
     family = find_family(plan.family)
-    sizes = make_sizes(spec, plan.phases, plan.tiles)
+    sizes = make_sizes(spec, plan.phases, plan.tiles, plan.grouping)
     scribe = Scribe(sizes.space)
     kernel = family.context(plan, sizes, scribe)
     constants, arguments, local_lines = _size_lines(sizes, scribe)
@@ -113,6 +119,7 @@ def file_context(plan: KernelPlan) -> FileContext:
         grid=_grid_text(plan),
         command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}",
         family=plan.family,
+        template=family.template,
         layer=f"ConvTranspose{spec.rank}d",
         op=f"conv_transpose{spec.rank}d",
         rank=spec.rank,
@@ -135,10 +142,10 @@ def file_context(plan: KernelPlan) -> FileContext:
         argument_names="[" + ", ".join(f'"{name}"' for name in arguments) + "]",
         kernel=kernel,
         formula=_formula(spec),
-        **_tensor_shapes(spec),
+        **_tensor_shapes(plan),
         operand_lines=_operand_lines(spec, kernel.x.masked),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
-        store=_store(spec),
+        store=_cast(spec, kernel.result),
         wrapper=wrapper_context(plan, sizes, arguments),
     )
 
@@ -217,11 +224,8 @@ def _operand_lines(spec: ConvTransposeSpec, masked: bool) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _store(spec: ConvTransposeSpec) -> str:
-    return _cast(spec, "acc" if spec.layout == "channels_last" else "tl.trans(acc)")
-
-
-def _tensor_shapes(spec: ConvTransposeSpec) -> dict[str, str]:
+def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
+    spec, grouping = plan.spec, plan.grouping
     letters = [letter.upper() for letter in AXES[spec.rank]]
     shapes = {}
     for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
@@ -230,8 +234,13 @@ def _tensor_shapes(spec: ConvTransposeSpec) -> dict[str, str]:
         if spec.layout == "channels_last":
             axes = [*spatial, f"C_{end}"]
         shapes[name] = f"[BATCH, {', '.join(axes)}]"
-    taps = " * ".join(f"K{letter}" for letter in letters)
-    shapes["w_shape"] = f"[{taps}, C_OUT, {'C_IN' if spec.groups == 1 else 'GROUP_C_IN'}]"
+    taps = [f"K{letter}" for letter in letters]
+    rows, columns = "C_OUT", "C_IN" if spec.groups == 1 else "GROUP_C_IN"
+    if grouping is not None:
+        taps[-1:] = [f"TAPS_{letters[-1]}"] * (grouping.taps > 1)
+        rows += " * PHASES" if grouping.lanes == grouping.width else " * PHASE_LANES"
+        columns += " * SPAN" * (grouping.span > 1)
+    shapes["w_shape"] = f"[{' * '.join(taps) or 1}, {rows}, {columns}]"
     return shapes
 
 

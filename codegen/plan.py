@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
+from .grouping import Grouping
 from .phases import AxisPhases
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
@@ -24,12 +25,14 @@ GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """The block of work of one program.
+    """The block of work of one program, and the kernel that does it.
 
     Attributes:
         block_m: output positions; block_n: output channels; block_k: input channels a step.
         num_warps: warps a program.
         num_stages: loads in flight ahead of the matrix units, Triton's pipeline depth.
+        family: a name of `FAMILIES`.
+        span: neighbouring inputs of a row that a position takes together (grouping.py).
     """
 
     block_m: int
@@ -37,10 +40,13 @@ class Tile:
     block_k: int
     num_warps: int
     num_stages: int
+    family: str = "gather"
+    span: int = 1
 
     def __str__(self) -> str:
+        inputs = f" x {self.span} inputs" if self.span > 1 else ""
         return (
-            f"{self.block_m} positions x {self.block_n} channels, {self.block_k} deep, "
+            f"{self.block_m} positions x {self.block_n} channels, {self.block_k}{inputs} deep, "
             f"{self.num_warps} warps, {self.num_stages} stages"
         )
 
@@ -97,8 +103,8 @@ class KernelPlan:
     Attributes:
         spec: the layer, sizes known or not.
         target: the GPU it is planned for.
-        family: a name of `FAMILIES`.
         phases: one entry a spatial axis.
+        grouping: of the last axis, where the family groups it.
         tile: the tile of the launch; with autotune, the first of `tuned`.
         tuned: the tiles that the emitted file tries on its first call, empty without autotune.
         fold_batch: images are flattened into the positions, so that small ones share a tile.
@@ -111,8 +117,8 @@ class KernelPlan:
 
     spec: ConvTransposeSpec
     target: GpuTarget
-    family: str
     phases: tuple[AxisPhases, ...]
+    grouping: Grouping | None
     tile: Tile
     tuned: tuple[Tile, ...]
     fold_batch: bool
@@ -121,6 +127,11 @@ class KernelPlan:
     nominal: bool
     ranking: tuple[Candidate, ...]
     grid_reason: str
+
+    @property
+    def family(self) -> str:
+        """The name of the family that runs it."""
+        return self.tile.family
 
     @property
     def grid_text(self) -> str:
@@ -141,18 +152,24 @@ class Problem:
     batch: int
     in_channels: int
     out_channels: int
-    positions: int
-    outputs: int
-    inputs: int
     extents: tuple[int, ...]
+    output_extents: tuple[int, ...]
+    phase_extents: tuple[int, ...]
     nominal: bool
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of one channel of one image."""
+        return math.prod(self.extents)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of one channel of one image."""
+        return math.prod(self.output_extents)
 
 
 def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Problem:
-    """Return the sizes of `spec`; unknown ones are nominal, channels a multiple of the groups.
-
-    `positions` counts the outputs of one phase of one image, `outputs` and `inputs` one channel.
-    """
+    """Return the sizes of `spec`; unknown ones are nominal, channels a multiple of the groups."""
     nominal_channels = -(-NOMINAL_CHANNELS // spec.groups) * spec.groups
     extents, positions, outputs = [], [], []
     for size, axis in zip(spec.spatial, phases, strict=True):
@@ -166,9 +183,8 @@ def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Probl
         batch=spec.batch or NOMINAL_BATCH,
         in_channels=spec.in_channels or nominal_channels,
         out_channels=spec.out_channels or nominal_channels,
-        positions=math.prod(positions),
-        outputs=math.prod(outputs),
-        inputs=math.prod(extents),
         extents=tuple(extents),
+        output_extents=tuple(outputs),
+        phase_extents=tuple(positions),
         nominal=None in known,
     )

@@ -9,10 +9,11 @@ import math
 
 from sympy import Integer
 
-from .families import choose_family
+from .grouping import Grouping
 from .index import Space
 from .phases import AxisPhases
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Tile, problem_of
+from .resources import form_of
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
@@ -43,19 +44,21 @@ def plan_kernel(
     tuned = _tuned(spec, ranking)
     chosen = tile or ranking[0].tile
     problem = problem_of(spec, phases)
-    fold = folds_batch(problem, chosen)
-    sizes = make_sizes(spec, phases, tuned or (chosen,))
+    form = form_of(spec, phases, problem, chosen)
+    fold = folds_batch(problem, form, chosen)
+    grouping = None if chosen.family == "gather" else Grouping(phases[-1], chosen.span)
+    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping)
     grid, reason = _grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,
         target=target,
-        family=choose_family(spec).name,
         phases=phases,
+        grouping=grouping,
         tile=chosen,
         tuned=tuned,
         fold_batch=fold,
         grid=grid,
-        cost=cost_of(spec, phases, problem, chosen, target),
+        cost=cost_of(spec, problem, form, chosen, target),
         nominal=problem.nominal,
         ranking=ranking,
         grid_reason=reason,
@@ -73,12 +76,12 @@ def _tuned(spec: ConvTransposeSpec, ranking: tuple[Candidate, ...]) -> tuple[Til
     return ()
 
 
-def _launch(tile: Tile) -> tuple[int, int]:
-    return tile.num_warps, tile.num_stages
+def _launch(tile: Tile) -> tuple[int, int, str, int]:
+    return tile.num_warps, tile.num_stages, tile.family, tile.span
 
 
-def _blocks(tile: Tile) -> tuple[int, int, int]:
-    return tile.block_m, tile.block_n, tile.block_k
+def _blocks(tile: Tile) -> tuple[int, int, int, str, int]:
+    return tile.block_m, tile.block_n, tile.block_k, tile.family, tile.span
 
 
 def _grid(
@@ -87,7 +90,10 @@ def _grid(
     """Place the coordinates on the grid's axes: the longest extent on axis 0."""
     space = sizes.space
     steps = []
-    for letter, axis in reversed(list(zip(AXES[spec.rank], phases, strict=True))):
+    numbered = list(zip(range(spec.rank), AXES[spec.rank], phases, strict=True))
+    for number, letter, axis in reversed(numbered):
+        if sizes.is_grouped(number):
+            continue  # a program has all its phases
         steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
         steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
     co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))

@@ -102,13 +102,13 @@ def bare(text: str) -> str:
     return text
 
 
-def assignment(name: str, text: str, indent: int) -> str:
-    """Return `name = text` in lines of at most 100 columns, as ruff would break them."""
+def assignment(name: str, text: str, indent: int, signs: str = "+-") -> str:
+    """Return `name = text` in lines of at most 100 columns, broken at `signs` as by ruff."""
     if indent + len(name) + 3 + len(text) <= WIDTH:
         return f"{name} = {text}"
     if indent + 4 + len(text) <= WIDTH:
         return f"{name} = (\n    {text}\n)"
-    return f"{name} = (\n    " + "\n    ".join(split(text, "+-")) + "\n)"
+    return f"{name} = (\n    " + "\n    ".join(split(text, signs)) + "\n)"
 
 
 def split(text: str, signs: str) -> list[str]:
@@ -121,6 +121,13 @@ def split(text: str, signs: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [*parts, text[start:]]
+
+
+def _fitting(name: str, condition: str) -> list[str]:
+    """Return the parts of a condition that fit a line `name &= part` each."""
+    if len(f"        {name} &= {condition}") <= WIDTH:
+        return [condition]
+    return [part.removeprefix("& ") for part in split(condition, "&")]
 
 
 @dataclass(slots=True)
@@ -234,15 +241,16 @@ class Scribe:
                     axes.setdefault(mask.index, []).append(self._condition(mask))
             conditions = [" & ".join(axis) for axis in axes.values()]
             if len(order) == 1:
-                return [f"{name} = {bare(condition)}" for condition in conditions]
+                return [assignment(name, bare(condition), 4) for condition in conditions]
             if sum(map(len, axes.values())) > 1:
                 vector = name.replace("mask", "inside")
-                lines.append(f"{vector} = {bare(conditions[0])}")
-                lines += [f"{vector} &= {bare(condition)}" for condition in conditions[1:]]
+                parts = [part for condition in conditions for part in _fitting(vector, condition)]
+                lines.append(f"{vector} = {bare(parts[0])}")
+                lines += [f"{vector} &= {bare(part)}" for part in parts[1:]]
                 texts.append(f"{vector}{index}")
             elif conditions:
                 texts.append(f"{conditions[0]}{index}")
-        return [*lines, f"{name} = {' & '.join(texts)}"] if texts else []
+        return [*lines, assignment(name, " & ".join(texts), 8, "&")] if texts else []
 
     def _condition(self, mask: Mask) -> str:
         if mask.extent is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
+from .grouping import Grouping
 from .index import Space, symbol
 from .phases import AxisPhases
 from .plan import Tile
@@ -53,6 +54,7 @@ class Sizes:
     groups: int
     tiles: tuple[Tile, ...]
     phases: tuple[AxisPhases, ...]
+    grouping: Grouping | None
 
     @property
     def values(self) -> dict[Symbol, Expr | None]:
@@ -93,18 +95,44 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_OUT")
 
     def phase(self, axis: int) -> Expr:
-        """Outputs of one phase along a spatial axis."""
+        """Positions along a spatial axis: outputs of a phase, or groups of outputs."""
+        if self.is_grouped(axis):
+            return self.named(f"{self.letter(axis)}_GROUPS")
         if self.phases[axis].stride == 1:
             return self.output(axis)
         return self.named(f"{self.letter(axis)}_PHASE")
 
     def kernel(self, axis: int) -> Expr:
-        """Kernel extent of a spatial axis."""
+        """Extent of a spatial axis in the packed weight: of the kernel, or of the group's taps."""
+        if self.grouping is not None and self.is_grouped(axis):
+            return (
+                Integer(1) if self.grouping.taps == 1 else self.named(f"TAPS_{self.letter(axis)}")
+            )
         return self.named(f"K{self.letter(axis)}")
+
+    def is_grouped(self, axis: int) -> bool:
+        """Whether a spatial axis is taken in groups; only the last one may be."""
+        return self.grouping is not None and axis == self.rank - 1
+
+    @property
+    def span(self) -> Expr:
+        """Inputs of a group."""
+        grouped = self.grouping is not None and self.grouping.span > 1
+        return self.named("SPAN") if grouped else Integer(1)
+
+    @property
+    def lanes(self) -> Expr:
+        """Lanes for the outputs of a group, a power of two."""
+        if self.grouping is None:
+            return Integer(1)
+        whole = self.grouping.lanes == self.grouping.width
+        return self.named("PHASES" if whole else "PHASE_LANES")
 
     def taps(self, axis: int) -> Expr | None:
         """Taps along a spatial axis of every phase outside gaps, None if phases differ."""
         phases = self.phases[axis]
+        if self.is_grouped(axis):
+            return self.kernel(axis)
         if phases.kernel % phases.tap_step:
             return None
         if phases.most_taps == 1:
@@ -150,9 +178,15 @@ class Sizes:
 
 
 def make_sizes(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tiles: tuple[Tile, ...]
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    tiles: tuple[Tile, ...],
+    grouping: Grouping | None,
 ) -> Sizes:
-    """Return the sizes of a kernel for `spec` that runs with any of `tiles`."""
+    """Return the sizes of a kernel for `spec` that runs with any of `tiles`.
+
+    A `grouping` with a span above 1 needs a known last extent.
+    """
     table = [Size("BATCH", spec.batch), *_channels(spec)]
     letters = [letter.upper() for letter in AXES[spec.rank]]
     outputs = spec.output_spatial
@@ -168,22 +202,38 @@ def make_sizes(
         definition = None if size else source + axis.extent_growth
         table.append(Size(f"{letter}_PHASE", value, definition))
     table += [Size(f"K{letter}", k) for letter, k in zip(letters, spec.kernel_size, strict=True)]
-    table += [
-        Size(f"TAPS_{letter}", a.most_taps) for letter, a in zip(letters, phases, strict=True)
-    ]
+    taps = [axis.most_taps for axis in phases]
+    if grouping is not None:
+        table += _group_sizes(spec, grouping)
+        taps[-1] = grouping.taps
+    table += [Size(f"TAPS_{letter}", n) for letter, n in zip(letters, taps, strict=True)]
     for block in BLOCKS:
         values = {getattr(tile, block.lower()) for tile in tiles}
         table.append(Size(block, values.pop() if len(values) == 1 else None))
-    sizes = Sizes(tuple(table), spec.rank, spec.groups, tiles, phases)
+    sizes = Sizes(tuple(table), spec.rank, spec.groups, tiles, phases, grouping)
     counts = (
         ("tiles", sizes.positions, "BLOCK_M"),
-        ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
         ("co_tiles", sizes.group_out, "BLOCK_N"),
         ("channel_blocks", sizes.group_in, "BLOCK_K"),
     )
     table += [_count(sizes, *count) for count in counts]
-    return Sizes(tuple(table), spec.rank, spec.groups, tiles, phases)
+    return Sizes(tuple(table), spec.rank, spec.groups, tiles, phases, grouping)
+
+
+def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
+    """The sizes of groups along the last axis; what no kernel reads is printed nowhere."""
+    letter = AXES[spec.rank][-1].upper()
+    size, output = spec.spatial[-1], spec.output_spatial[-1]
+    growth = grouping.axis.extent_growth
+    definition = None if size else symbol(f"{letter}_IN") + growth
+    return [
+        Size("SPAN", grouping.span),
+        Size("PHASES", grouping.width),
+        Size("PHASE_LANES", grouping.lanes),
+        Size(f"{letter}_IN_GROUPS", size // grouping.span if size else None),
+        Size(f"{letter}_GROUPS", -(-output // grouping.width) if output else None, definition),
+    ]
 
 
 def _channels(spec: ConvTransposeSpec) -> list[Size]:

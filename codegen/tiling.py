@@ -14,26 +14,21 @@ are the target's and the costs stay: a prediction that orders tiles.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 from .phases import AxisPhases
 from .plan import Candidate, Cost, Problem, Tile, problem_of
+from .resources import Form, fits, forms, occupancy
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
-WARP = 32
 # `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
 BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
 NUM_STAGES = (2, 3, 4)
-# Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
-OTHER_REGISTERS = 48
-# The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
-MARGIN = 56
-# Registers of a thread's part of the input tile: more than this spills around conversions.
-MOST_OPERANDS = 32
 # Nanoseconds of an SM for each element of a tile that is loaded or stored. Neighbouring positions
 # load 4 bytes at a time (a tap's shift breaks alignment), neighbouring channels 16.
 LOAD_POSITIONS = {8: 0.126, 4: 0.063, 2: 0.041}
@@ -60,100 +55,51 @@ def rank_tiles(
     """Return every tile that fits `target`, with its cost, best first."""
     problem = problem_of(spec, phases)
     candidates = [
-        Candidate(tile, cost_of(spec, phases, problem, tile, target))
-        for tile in _tiles(spec, problem, target)
+        Candidate(tile, cost_of(spec, problem, form, tile, target))
+        for form in forms(spec, phases, problem)
+        for tile in _tiles(spec, problem, form, target)
     ]
     return tuple(sorted(candidates, key=_order))
 
 
-def _order(candidate: Candidate) -> tuple[float, int, int, int, int, int]:
+def _order(candidate: Candidate) -> tuple[float, str, int, int, int, int, int, int]:
     tile = candidate.tile
     # The model's figures are no better than a percent: within that, the smaller tile wins,
     # and the deeper pipeline.
     grain = round(math.log(candidate.cost.model_ms) / math.log(1.01))
     size = tile.block_m * tile.block_n
-    return (grain, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
+    name = (tile.family, tile.span)
+    return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
 
 
-def _tiles(spec: ConvTransposeSpec, problem: Problem, target: GpuTarget) -> Iterator[Tile]:
+def _tiles(
+    spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
+) -> Iterator[Tile]:
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
-    positions = problem.positions * problem.batch
-    for block_m in BLOCK_M:
-        if block_m > max(BLOCK_M[0], 2 * positions):
-            continue
-        for block_n in BLOCK_N:
-            if block_n >= 2 * max(group_out, BLOCK_N[0]):
-                continue
-            for block_k in BLOCK_K:
-                if block_k >= 2 * max(group_in, BLOCK_K[0]):
-                    continue
-                for num_warps in (4, 8):
-                    for num_stages in NUM_STAGES:
-                        tile = Tile(
-                            block_m=block_m,
-                            block_n=block_n,
-                            block_k=block_k,
-                            num_warps=num_warps,
-                            num_stages=num_stages,
-                        )
-                        if fits(spec, tile, target):
-                            yield tile
+    most = 2 * form.positions * problem.batch
+    rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
+    columns = _blocks(BLOCK_N, form.lanes, group_out)
+    depths = _blocks(BLOCK_K, form.span, group_in)
+    launches = itertools.product((4, 8), NUM_STAGES)
+    for block_m, block_n, block_k, launch in itertools.product(rows, columns, depths, launches):
+        tile = Tile(
+            block_m=block_m,
+            block_n=block_n,
+            block_k=block_k,
+            num_warps=launch[0],
+            num_stages=launch[1],
+            family=form.family,
+            span=form.span,
+        )
+        if fits(spec, form, tile, target):
+            yield tile
 
 
-def registers(spec: ConvTransposeSpec, tile: Tile) -> int:
-    """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
-    threads = WARP * tile.num_warps
-    wide = 2 if spec.dtype == "float64" else 1
-    accumulators = tile.block_m * tile.block_n * wide // threads
-    # Products of several terms hold each operand in two or three parts.
-    parts = 1 if spec.product is None else min(spec.product.products, 3)
-    operands = (tile.block_m + tile.block_n) * tile.block_k * wide * parts // threads
-    # A strided output is stored element by element: every accumulator has its own address.
-    addresses = accumulators // 2 if max(spec.stride) > 1 else 0
-    # Channels that do not come in 16 bytes are loaded element by element, each with its address.
-    vector = 16 // spec.element.itemsize
-    if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
-        addresses += 3 * tile.block_m * tile.block_k // threads
-    return OTHER_REGISTERS + accumulators + operands + addresses
-
-
-def shared_memory(spec: ConvTransposeSpec, tile: Tile) -> int:
-    """Return bytes of shared memory: the pipeline's buffers, or the output's way to its layout.
-
-    Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
-    """
-    size = spec.element.itemsize
-    step = (tile.block_m + tile.block_n) * tile.block_k * size
-    weight = tile.block_n * tile.block_k * size
-    store = tile.block_m * tile.block_n * (8 if spec.dtype == "float64" else 4)
-    return max((tile.num_stages - 1) * step + weight, store)
-
-
-def fits(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
-    """Whether `tile` stays within the target's registers and shared memory."""
-    parts = 1 if spec.product is None else min(spec.product.products, 3)
-    held = tile.block_m * tile.block_k * spec.element.itemsize // (4 * WARP * tile.num_warps)
-    return (
-        held * parts <= MOST_OPERANDS
-        and registers(spec, tile) <= target.registers_per_thread - MARGIN
-        and shared_memory(spec, tile) <= target.shared_per_block
-    )
-
-
-def occupancy(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> int:
-    """Return programs resident on an SM: what threads, registers and shared memory allow."""
-    threads = WARP * tile.num_warps
-    held = math.ceil(registers(spec, tile) / 8) * 8 * threads  # allocated in eights
-    shared = shared_memory(spec, tile) + 1024  # CUDA keeps 1 KB a block
-    return max(
-        1,
-        min(
-            target.threads_per_sm // threads,
-            target.blocks_per_sm,
-            target.registers_per_sm // held,
-            target.shared_per_sm // shared,
-        ),
-    )
+def _blocks(extents: tuple[int, ...], width: int, channels: int) -> list[int]:
+    """Return the channels of blocks that have one of `extents` columns, `width` a channel."""
+    blocks = [max(1, extent // width) for extent in extents if extent >= width]
+    least = blocks[0]
+    return [block for block in blocks if block < 2 * max(channels, least)] or [least]
 
 
 def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
@@ -163,44 +109,37 @@ def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
     return float(getattr(target, f"tflops_{spec.element.rate}")) * 1e12
 
 
-def folds_batch(problem: Problem, tile: Tile) -> bool:
+def folds_batch(problem: Problem, form: Form, tile: Tile) -> bool:
     """Whether images share a tile: flattening pays where a tile an image wastes an eighth."""
-    padded = math.ceil(problem.positions / tile.block_m) * tile.block_m
-    return problem.batch > 1 and padded > 1.125 * problem.positions
+    padded = math.ceil(form.positions / tile.block_m) * tile.block_m
+    return problem.batch > 1 and padded > 1.125 * form.positions
 
 
 def cost_of(
-    spec: ConvTransposeSpec,
-    phases: tuple[AxisPhases, ...],
-    problem: Problem,
-    tile: Tile,
-    target: GpuTarget,
+    spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile, target: GpuTarget
 ) -> Cost:
     """Return the cost of `tile` on `target`."""
     size = spec.element.itemsize
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
-    phase_count = math.prod(axis.stride for axis in phases)
-    positions = problem.positions * problem.batch
-    if folds_batch(problem, tile):
-        tiles = math.ceil(positions / tile.block_m)
+    if folds_batch(problem, form, tile):
+        tiles = math.ceil(form.positions * problem.batch / tile.block_m)
     else:
-        tiles = math.ceil(problem.positions / tile.block_m) * problem.batch
+        tiles = math.ceil(form.positions / tile.block_m) * problem.batch
     channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
-    programs = tiles * channel_tiles * phase_count
-    # Taps of all phases together are the layer's taps: a phase has its share.
-    steps = math.prod(axis.kernel for axis in phases) / phase_count
-    steps *= math.ceil(group_in / tile.block_k)
+    programs = tiles * channel_tiles * form.phases
+    steps = form.taps * math.ceil(group_in / tile.block_k)
+    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
 
-    occupied = occupancy(spec, tile, target)
+    occupied = occupancy(spec, form, tile, target)
     slots = target.sms * occupied
     waves = programs / slots
-    step_bytes = (tile.block_m + tile.block_n) * tile.block_k * size
-    store_bytes = tile.block_m * tile.block_n * size
+    step_bytes = (tile.block_m + columns) * depth * size
+    store_bytes = tile.block_m * columns * size
     l2_bytes = int(programs * (steps * step_bytes + store_bytes))
     flops = layer_flops(spec, problem)
     dram_bytes = layer_bytes(spec, problem)
 
-    work = steps * _step_ns(spec, tile, target) + _store_ns(spec, tile)
+    work = steps * _step_ns(spec, form, tile, target) + _store_ns(spec, form, tile)
     work *= SPLIT if tile.num_warps > 4 else 1.0
     wave = max(work * occupied, LATENCY + steps * STEP_LATENCY + work)
     # Up to a few waves a partial one takes as long as a full one; later they drift apart.
@@ -221,21 +160,24 @@ def cost_of(
     )
 
 
-def _step_ns(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> float:
+def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> float:
     """Return what a step of a program costs its SM, in nanoseconds."""
-    flops = 2 * tile.block_m * tile.block_n * tile.block_k
+    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+    flops = 2 * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)
-    channels_last = spec.layout == "channels_last"
-    load = LOAD_CHANNELS if channels_last else LOAD_POSITIONS[spec.element.itemsize]
-    return STEP + compute + tile.block_k * (tile.block_m * load + tile.block_n * LOAD_WEIGHT)
+    if spec.layout == "channels_last":
+        load = LOAD_CHANNELS
+    else:
+        load = LOAD_POSITIONS[spec.element.itemsize] / form.span
+    return STEP + compute + depth * (tile.block_m * load + columns * LOAD_WEIGHT)
 
 
-def _store_ns(spec: ConvTransposeSpec, tile: Tile) -> float:
+def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     """Return what the store of a program costs its SM, in nanoseconds."""
     store = STORE
-    if spec.stride[-1] > 1 and spec.layout == "channels_first":
+    if spec.stride[-1] > 1 and spec.layout == "channels_first" and form.family == "gather":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH
-    return tile.block_m * tile.block_n * store
+    return tile.block_m * tile.block_n * form.lanes * store
 
 
 def layer_flops(spec: ConvTransposeSpec, problem: Problem) -> int:

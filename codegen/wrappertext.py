@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
+from .grouping import Grouping
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, bare, split
@@ -37,6 +38,8 @@ class WrapperContext:
         input_shape, weight_shape: what the file was generated for, None for any size.
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
         kernel_axes: names of the weight's last axes.
+        group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
+        lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         own_format, other_format: arguments that name those layouts to torch; empty if none does.
         shape_names: the lines that name the sizes which grid and launch read.
@@ -58,6 +61,9 @@ class WrapperContext:
     dilation: str
     groups: int
     kernel_axes: str
+    group_taps: tuple[str, ...]
+    lanes: str
+    span: str
     layout: str
     other_layout: str
     own_format: str
@@ -95,6 +101,9 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         dilation=_tuple(spec.dilation),
         groups=spec.groups,
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
+        group_taps=() if plan.grouping is None else _table(plan.grouping),
+        lanes=_value(sizes.lanes),
+        span=_value(sizes.span),
         layout=spec.layout,
         other_layout="channels_first" if channels_last else "channels_last",
         own_format=own,
@@ -133,6 +142,23 @@ def _reach_text(products: list[str]) -> str:
     line = f"reach = max({', '.join(products)})"
     broken = "reach = max(\n" + "".join(f"    {product},\n" for product in products) + ")"
     return line if len(line) + 4 <= WIDTH else broken
+
+
+def _value(size: Expr) -> str:
+    return "1" if size == 1 else f"{size}.value"
+
+
+def _table(grouping: Grouping) -> tuple[str, ...]:
+    """Return a grouping's table of kernel indices, one line a tap, -1 where there is none."""
+    lines = []
+    for outputs in grouping.table:
+        rows = [_tuple(tuple(-1 if k is None else k for k in inputs)) for inputs in outputs]
+        text = f"({', '.join(rows)}{',' if len(rows) == 1 else ''}),"
+        if len(text) + 4 <= WIDTH:
+            lines.append(text)
+        else:
+            lines += ["(", *(f"    {row}," for row in rows), "),"]
+    return tuple(lines)
 
 
 def _tuple(values: tuple[object, ...]) -> str:
@@ -220,12 +246,14 @@ class _Names:
                 images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
                 return f"triton.cdiv({bare(images + self._positions())}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
-        if entry.name.endswith("_PHASE"):
-            axis = [f"{letter.upper()}_PHASE" for letter in AXES[self.plan.spec.rank]].index(
-                entry.name
-            )
+        if entry.name.endswith("_GROUPS") and self.sizes.span != 1:
+            output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
+            return f"triton.cdiv({output}, PHASES.value)"
+        if entry.name.endswith(("_PHASE", "_GROUPS")):
+            letter = entry.name.partition("_")[0]
+            axis = AXES[self.plan.spec.rank].index(letter.lower())
             growth = self.plan.phases[axis].extent_growth
-            source = self._variable(entry.name.replace("_PHASE", "_IN"))
+            source = self._variable(f"{letter}_IN")
             if growth == 0:
                 return source
             return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
@@ -324,8 +352,13 @@ class _Names:
         inputs, outputs = [], []
         for axis, phases in enumerate(self.plan.phases):
             grows = phases.extent_growth > 0
-            inputs.append(sizes.phase(axis) if grows else sizes.input(axis))
-            outputs.append(phases.stride * sizes.phase(axis))
+            count, span = sizes.phase(axis), 1
+            if self.plan.grouping is not None and sizes.is_grouped(axis):
+                span = self.plan.grouping.span
+                known = self.space.number(count)  # as it is with a span above 1
+                count = count if known is None else Integer(known)
+            inputs.append(span * count if grows or span > 1 else sizes.input(axis))
+            outputs.append(phases.stride * span * count)
         whole = channels_last or self.plan.fold_batch
         depth_in = spec.groups * sizes.group_in if whole else Integer(self._most("block_k"))
         depth_out = spec.groups * sizes.group_out if whole else Integer(self._most("block_n"))

@@ -1,0 +1,106 @@
+"""Grouping of the last axis: neighbouring inputs and outputs taken together as channels.
+
+Stage 2, after decompose. Input: the `AxisPhases` of the last axis and a span; output: a `Grouping`.
+
+Take the inputs of a row in groups of `span`, `i = span*g + v`, and its outputs in groups of
+`width = stride*span`, `o = width*m + r`. Then `o + p = s*i + d*k` (phases.py) says that output r of
+group m gets input v of group `g = m + shift` through kernel index
+
+    k = (r + p - s*v - width*shift) / d                    if that is whole and in [0, kernel)
+
+which m does not enter: along the groups the layer has stride 1, `width` times its output channels
+and `span` times its input channels, some of whose weights are zero. A program that holds all
+outputs of a group stores them side by side, and loads its inputs `span` at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .phases import AxisPhases
+
+# A larger table of weights would be mostly zeros, or long to print.
+MOST_LANES = 32
+MOST_SLOTS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """The last axis of a layer, grouped.
+
+    Attributes:
+        axis: its phases.
+        span: inputs of a group.
+    """
+
+    axis: AxisPhases
+    span: int
+
+    @property
+    def width(self) -> int:
+        """Outputs of a group."""
+        return self.axis.stride * self.span
+
+    @property
+    def lanes(self) -> int:
+        """`width`, up to a power of two: Triton's tensors have no other extents."""
+        return 1 << (self.width - 1).bit_length()
+
+    @property
+    def shifts(self) -> tuple[int, int]:
+        """Smallest and largest `g - m`: where input and output groups meet."""
+        axis = self.axis
+        meets = [
+            output + axis.padding - axis.dilation * k
+            for output in range(self.width)
+            for k in range(axis.kernel)
+        ]
+        inputs = [place // axis.stride for place in meets if place % axis.stride == 0]
+        return min(inputs) // self.span, max(inputs) // self.span
+
+    @property
+    def groups(self) -> AxisPhases:
+        """The axis group by group: stride 1, `taps` taps, tap 0 at the largest shift."""
+        growth = self.axis.extent_growth + 1
+        return AxisPhases(
+            kernel=self.taps, stride=1, padding=self.shifts[1], dilation=1, growth=growth
+        )
+
+    @property
+    def taps(self) -> int:
+        """Input groups that an output group reads."""
+        low, high = self.shifts
+        return high - low + 1
+
+    def kernel_index(self, tap: int, output: int, place: int) -> int | None:
+        """Return k from input `place` of the tap's group to `output` of the group, if there is one.
+
+        Tap 0 is the largest shift.
+        """
+        axis = self.axis
+        offset = self.width * (self.shifts[1] - tap)
+        k, rest = divmod(output + axis.padding - axis.stride * place - offset, axis.dilation)
+        return k if rest == 0 and 0 <= k < axis.kernel and output < self.width else None
+
+    @property
+    def table(self) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
+        """Kernel indices as [tap][output lane][input place], None where there is none."""
+        return tuple(
+            tuple(
+                tuple(self.kernel_index(tap, output, place) for place in range(self.span))
+                for output in range(self.lanes)
+            )
+            for tap in range(self.taps)
+        )
+
+
+def refusal(axis: AxisPhases, span: int) -> str | None:
+    """Return why `axis` cannot be grouped with `span`, None if it can."""
+    if axis.stride * span > MOST_LANES:
+        return f"groups of {axis.stride * span} outputs, at most {MOST_LANES}"
+    # An output group of `width` is reached over `d*(k-1)` positions more, at `width` a tap.
+    width = axis.stride * span
+    slots = (axis.dilation * (axis.kernel - 1) // width + 2) * width * span
+    if slots > MOST_SLOTS:
+        return f"about {slots} weights for each pair of channels, at most {MOST_SLOTS}"
+    return None

@@ -1,0 +1,168 @@
+"""The polyphase family: an implicit GEMM over groups of neighbours of the last axis.
+
+Stages 3 and 5 of the family. Input: a `KernelPlan` with a `Grouping`; output: the `GemmContext` of
+the template. A position is a group of PHASES outputs of a row, which read groups of SPAN inputs
+(grouping.py has the algebra); outputs of a group are columns of the product beside the channels,
+its inputs rows of the weight beside theirs, and the store lays the columns side by side.
+"""
+
+from __future__ import annotations
+
+from sympy import Expr, Integer
+
+from .gemm import (
+    GemmContext,
+    Kernel,
+    Positions,
+    bias_coordinates,
+    channel_lanes,
+    define_lane,
+    define_phase,
+    define_positions,
+    define_program,
+    define_start,
+    define_steps,
+    define_taps,
+    output_start,
+    tensor,
+    triton_sees_rows,
+    weight_coordinates,
+)
+from .grouping import Grouping, refusal
+from .index import Coordinate, FloorDiv
+from .phases import decompose
+from .plan import KernelPlan
+from .printer import Scribe
+from .sizes import AXES, Sizes
+from .spec import ConvTransposeSpec
+
+SPANS = (1, 2, 4)
+
+
+def polyphase_refusal(spec: ConvTransposeSpec) -> str | None:
+    """Return why the family cannot serve `spec` with any span, None if it can."""
+    if spec.layout != "channels_first":
+        return "channels_last: gather stores whole lines there"
+    reasons = [span_refusal(spec, span) for span in SPANS]
+    return reasons[0] if all(reasons) else None
+
+
+def span_refusal(spec: ConvTransposeSpec, span: int) -> str | None:
+    """Return why groups of `span` inputs cannot serve `spec`, None if they can."""
+    if span == spec.stride[-1] == 1:
+        return "stride 1 along the last axis: a group of one input has one output"
+    if span > 1 and spec.spatial[-1] is None:
+        return "the last extent is left to run time"
+    return refusal(decompose(spec)[-1], span)
+
+
+def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
+    """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
+    assert plan.grouping is not None
+    kernel = Kernel(plan, sizes, scribe)
+    span, lanes = sizes.span, sizes.lanes
+    parts = ("program", "phase", "position", "step", "out")
+    lines: dict[str, list[str]] = {part: [] for part in parts}
+    define_program(kernel, lines["program"])
+    co_start = output_start(kernel, lines["program"])
+    phase = define_phase(kernel, lines["phase"])
+    start = define_start(kernel, lines["position"])
+    at = define_positions(kernel, lines["position"], start, span)
+    steps = define_steps(kernel, lines["step"], phase)
+    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    ci = define_lane(kernel, "ci", "BLOCK_K")
+    co = define_lane(kernel, "co", "BLOCK_N")
+    column = define_lane(kernel, "column", "BLOCK_N", lanes)
+    row = ci if span == 1 else define_lane(kernel, "row", "BLOCK_K", span)
+    lane_lines = [*channel_lanes("ci"), f"column = tl.arange(0, BLOCK_N * {lanes})"]
+    if span != 1:
+        lane_lines.insert(1, f"row = tl.arange(0, BLOCK_K * {span})")
+    transposed = span != 1 or not triton_sees_rows(kernel)
+
+    x = tensor(kernel, at.image, steps.channel + ci, "IN", _inputs(kernel, at, shifts))
+    w = weight_coordinates(
+        kernel,
+        tap,
+        (co_start * lanes + column, sizes.group_out * lanes),
+        (steps.channel * span + row, sizes.group_in * span),
+    )
+    x_text = kernel.access("x", x, ("ci", "position") if transposed else ("position", "ci"))
+    w_text = kernel.access("w", w, ("row" if span != 1 else "ci", "column"))
+    out = define_positions(kernel, lines["out"], start, lanes, "_out")
+    lines["out"] += [
+        *channel_lanes("co"),
+        "# The columns of a channel, side by side",
+        f"acc = acc.reshape(BLOCK_M, BLOCK_N, {lanes}).permute(1, 0, 2)",
+        f"acc = acc.reshape(BLOCK_N, BLOCK_M * {lanes})",
+    ]
+    y = tensor(kernel, out.image, co_start + co, "OUT", _outputs(kernel, out, phase.residues))
+    bias = bias_coordinates(kernel, co_start + FloorDiv(column, lanes))
+    return GemmContext(
+        program_lines=tuple(lines["program"]),
+        phase_lines=tuple(lines["phase"]),
+        position_lines=tuple(lines["position"]),
+        step_lines=tuple(lines["step"]),
+        loop=steps.loop,
+        lane_lines=tuple(lane_lines),
+        x=x_text,
+        w=w_text,
+        y=kernel.access("y", y, ("co", "position_out")),
+        bias=kernel.access("bias", bias, ("column",)),
+        operand_lines=_operand_lines(span),
+        x_operand="tl.trans(x)" if transposed and span == 1 else "x",
+        acc_shape=f"BLOCK_M, BLOCK_N * {lanes}",
+        bias_lanes=f"column // {lanes}",
+        output_lines=tuple(lines["out"]),
+        result="acc",
+    )
+
+
+def _inputs(kernel: Kernel, at: Positions, shifts: list[Expr]) -> list[list[Coordinate]]:
+    """Return the input's spatial coordinates; of a group its place, and its number in the row."""
+    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
+    axes = []
+    for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True):
+        extent, index = sizes.input(number), position + shift
+        if number < last or sizes.span == 1:
+            axes.append([Coordinate(index, extent, Integer(1))])
+        elif (sizes.space.number(extent) or 1) % _grouping(kernel).span == 0:
+            # Whole groups: a mask that is the same for all of a group leaves its load in one piece.
+            letter = AXES[kernel.plan.spec.rank][number].upper()
+            groups = sizes.named(f"{letter}_IN_GROUPS")
+            axes.append(
+                [
+                    Coordinate(index, groups, sizes.span),
+                    Coordinate(at.place, sizes.span, Integer(1)),
+                ]
+            )
+        else:
+            axes.append([Coordinate(sizes.span * index + at.place, extent, Integer(1))])
+    return axes
+
+
+def _outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[Coordinate]]:
+    """Return the output's spatial coordinates: a phase of each axis, all phases of the last."""
+    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
+    axes = []
+    for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):
+        extent = sizes.output(number)
+        if number < last:
+            axes.append([Coordinate(axis.stride * position + residue, extent, Integer(1))])
+            continue
+        phases = sizes.named("PHASES")
+        axes.append([Coordinate(phases * position + out.place, extent, Integer(1))])
+        if _grouping(kernel).lanes > _grouping(kernel).width:
+            axes[-1].append(Coordinate(out.place, phases, Integer(0)))
+    return axes
+
+
+def _grouping(kernel: Kernel) -> Grouping:
+    assert kernel.plan.grouping is not None
+    return kernel.plan.grouping
+
+
+def _operand_lines(span: Expr) -> tuple[str, ...]:
+    if span == 1:
+        return ()
+    shape = f"x.reshape(BLOCK_K, BLOCK_M, {span}).permute(1, 0, 2)"
+    return (f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})",)

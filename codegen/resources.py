@@ -1,0 +1,155 @@
+"""What a tile takes of an SM: registers, shared memory, and so its occupancy.
+
+Stage 4, part of plan. Input: a spec, a `Form` of it and a `Tile`; output: numbers that fit or do
+not fit a `GpuTarget`. They are estimates; the compiler has the last word (cubin.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .grouping import Grouping
+from .phases import AxisPhases
+from .plan import Problem, Tile
+from .polyphase import SPANS, span_refusal
+from .spec import ConvTransposeSpec
+from .targets import GpuTarget
+
+WARP = 32
+# Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
+OTHER_REGISTERS = 48
+# The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
+MARGIN = 56
+# Registers of a thread's part of the input tile: more than this spills around conversions.
+MOST_OPERANDS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What a family and a span make of a layer: the products that its programs share.
+
+    Attributes:
+        family: a name of `FAMILIES`.
+        span: inputs that a position takes together.
+        lanes: columns of the product for each output channel.
+        positions: positions of a phase of one image.
+        phases: phases that have programs of their own.
+        taps: taps of a phase, on average.
+    """
+
+    family: str
+    span: int
+    lanes: int
+    positions: int
+    phases: int
+    taps: float
+
+
+def forms(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+) -> Iterator[Form]:
+    """Yield every form that serves `spec`."""
+    count = math.prod(axis.stride for axis in phases)
+    # Taps of all phases together are the layer's taps: a phase has its share.
+    kernel = math.prod(axis.kernel for axis in phases)
+    yield Form(
+        family="gather",
+        span=1,
+        lanes=1,
+        positions=math.prod(problem.phase_extents),
+        phases=count,
+        taps=kernel / count,
+    )
+    last = phases[-1]
+    for span in SPANS if spec.layout == "channels_first" else ():
+        if span_refusal(spec, span) is not None:
+            continue
+        grouping = Grouping(last, span)
+        groups = -(-problem.output_extents[-1] // grouping.width)
+        yield Form(
+            family="polyphase",
+            span=span,
+            lanes=grouping.lanes,
+            positions=math.prod(problem.phase_extents[:-1]) * groups,
+            phases=count // last.stride,
+            taps=kernel / last.kernel / (count // last.stride) * grouping.taps,
+        )
+
+
+def form_of(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem, tile: Tile
+) -> Form:
+    """Return the form that `tile` belongs to."""
+    found = [
+        form
+        for form in forms(spec, phases, problem)
+        if (form.family, form.span) == (tile.family, tile.span)
+    ]
+    return found[0]
+
+
+def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+    """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
+    threads = WARP * tile.num_warps
+    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+    wide = 2 if spec.dtype == "float64" else 1
+    accumulators = tile.block_m * columns * wide // threads
+    # Products of several terms hold each operand in two or three parts.
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
+    operands = (tile.block_m + columns) * depth * wide * parts // threads
+    # A strided output is stored element by element: every accumulator has its own address.
+    strided = max(spec.stride) > 1 and form.family == "gather"
+    addresses = accumulators // 2 if strided else 0
+    # Channels that do not come in 16 bytes are loaded element by element, each with its address.
+    vector = 16 // spec.element.itemsize
+    if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
+        addresses += 3 * tile.block_m * tile.block_k // threads
+    return OTHER_REGISTERS + accumulators + operands + addresses
+
+
+def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+    """Return bytes of shared memory: the pipeline's buffers, or the output's way to its layout.
+
+    Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
+    """
+    size = spec.element.itemsize
+    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+    step = (tile.block_m + columns) * depth * size
+    weight = columns * depth * size
+    store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
+    return max((tile.num_stages - 1) * step + weight, store)
+
+
+def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether `tile` stays within the target's registers and shared memory."""
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
+    held = (
+        tile.block_m
+        * tile.block_k
+        * form.span
+        * spec.element.itemsize
+        // (4 * WARP * tile.num_warps)
+    )
+    return (
+        held * parts <= MOST_OPERANDS
+        and registers(spec, form, tile) <= target.registers_per_thread - MARGIN
+        and shared_memory(spec, form, tile) <= target.shared_per_block
+    )
+
+
+def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Return programs resident on an SM: what threads, registers and shared memory allow."""
+    threads = WARP * tile.num_warps
+    held = math.ceil(registers(spec, form, tile) / 8) * 8 * threads  # allocated in eights
+    shared = shared_memory(spec, form, tile) + 1024  # CUDA keeps 1 KB a block
+    return max(
+        1,
+        min(
+            target.threads_per_sm // threads,
+            target.blocks_per_sm,
+            target.registers_per_sm // held,
+            target.shared_per_sm // shared,
+        ),
+    )
