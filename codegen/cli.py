@@ -54,6 +54,19 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("spec", required=False)(command)
 
 
+_choices_option = click.option(
+    "--choices",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measured tiles, as `convgen tune` writes them; they come before the model.",
+)
+
+
+def _read_choices(path: Path | None) -> Any:
+    from .choices import read_choices
+
+    return None if path is None else read_choices(path)
+
+
 def _print_json(command: str, data: dict[str, Any]) -> None:
     click.echo(json.dumps({"schema": 1, "command": command, **data}, indent=2))
 
@@ -66,11 +79,19 @@ def main() -> None:
 
 @main.command()
 @_spec_options
+@_choices_option
 @click.option("-o", "--output", help="File, or folder for a .convgen file; - is stdout.")
 @click.option("--force", is_flag=True, help="Overwrite a file that convgen did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_guarded
-def emit(spec: str | None, output: str | None, force: bool, as_json: bool, **flags: Any) -> None:
+def emit(
+    spec: str | None,
+    choices: Path | None,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
     from .compiler import compile_kernel
     from .project import write_text
@@ -78,7 +99,8 @@ def emit(spec: str | None, output: str | None, force: bool, as_json: bool, **fla
 
     statements = resolve(spec, flags)
     paths = destinations(statements, spec, output, force=force)
-    sources = [compile_kernel(s.spec, s.target) for s in statements]
+    measured = _read_choices(choices)
+    sources = [compile_kernel(s.spec, s.target, choices=measured) for s in statements]
     for source, path in zip(sources, paths, strict=True):
         if path is not None:
             write_text(path, source.text)
@@ -104,9 +126,10 @@ def emit(spec: str | None, output: str | None, force: bool, as_json: bool, **fla
 
 @main.command()
 @_spec_options
+@_choices_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_guarded
-def verify(spec: str | None, as_json: bool, **flags: Any) -> None:
+def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) -> None:
     """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter."""
     from .sources import resolve
 
@@ -115,7 +138,8 @@ def verify(spec: str | None, as_json: bool, **flags: Any) -> None:
         from .verify import verify as run
     except ImportError as error:
         raise SpecError(f"verify needs {error.name}: pip install 'convgen[torch]'") from None
-    reports = [run(statement.spec, statement.target) for statement in statements]
+    measured = _read_choices(choices)
+    reports = [run(s.spec, s.target, choices=measured) for s in statements]
     if as_json:
         _print_json("verify", {"kernels": [report.as_dict() for report in reports]})
     else:
@@ -126,6 +150,7 @@ def verify(spec: str | None, as_json: bool, **flags: Any) -> None:
 
 @main.command()
 @_spec_options
+@_choices_option
 @click.option(
     "--stage",
     type=click.Choice(["spec", "phases", "index", "plan", "candidates"]),
@@ -133,15 +158,17 @@ def verify(spec: str | None, as_json: bool, **flags: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_guarded
-def explain(spec: str | None, stage: str | None, as_json: bool, **flags: Any) -> None:
+def explain(
+    spec: str | None, choices: Path | None, stage: str | None, as_json: bool, **flags: Any
+) -> None:
     """Show every stage of SPEC: phases, accesses, tile and grid with their reasons, roofline."""
     from .compiler import plan
     from .explain import explain as sections_of
     from .sources import resolve
 
-    kernels = []
+    kernels, measured = [], _read_choices(choices)
     for statement in resolve(spec, flags):
-        made = plan(statement.spec, statement.target)
+        made = plan(statement.spec, statement.target, choices=measured)
         sections = sections_of(made, stage)
         if as_json:
             stages = {section.stage: dict(section.rows) for section in sections}
@@ -157,6 +184,35 @@ def explain(spec: str | None, stage: str | None, as_json: bool, **flags: Any) ->
                     click.echo(f"    {line}")
     if as_json:
         _print_json("explain", {"kernels": kernels})
+
+
+@main.command("compile")
+@_spec_options
+@_choices_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def compile_command(
+    spec: str | None, choices: Path | None, as_json: bool, target: str | None, **flags: Any
+) -> None:
+    """Compile SPEC to machine code for the GPUs of --target a,b,…; needs triton, but no GPU."""
+    from .sources import resolve_for
+
+    pairs = resolve_for(spec, flags, target)
+    try:
+        from .cubin import resources_of
+    except ImportError as error:
+        raise SpecError(f"compile needs {error.name}: pip install 'convgen[torch]'") from None
+    measured = _read_choices(choices)
+    rows = [resources_of(statement, measured) for statement in pairs]
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']:16} {row['target']:8} {row['registers']:3} registers, "
+            f"{row['spills']} bytes of spills, {row['shared']} bytes of shared memory, "
+            f"{row['occupancy']} programs an SM"
+        )
 
 
 @main.command()
@@ -231,7 +287,7 @@ def targets(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_guarded
 def families(as_json: bool) -> None:
-    """List the kernel families; the first that serves a spec is taken."""
+    """List the kernel families; the planner ranks the tiles of all that serve a spec."""
     from .families import FAMILIES
 
     if as_json:

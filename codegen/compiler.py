@@ -12,6 +12,7 @@ torch or triton, or reads a clock, an environment or a device.
 
 from __future__ import annotations
 
+from .choices import Choices
 from .phases import decompose
 from .plan import KernelPlan, Tile
 from .planner import plan_kernel
@@ -21,24 +22,31 @@ from .targets import DEFAULT_TARGET, GpuTarget, find_target
 
 
 def plan(
-    spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None
+    spec: ConvTransposeSpec,
+    target: GpuTarget | None = None,
+    tile: Tile | None = None,
+    choices: Choices | None = None,
 ) -> KernelPlan:
     """Return the plan of `spec`.
 
     Args:
         spec: the layer.
         target: the GPU; None is the spec's own, or the default.
-        tile: a tile in place of the model's choice.
+        tile: a tile in place of a choice.
+        choices: measured ones, which come before the package's own.
 
     Raises:
         SpecError: no launch grid can hold the spec's programs.
     """
     chosen = target or find_target(spec.target or DEFAULT_TARGET)
-    return plan_kernel(spec, decompose(spec), chosen, tile)
+    return plan_kernel(spec, decompose(spec), chosen, tile, choices)
 
 
 def compile_kernel(
-    spec: ConvTransposeSpec, target: GpuTarget | None = None, tile: Tile | None = None
+    spec: ConvTransposeSpec,
+    target: GpuTarget | None = None,
+    tile: Tile | None = None,
+    choices: Choices | None = None,
 ) -> KernelSource:
     """Return the emitted file of `spec`; arguments and errors as `plan`."""
-    return render(plan(spec, target, tile))
+    return render(plan(spec, target, tile, choices))

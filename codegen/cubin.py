@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .choices import Choices
+from .compiler import compile_kernel
 from .loading import load_module
 from .plan import problem_of
 from .render import KernelSource
+from .resources import resident
+from .sources import Statement
 from .spec import ConvTransposeSpec
 
 
@@ -90,6 +94,21 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
             options |= kernel.configs[0].all_kwargs()
         compiled = jit.warmup(*launch.arguments, grid=launch.grid_of(options), **options)
         return _binary(compiled, Path(folder), triton)
+
+
+def resources_of(statement: Statement, choices: Choices | None) -> dict[str, Any]:
+    """Return what the machine code of a statement's kernel takes on its target, as JSON has it."""
+    target = statement.target
+    source = compile_kernel(statement.spec, target, choices=choices)
+    binary = compile_source(source, int(target.arch.removeprefix("sm_")))
+    return {
+        "name": statement.name or f"conv_transpose{statement.spec.rank}d",
+        "target": target.name,
+        "registers": binary.registers,
+        "spills": binary.spills,
+        "shared": binary.shared,
+        "occupancy": resident(target, binary.num_warps, binary.registers, binary.shared),
+    }
 
 
 class _Launch:

@@ -39,7 +39,7 @@ class FileContext:
     """The names of `module.py.jinja` and its parts; text, flags and tuples of text only.
 
     Attributes:
-        version, spec, target, tile, grid, command: the header's lines.
+        version, spec, target, tile, grid, choices, command: the header's lines.
         family, template: the family, and what prints its kernel.
         layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
         unbatched, batched: dimensions of an input without its batch axis, and with it.
@@ -64,6 +64,7 @@ class FileContext:
     target: str
     tile: str
     grid: str
+    choices: str | None
     command: str
     family: str
     template: str
@@ -117,6 +118,7 @@ def file_context(plan: KernelPlan) -> FileContext:
         target=_target_text(plan),
         tile=str(plan.tile) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
         grid=_grid_text(plan),
+        choices=plan.choices_digest,
         command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}",
         family=plan.family,
         template=family.template,

@@ -59,6 +59,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     x = tensor(kernel, at.image, ci, "IN", inputs)
     y = tensor(kernel, at.image, co, "OUT", outputs)
     w = weight_coordinates(kernel, kernel_index, (co, sizes.group_out), (ci, sizes.group_in))
+    y_text = kernel.access("y", y, ("position", "co") if last else ("co", "position"))
     return GemmContext(
         program_lines=tuple(lines["program"]),
         phase_lines=tuple(lines["phase"]),
@@ -68,12 +69,14 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         lane_lines=channel_lanes("ci", "co"),
         x=kernel.access("x", x, ("ci", "position") if transposed else ("position", "ci")),
         w=kernel.access("w", w, ("ci", "co")),
-        y=kernel.access("y", y, ("position", "co") if last else ("co", "position")),
+        y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, co), ("co",)),
         operand_lines=(),
         x_operand="tl.trans(x)" if transposed else "x",
         acc_shape="BLOCK_M, BLOCK_N",
         bias_lanes="co",
+        pointer_lines=(),
+        y_pointers=f"{y_text.pointer} + y_lanes",
         output_lines=(),
         result="acc" if last else "tl.trans(acc)",
     )

@@ -34,6 +34,7 @@ class AccessText:
         step_lines: the lines of `<name>_step` and `<name>_mask`, where the access has them.
         stepped: a step of the loop adds `<name>_step`.
         masked: `<name>_mask` says which elements exist; else all do.
+        pointer: the name of the pointer that the lanes are added to.
     """
 
     base: str | None
@@ -41,6 +42,7 @@ class AccessText:
     step_lines: tuple[str, ...]
     stepped: bool
     masked: bool
+    pointer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class GemmContext:
         x_operand: the x tile as left operand of the product, [positions, channels].
         acc_shape: extents of the product.
         bias_lanes: the bias of each of its columns.
+        pointer_lines, y_pointers: where the elements go.
         output_lines: lines that bring the product into the output's shape, and its lanes there.
         result: the product as it is stored.
     """
@@ -85,6 +88,8 @@ class GemmContext:
     x_operand: str
     acc_shape: str
     bias_lanes: str
+    pointer_lines: tuple[str, ...]
+    y_pointers: str
     output_lines: tuple[str, ...]
     result: str
 
@@ -134,6 +139,7 @@ class Kernel:
             step_lines=(*lines, *mask),
             stepped=step is not None,
             masked=bool(mask),
+            pointer=f"{name}_tile" if base else f"{name}_ptr",
         )
 
 

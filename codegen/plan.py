@@ -52,6 +52,16 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """A tile that was measured: its time in milliseconds, of how many tried, on which device."""
+
+    tile: Tile
+    ms: float
+    tried: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class GridCoordinate:
     """A number that the launch grid hands a program: its name, and how many values it takes."""
 
@@ -112,6 +122,8 @@ class KernelPlan:
         cost: of the spec's sizes, or of nominal ones where it leaves them to run time.
         nominal: sizes were left to run time and stand at nominal values in `cost`.
         ranking: the candidates of the tile, best first.
+        measured: what was measured for the spec, None if nothing was or a tile was given.
+        choices_digest: hash of the file of choices that was given, None without one.
         grid_reason: why this grid.
     """
 
@@ -126,6 +138,8 @@ class KernelPlan:
     cost: Cost
     nominal: bool
     ranking: tuple[Candidate, ...]
+    measured: Measured | None
+    choices_digest: str | None
     grid_reason: str
 
     @property

@@ -9,10 +9,11 @@ import math
 
 from sympy import Integer
 
+from .choices import Choices, shipped
 from .grouping import Grouping
 from .index import Space
 from .phases import AxisPhases
-from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Tile, problem_of
+from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
 from .resources import form_of
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
@@ -28,6 +29,7 @@ def plan_kernel(
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
     tile: Tile | None = None,
+    choices: Choices | None = None,
 ) -> KernelPlan:
     """Return the plan of `spec` on `target`.
 
@@ -35,14 +37,17 @@ def plan_kernel(
         spec: the layer.
         phases: its phases.
         target: the GPU.
-        tile: a tile to use in place of the model's choice.
+        tile: a tile to use in place of a choice.
+        choices: measured ones, which come before the package's own.
 
     Raises:
         SpecError: the launch grid asked for cannot hold the programs.
     """
     ranking = rank_tiles(spec, phases, target)
     tuned = _tuned(spec, ranking)
-    chosen = tile or ranking[0].tile
+    given = choices if choices is not None and choices.target == target.name else None
+    measured = None if tile or tuned else _measured(spec, target, given)
+    chosen = tile or (ranking[0].tile if measured is None else measured.tile)
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)
     fold = folds_batch(problem, form, chosen)
@@ -61,8 +66,16 @@ def plan_kernel(
         cost=cost_of(spec, problem, form, chosen, target),
         nominal=problem.nominal,
         ranking=ranking,
+        measured=measured,
+        choices_digest=None if given is None else given.digest,
         grid_reason=reason,
     )
+
+
+def _measured(spec: ConvTransposeSpec, target: GpuTarget, given: Choices | None) -> Measured | None:
+    """Return what was measured for `spec`, in the choices given or in the package's own."""
+    found = None if given is None else given.of(spec)
+    return shipped(target.name).of(spec) if found is None else found
 
 
 def _tuned(spec: ConvTransposeSpec, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:

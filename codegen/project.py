@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .choices import Choices, read_choices
 from .compiler import compile_kernel
 from .language import NamedSpec, check_name, parse, parse_document
 from .render import body_is_intact, is_generated
@@ -20,7 +21,7 @@ from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
 from .targets import DEFAULT_TARGET, find_target
 
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
-KEYS = ("output", "target", "specs", "kernel")
+KEYS = ("output", "target", "specs", "choices", "kernel")
 KERNEL_KEYS = ("name", "spec", "target")
 
 
@@ -99,8 +100,17 @@ def read_project(root: Path) -> tuple[Path, tuple[Kernel, ...]]:
 def generate(root: Path) -> Build:
     """Compile every kernel of the project at `root`; raises as `read_project`."""
     output, kernels = read_project(root)
-    texts = {k.path: compile_kernel(k.spec, find_target(k.target)).text for k in kernels}
+    choices = project_choices(root)
+    texts = {
+        k.path: compile_kernel(k.spec, find_target(k.target), choices=choices).text for k in kernels
+    }
     return Build(output, texts)
+
+
+def project_choices(root: Path) -> Choices | None:
+    """Return the measured choices that the table names, if it does; raises as `read_project`."""
+    named = _table(root).get("choices")
+    return None if named is None else read_choices(_inside(root, named, "choices"))
 
 
 def check(build: Build) -> Drift:

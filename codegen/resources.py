@@ -14,14 +14,17 @@ from .grouping import Grouping
 from .phases import AxisPhases
 from .plan import Problem, Tile
 from .polyphase import SPANS, span_refusal
-from .spec import ConvTransposeSpec
+from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
 
 WARP = 32
 # Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
 OTHER_REGISTERS = 48
+OTHER_GROUPED = 32
+STAGE_GROUPED = 12  # each stage beyond two
 # The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
 MARGIN = 56
+MARGIN_GROUPED = 16
 # Registers of a thread's part of the input tile: more than this spills around conversions.
 MOST_OPERANDS = 32
 
@@ -81,13 +84,11 @@ def forms(
 def form_of(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem, tile: Tile
 ) -> Form:
-    """Return the form that `tile` belongs to."""
-    found = [
-        form
-        for form in forms(spec, phases, problem)
-        if (form.family, form.span) == (tile.family, tile.span)
-    ]
-    return found[0]
+    """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
+    for form in forms(spec, phases, problem):
+        if (form.family, form.span) == (tile.family, tile.span):
+            return form
+    raise SpecError(f"no kernel of family {tile.family} and span {tile.span} serves {spec}")
 
 
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
@@ -102,6 +103,10 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     # A strided output is stored element by element: every accumulator has its own address.
     strided = max(spec.stride) > 1 and form.family == "gather"
     addresses = accumulators // 2 if strided else 0
+    if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
+        narrow = 2 if spec.element.itemsize == 2 else 1
+        stages = STAGE_GROUPED * (tile.num_stages - 2)
+        return OTHER_GROUPED + stages + accumulators + operands // narrow
     # Channels that do not come in 16 bytes are loaded element by element, each with its address.
     vector = 16 // spec.element.itemsize
     if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
@@ -134,22 +139,31 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     )
     return (
         held * parts <= MOST_OPERANDS
-        and registers(spec, form, tile) <= target.registers_per_thread - MARGIN
+        and registers(spec, form, tile)
+        <= target.registers_per_thread - (MARGIN_GROUPED if form.span > 1 else MARGIN)
         and shared_memory(spec, form, tile) <= target.shared_per_block
     )
 
 
 def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Return programs resident on an SM: what threads, registers and shared memory allow."""
-    threads = WARP * tile.num_warps
-    held = math.ceil(registers(spec, form, tile) / 8) * 8 * threads  # allocated in eights
-    shared = shared_memory(spec, form, tile) + 1024  # CUDA keeps 1 KB a block
-    return max(
-        1,
-        min(
-            target.threads_per_sm // threads,
-            target.blocks_per_sm,
-            target.registers_per_sm // held,
-            target.shared_per_sm // shared,
-        ),
+    shared = shared_memory(spec, form, tile)
+    return max(1, resident(target, tile.num_warps, registers(spec, form, tile), shared))
+
+
+def resident(target: GpuTarget, num_warps: int, registers: int, shared: int) -> int:
+    """Return programs that an SM holds at once: what threads, registers and shared memory allow.
+
+    Args:
+        target: the GPU.
+        num_warps: warps a program.
+        registers: of a thread; allocated in eights.
+        shared: bytes a program; CUDA keeps 1 KB more.
+    """
+    threads = WARP * num_warps
+    return min(
+        target.threads_per_sm // threads,
+        target.blocks_per_sm,
+        target.registers_per_sm // (math.ceil(registers / 8) * 8 * threads),
+        target.shared_per_sm // (shared + 1024),
     )

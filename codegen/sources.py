@@ -60,6 +60,12 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
     ]
 
 
+def resolve_for(text: str | None, flags: dict[str, Any], targets: str | None) -> list[Statement]:
+    """Return what SPEC and the flags ask for, once for each of a list of targets; None: its own."""
+    names = [None] if targets is None else [name.strip() for name in targets.split(",")]
+    return [found for name in names for found in resolve(text, {**flags, "target": name})]
+
+
 def destinations(
     statements: list[Statement], text: str | None, output: str | None, *, force: bool
 ) -> list[Path | None]:

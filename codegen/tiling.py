@@ -4,12 +4,11 @@ Stage 4, part of plan. Input: a spec, its phases and a `GpuTarget`; output: the 
 their cost, best first. A program's work is its products at the target's rate plus what issuing its
 loads and stores costs an SM; an SM shares itself among its programs, which come in whole waves.
 
-The costs are fitted to 804 timings of the gather family on an NVIDIA H100 80GB HBM3 (torch 2.11,
-Triton 3.6, 2026-11-22): 11 layers, channels_first and last, float32 and float16, its own code and
-sm_89 code; the limits on registers and the penalty for eight warps were then set by hand on the
-same timings. On them its first choice takes 1.09 times the best tile tried (geometric mean, up to
-28 random tiles a layer); on layers outside them it has not been measured. On other cards the rates
-are the target's and the costs stay: a prediction that orders tiles.
+The costs are fitted to 1397 timings on an NVIDIA H100 80GB HBM3 (torch 2.11, Triton 3.6,
+2026-11-23): 29 layers, channels_first, float32 and float16, both families, its own code; those of
+float64 and of channels_last are scaled or older. On them its first choice takes 1.11 times the best
+of up to 32 tiles tried for a layer (geometric mean; the worst 2.7). On other cards the rates are
+the target's and the costs stay: a prediction that orders tiles.
 """
 
 from __future__ import annotations
@@ -29,22 +28,27 @@ BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
 NUM_STAGES = (2, 3, 4)
-# Nanoseconds of an SM for each element of a tile that is loaded or stored. Neighbouring positions
-# load 4 bytes at a time (a tap's shift breaks alignment), neighbouring channels 16.
-LOAD_POSITIONS = {8: 0.126, 4: 0.063, 2: 0.041}
+# Nanoseconds of an SM for each element of a tile that is loaded or stored: by bytes of an element
+# and inputs that are loaded as one (a tap's shift breaks the alignment of longer runs).
+LOAD_POSITIONS = {
+    8: {1: 0.11, 2: 0.094, 4: 0.078},
+    4: {1: 0.055, 2: 0.047, 4: 0.039},
+    2: {1: 0.035, 2: 0.040, 4: 0.021},
+}
 LOAD_CHANNELS = 0.031
-LOAD_WEIGHT = 0.011
-STORE = 0.15
+LOAD_WEIGHT = 0.0059  # of a byte
+STORE = 0.084
+STORE_GROUPS = {8: 0.188, 4: 0.094, 2: 0.061}
 # Strided stores fill a line in several programs; more channels a tile, more lines in flight.
-STORE_STRIDED = 1.26
-STORE_STRIDED_GROWTH = 0.32  # exponent of BLOCK_N / 16
+STORE_STRIDED = 0.90
+STORE_STRIDED_GROWTH = 0.51  # exponent of BLOCK_N / 16
 # Nanoseconds that one program alone cannot overlap: from launch to last store, and a step.
-LATENCY = 1230.0
-STEP_LATENCY = 110.0
+LATENCY = 2900.0
+STEP_LATENCY = 204.0
 # Nanoseconds of an SM for a step whatever its size: barriers, addresses, the loop.
-STEP = 33.0
+STEP = 40.0
 # Eight warps split a tile that four would hold: each reuses its operands less.
-SPLIT = 1.08
+SPLIT = 1.11
 # Part of the peak rate that the matrix units sustain when nothing else is in the way.
 SUSTAINED = 0.75
 
@@ -168,14 +172,17 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
     if spec.layout == "channels_last":
         load = LOAD_CHANNELS
     else:
-        load = LOAD_POSITIONS[spec.element.itemsize] / form.span
-    return STEP + compute + depth * (tile.block_m * load + columns * LOAD_WEIGHT)
+        load = LOAD_POSITIONS[spec.element.itemsize][form.span]
+    weight = LOAD_WEIGHT * spec.element.itemsize
+    return STEP + compute + depth * (tile.block_m * load + columns * weight)
 
 
 def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     """Return what the store of a program costs its SM, in nanoseconds."""
     store = STORE
-    if spec.stride[-1] > 1 and spec.layout == "channels_first" and form.family == "gather":
+    if form.family != "gather":
+        store = STORE_GROUPS[spec.element.itemsize]
+    elif spec.stride[-1] > 1 and spec.layout == "channels_first":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH
     return tile.block_m * tile.block_n * form.lanes * store
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import oracle
+from .choices import Choices
 from .compiler import compile_kernel, plan
 from .loading import load_module
 from .plan import problem_of
@@ -77,7 +78,12 @@ class Report:
         )
 
 
-def verify(spec: ConvTransposeSpec, target: GpuTarget | None = None, seed: int = 0) -> Report:
+def verify(
+    spec: ConvTransposeSpec,
+    target: GpuTarget | None = None,
+    seed: int = 0,
+    choices: Choices | None = None,
+) -> Report:
     """Run the emitted kernel of `spec` and compare it with the oracle.
 
     Sets TRITON_INTERPRET for this process if there is no GPU, so triton must not be imported yet.
@@ -88,7 +94,9 @@ def verify(spec: ConvTransposeSpec, target: GpuTarget | None = None, seed: int =
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
     sized = concrete(spec, small=not gpu)
-    source = compile_kernel(_run_spec(spec, sized), target, plan(spec, target).tile)
+    source = compile_kernel(
+        _run_spec(spec, sized), target, plan(spec, target, choices=choices).tile
+    )
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     with tempfile.TemporaryDirectory() as folder:
         module = load_module(source.text, "convgen_verified", Path(folder))

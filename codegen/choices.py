@@ -1,0 +1,121 @@
+"""Measured choices: tiles that were the fastest of those tried, on a target.
+
+Stage 4, part of plan. Input: a JSON file, one a target, as `convgen tune` writes it; output: a
+`Choices`, from which the planner takes a spec's tile before it asks the model. Those of the package
+lie in `choices/`; a user's own are named by a path, and their hash goes into the header.
+
+    {"schema": 1, "target": "h100", "measured": {"device": …, "triton": …, "date": …},
+     "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32}]}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .plan import Measured, Tile
+from .spec import ConvTransposeSpec, SpecError, check_target
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The measured tiles of a target.
+
+    Attributes:
+        target: its name.
+        table: `key_of` a spec to what won.
+        digest: SHA-256 of the file, None for the package's own.
+    """
+
+    target: str
+    table: Mapping[str, Measured]
+    digest: str | None = None
+
+    def of(self, spec: ConvTransposeSpec) -> Measured | None:
+        """Return what was measured for `spec`, None if nothing was."""
+        return self.table.get(key_of(spec))
+
+
+def key_of(spec: ConvTransposeSpec) -> str:
+    """Return the text of what a tile depends on: sizes, geometry, precision and layout.
+
+    Bias, stages and the grid's rank move no more than a few bytes a program.
+    """
+    bare = dataclasses.replace(
+        spec, bias=False, before=(), after=(), grid=None, autotune="none", target=None
+    )
+    return str(bare)
+
+
+@functools.cache
+def shipped(target: str) -> Choices:
+    """Return the package's choices for a target; empty if it has none."""
+    source = importlib.resources.files(__package__) / "choices" / f"{target}.json"
+    if not source.is_file():
+        return Choices(target, {})
+    found = _read(source.read_text(encoding="utf-8"), f"choices/{target}.json")
+    return dataclasses.replace(found, digest=None)
+
+
+def read_choices(path: Path) -> Choices:
+    """Return the choices in a file; raises SpecError if it has none that can be used."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise SpecError(f"cannot read {path}: {reason}", "choices") from None
+    return _read(text, str(path))
+
+
+def _read(text: str, name: str) -> Choices:
+    try:
+        data = json.loads(text)
+        if data["schema"] != SCHEMA:
+            raise SpecError(f"{name} has schema {data['schema']}, this is for {SCHEMA}", "choices")
+        device = str(data["measured"]["device"])
+        table = {
+            str(row["spec"]): Measured(
+                tile_of(row["tile"]), float(row["ms"]), int(row["tried"]), device
+            )
+            for row in data["choices"]
+        }
+        target = check_target(data["target"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(
+            f"{name} is no file of choices as convgen tune writes it: {error!r}", "choices"
+        ) from None
+    return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
+
+
+def tile_of(row: Any) -> Tile:
+    """Return the tile that a file's object describes; raises ValueError if it is none."""
+    names = [field.name for field in dataclasses.fields(Tile)]
+    if not isinstance(row, dict) or set(row) != set(names):
+        raise ValueError(f"a tile has {', '.join(names)}")
+    for name, value in row.items():
+        if name == "family":
+            continue
+        if not isinstance(value, int) or not 1 <= value <= 1024:
+            raise ValueError(f"{name} of a tile is a number from 1 to 1024, got {value!r}")
+        if name != "num_stages" and value & (value - 1):
+            raise ValueError(f"{name} of a tile is a power of two, got {value}")
+    return Tile(**row)
+
+
+def text_of(target: str, measured: dict[str, str], rows: list[dict[str, Any]]) -> str:
+    """Return the text of a file of choices, one line a spec, sorted."""
+    lines = [json.dumps(row) for row in sorted(rows, key=lambda row: str(row["spec"]))]
+    head = json.dumps({"schema": SCHEMA, "target": target, "measured": measured})
+    body = ",\n".join(f"  {line}" for line in lines)
+    return f'{head[:-1]}, "choices": [\n{body}\n]}}\n'
