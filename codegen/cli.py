@@ -216,6 +216,39 @@ def compile_command(
 
 
 @main.command()
+@_spec_options
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--tiles", default=48, type=click.IntRange(1, 4096), help="Candidates a spec (48).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any) -> None:
+    """Time SPEC's candidates on the GPU at hand; write the fastest to a file of choices.
+
+    Specs that the file has already are left alone, so that an interrupted run goes on.
+    """
+    from .sources import resolve
+
+    statements = resolve(spec, flags)
+    try:
+        from .tune import gpu_executor, tuning_target
+        from .tune import tune as run
+
+        target = tuning_target(flags["target"])
+    except ImportError as error:
+        raise SpecError(f"tune needs {error.name}: pip install 'convgen[torch]'") from None
+    specs = [statement.spec for statement in statements]
+    rows = []
+    with gpu_executor() as workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:
+        for row in run(specs, target, output, workers, tiles):
+            rows.append(row)
+            bar.update(1)
+    if as_json:
+        _print_json("tune", {"target": target.name, "choices": rows})
+    else:
+        click.echo(f"{len(rows)} of {len(specs)} specs measured, the rest was there", err=True)
+
+
+@main.command()
 @click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
 @click.option("--diff", is_flag=True, help="Write nothing; print a unified diff.")
@@ -296,3 +329,58 @@ def families(as_json: bool) -> None:
         return
     for family in FAMILIES:
         click.echo(f"{family.name:8} serves {family.serves}: {family.idea}")
+
+
+@main.command()
+@click.argument("cases")
+@click.option("--only", default="", metavar="TEXT", help="Only cases with TEXT in their id.")
+@click.option("--dtypes", help="Comma-separated, in place of those that CASES names.")
+@click.option("--ways", help="Ways of torch, comma-separated (all); '' is none.")
+@click.option("--layouts", help="Layouts of convgen's files, comma-separated (both).")
+@_choices_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the report as JSON, every sample in it; written anew after each way.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for bars and roofline, as SVG; needs matplotlib.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_guarded
+def bench(
+    cases: str,
+    only: str,
+    dtypes: str | None,
+    ways: str | None,
+    layouts: str | None,
+    choices: Path | None,
+    output: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Time CASES beside torch, on the GPU at hand: a spec, a .convgen file or a .json file.
+
+    Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
+    over torch's default and over its fastest way, errors against float64.
+    """
+    from .bench import run
+    from .benchcases import read_cases, read_ways
+    from .benchplot import draw_plot, require_matplotlib
+    from .benchreport import table
+    from .project import write_text
+
+    found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
+    _read_choices(choices)  # the workers read them, but a bad file should stop the run
+    if plot is not None:
+        require_matplotlib()
+    report = run(found, chosen, output, choices)
+    if plot is not None:
+        write_text(plot, draw_plot(report))
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        click.echo(table(report))

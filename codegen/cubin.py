@@ -54,6 +54,11 @@ def argument_shapes(spec: ConvTransposeSpec, source: KernelSource) -> dict[str, 
     }
 
 
+def module_name(source: KernelSource) -> str:
+    """Return the name to load a file under: Triton's cache knows a kernel by its module's name."""
+    return f"convgen_{source.body_sha256[:16]}"
+
+
 def compile_source(source: KernelSource, capability: int) -> Binary:
     """Compile the kernel of `source` for a compute capability such as 89."""
     import torch
@@ -74,7 +79,7 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
 
     spec = source.plan.spec
     with tempfile.TemporaryDirectory() as folder:
-        module = load_module(source.text, "convgen_compiled", Path(folder))
+        module = load_module(source.text, module_name(source), Path(folder))
         kernel_name = f"conv_transpose{spec.rank}d_kernel"
         launch = _Launch()
         kernel = getattr(module, kernel_name)

@@ -29,6 +29,7 @@ _COMMENTS = {
     "SPAN": "neighbouring inputs of a row, taken together as channels",
     "PHASES": "neighbouring outputs of a row, computed together",
     "PHASE_LANES": "PHASES, up to a power of two",
+    "OFFSET": "outputs of a row's first group that lie before the row",
     "IN_GROUPS": "groups of SPAN inputs in a row",
     "GROUPS": "groups of PHASES outputs in a row",
 }

@@ -3,18 +3,21 @@
 Stage 2, after decompose. Input: the `AxisPhases` of the last axis and a span; output: a `Grouping`.
 
 Take the inputs of a row in groups of `span`, `i = span*g + v`, and its outputs in groups of
-`width = stride*span`, `o = width*m + r`. Then `o + p = s*i + d*k` (phases.py) says that output r of
-group m gets input v of group `g = m + shift` through kernel index
+`width = stride*span`, `o = width*m + r - offset`. Then `o + p = s*i + d*k` (phases.py) says that
+output r of group m gets input v of group `g = m + shift` through kernel index
 
-    k = (r + p - s*v - width*shift) / d                    if that is whole and in [0, kernel)
+    k = (r - offset + p - s*v - width*shift) / d           if that is whole and in [0, kernel)
 
 which m does not enter: along the groups the layer has stride 1, `width` times its output channels
 and `span` times its input channels, some of whose weights are zero. A program that holds all
-outputs of a group stores them side by side, and loads its inputs `span` at a time.
+outputs of a group stores them side by side, and loads its inputs `span` at a time. Groups that
+start with the padding, before the row, may meet fewer input groups: kernel 4, stride 2, padding 1
+has two taps so, and three with groups that start with the row.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from .phases import AxisPhases
@@ -37,6 +40,19 @@ class Grouping:
     span: int
 
     @property
+    def offset(self) -> int:
+        """Outputs of the first group that lie before the row: none, or what saves a tap."""
+        before = self.axis.padding % self.width
+        low, high = _shifts(self.axis, self.width, self.span, 0)
+        low_before, high_before = _shifts(self.axis, self.width, self.span, before)
+        return before if high_before - low_before < high - low else 0
+
+    @property
+    def growth(self) -> int:
+        """Groups of outputs, less the last axis' input extent; of a span of 1."""
+        return -(-(self.axis.growth + self.offset) // self.axis.stride) - 1
+
+    @property
     def width(self) -> int:
         """Outputs of a group."""
         return self.axis.stride * self.span
@@ -49,21 +65,17 @@ class Grouping:
     @property
     def shifts(self) -> tuple[int, int]:
         """Smallest and largest `g - m`: where input and output groups meet."""
-        axis = self.axis
-        meets = [
-            output + axis.padding - axis.dilation * k
-            for output in range(self.width)
-            for k in range(axis.kernel)
-        ]
-        inputs = [place // axis.stride for place in meets if place % axis.stride == 0]
-        return min(inputs) // self.span, max(inputs) // self.span
+        return _shifts(self.axis, self.width, self.span, self.offset)
 
     @property
     def groups(self) -> AxisPhases:
         """The axis group by group: stride 1, `taps` taps, tap 0 at the largest shift."""
-        growth = self.axis.extent_growth + 1
         return AxisPhases(
-            kernel=self.taps, stride=1, padding=self.shifts[1], dilation=1, growth=growth
+            kernel=self.taps,
+            stride=1,
+            padding=self.shifts[1],
+            dilation=1,
+            growth=self.growth + 1,
         )
 
     @property
@@ -78,8 +90,8 @@ class Grouping:
         Tap 0 is the largest shift.
         """
         axis = self.axis
-        offset = self.width * (self.shifts[1] - tap)
-        k, rest = divmod(output + axis.padding - axis.stride * place - offset, axis.dilation)
+        low = self.offset + axis.stride * place + self.width * (self.shifts[1] - tap)
+        k, rest = divmod(output + axis.padding - low, axis.dilation)
         return k if rest == 0 and 0 <= k < axis.kernel and output < self.width else None
 
     @property
@@ -92,6 +104,17 @@ class Grouping:
             )
             for tap in range(self.taps)
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _shifts(axis: AxisPhases, width: int, span: int, offset: int) -> tuple[int, int]:
+    meets = [
+        output - offset + axis.padding - axis.dilation * k
+        for output in range(width)
+        for k in range(axis.kernel)
+    ]
+    inputs = [place // axis.stride for place in meets if place % axis.stride == 0]
+    return min(inputs) // span, max(inputs) // span
 
 
 def refusal(axis: AxisPhases, span: int) -> str | None:

@@ -156,7 +156,8 @@ def _outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[
             axes.append([Coordinate(axis.stride * position + residue, extent, Integer(1))])
             continue
         phases = sizes.named("PHASES")
-        axes.append([Coordinate(phases * position + out.place, extent, Integer(1))])
+        before = sizes.named("OFFSET") if _grouping(kernel).offset else Integer(0)
+        axes.append([Coordinate(phases * position + out.place - before, extent, Integer(1))])
         if _grouping(kernel).lanes > _grouping(kernel).width:
             axes[-1].append(Coordinate(out.place, phases, Integer(0)))
     return axes

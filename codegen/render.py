@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
@@ -35,6 +36,7 @@ class KernelSource:
     plan: KernelPlan
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """Return the Jinja environment of the templates: strict, and with no filter of its own."""
     return jinja2.Environment(

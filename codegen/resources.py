@@ -70,7 +70,7 @@ def forms(
         if span_refusal(spec, span) is not None:
             continue
         grouping = Grouping(last, span)
-        groups = -(-problem.output_extents[-1] // grouping.width)
+        groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
         yield Form(
             family="polyphase",
             span=span,

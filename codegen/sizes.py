@@ -225,14 +225,15 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
     """The sizes of groups along the last axis; what no kernel reads is printed nowhere."""
     letter = AXES[spec.rank][-1].upper()
     size, output = spec.spatial[-1], spec.output_spatial[-1]
-    growth = grouping.axis.extent_growth
-    definition = None if size else symbol(f"{letter}_IN") + growth
+    definition = None if size else symbol(f"{letter}_IN") + grouping.growth
+    groups = -(-(output + grouping.offset) // grouping.width) if output else None
     return [
         Size("SPAN", grouping.span),
         Size("PHASES", grouping.width),
         Size("PHASE_LANES", grouping.lanes),
         Size(f"{letter}_IN_GROUPS", size // grouping.span if size else None),
-        Size(f"{letter}_GROUPS", -(-output // grouping.width) if output else None, definition),
+        Size(f"{letter}_GROUPS", groups, definition),
+        Size("OFFSET", grouping.offset),
     ]
 
 

@@ -246,13 +246,17 @@ class _Names:
                 images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
                 return f"triton.cdiv({bare(images + self._positions())}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
-        if entry.name.endswith("_GROUPS") and self.sizes.span != 1:
+        grouping = self.plan.grouping
+        if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
             output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
-            return f"triton.cdiv({output}, PHASES.value)"
+            offset = f" + {grouping.offset}" if grouping.offset else ""
+            return f"triton.cdiv({output}{offset}, PHASES.value)"
         if entry.name.endswith(("_PHASE", "_GROUPS")):
             letter = entry.name.partition("_")[0]
             axis = AXES[self.plan.spec.rank].index(letter.lower())
             growth = self.plan.phases[axis].extent_growth
+            if grouping is not None and entry.name.endswith("_GROUPS"):
+                growth = grouping.growth
             source = self._variable(f"{letter}_IN")
             if growth == 0:
                 return source

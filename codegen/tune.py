@@ -1,0 +1,277 @@
+"""Tuning: the fastest of a spec's candidates, on the GPU at hand.
+
+Beside the stages; needs torch and triton, which the compiler does not. Input: specs, a target and
+any executor of `concurrent.futures`; output: a file of measured choices (choices.py), written after
+each spec, so that an interrupted run goes on where it stopped. A job is one spec on one GPU: its
+candidates are compiled side by side in processes of their own, then timed one after the other.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .choices import key_of, read_choices, text_of, tile_of
+from .compiler import compile_kernel, plan
+from .language import parse
+from .plan import Candidate, Tile
+from .project import write_text
+from .spec import ConvTransposeSpec, SpecError
+from .targets import GpuTarget, find_target
+
+MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
+MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
+FINALISTS = 4  # timed again, longer
+Row = dict[str, Any]
+
+
+def tuning_target(name: str | None) -> GpuTarget:
+    """Return the target to tune for: the GPU at hand, or `name` if it is of that architecture.
+
+    Raises:
+        SpecError: there is no GPU, or it is of another architecture.
+    """
+    import torch
+
+    from .localgpu import local_target
+
+    if not torch.cuda.is_available():
+        raise SpecError("tune needs a CUDA GPU, and torch sees none")
+    local = local_target()
+    target = local if name is None else find_target(name)
+    if target.arch != local.arch:
+        device = torch.cuda.get_device_name()
+        raise SpecError(f"--target: {target.name} is {target.arch}, {device} is not", "target")
+    return target
+
+
+def gpu_executor() -> Executor:
+    """Return an executor with one process for each GPU that torch sees."""
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    gpus = context.SimpleQueue()
+    for number in range(torch.cuda.device_count()):
+        gpus.put(number)
+    return ProcessPoolExecutor(
+        torch.cuda.device_count(), mp_context=context, initializer=_take_gpu, initargs=(gpus,)
+    )
+
+
+def _take_gpu(gpus: Any) -> None:
+    """Give this worker a GPU of its own, of those that the parent process may use."""
+    number = gpus.get()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = allowed.split(",")[number] if allowed else str(number)
+
+
+def shortlist(ranking: Sequence[Candidate], count: int, seed: int = 0) -> list[Tile]:
+    """Return up to `count` tiles: the model's first ones of every family and span, then others.
+
+    The model is right about the first few more often than not; the rest is drawn from the better
+    half, so that its errors can be seen.
+    """
+    forms: dict[tuple[str, int], list[Tile]] = {}
+    for candidate in ranking:
+        tile = candidate.tile
+        forms.setdefault((tile.family, tile.span), []).append(tile)
+    share = max(1, count // (2 * len(forms)))
+    chosen = [candidate.tile for candidate in ranking[: count // 4]]
+    chosen += [tile for tiles in forms.values() for tile in tiles[:share]]
+    chosen = list(dict.fromkeys(chosen))
+    better = [c.tile for c in ranking[: len(ranking) // 2] if c.tile not in chosen]
+    random.Random(seed).shuffle(better)
+    return [*chosen, *better][:count]
+
+
+def tune(
+    specs: Sequence[ConvTransposeSpec],
+    target: GpuTarget,
+    output: Path,
+    executor: Executor,
+    count: int,
+) -> Iterator[Row]:
+    """Measure each spec that `output` does not have yet; write and yield its row when it is done.
+
+    Args:
+        specs: what to tune; sizes left open stand at nominal values.
+        target: what the kernels are compiled for; the executor's GPUs should be such.
+        output: the file of choices, made or added to.
+        executor: runs `measure`; its workers have one GPU each.
+        count: candidates a spec.
+
+    Raises:
+        SpecError: `output` is of another target or device, or no candidate of a spec runs.
+    """
+    rows, measured = _read(output, target)
+    done = {row["spec"] for row in rows}
+    wanted = {key_of(spec): spec for spec in specs}
+    futures: list[Future[Row]] = [
+        executor.submit(measure, key, target.name, count) for key in wanted if key not in done
+    ]
+    for future in as_completed(futures):
+        row = future.result()
+        where = row.pop("measured")
+        if measured is not None and measured["device"] != where["device"]:
+            raise SpecError(
+                f"{output} was measured on {measured['device']}, this is {where['device']}",
+                "output",
+            )
+        measured = where
+        rows.append(row)
+        write_text(output, text_of(target.name, measured, rows))
+        yield row
+
+
+def _read(output: Path, target: GpuTarget) -> tuple[list[Row], dict[str, str] | None]:
+    """Return the rows a file has already; none if there is no file."""
+    if not output.exists():
+        return [], None
+    found = read_choices(output)
+    if found.target != target.name:
+        raise SpecError(f"{output} has choices for {found.target}, not {target.name}", "output")
+    data = json.loads(output.read_text(encoding="utf-8"))
+    return data["choices"], data["measured"]
+
+
+def measure(text: str, target_name: str, count: int) -> Row:
+    """Return the row of one spec: its best tile, its time, and where that was measured.
+
+    A job for a worker with a GPU: arguments and result can be pickled.
+    """
+    import torch
+    import triton
+
+    spec, target = parse(text), find_target(target_name)
+    tiles = compiled(spec, target, shortlist(plan(spec, target).ranking, count))
+    timer = _Timer(spec, target)
+    times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
+    finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
+    if not finalists:
+        raise SpecError(f"no candidate of {spec} runs on {torch.cuda.get_device_name()}")
+    again = [(timer.milliseconds(tile, 80), tile) for _, tile in finalists[:FINALISTS]]
+    best, tile = min(again, key=lambda timed: timed[0])
+    return {
+        "spec": text,
+        "tile": asdict(tile),
+        "ms": float(f"{best:.4g}"),
+        "tried": len(finalists),
+        "measured": {
+            "device": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        },
+    }
+
+
+class _Timer:
+    """Times the tiles of one spec on the same data."""
+
+    def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
+        import torch
+
+        from .verify import concrete
+
+        self.spec, self.target = spec, target
+        self.folder = tempfile.TemporaryDirectory()
+        sized = concrete(spec, small=False)
+        assert sized.input is not None
+        assert sized.in_channels is not None
+        assert sized.out_channels is not None
+        generator = torch.Generator("cuda").manual_seed(0)
+
+        def draw(*shape: Any) -> Any:
+            values = torch.randn(shape, device="cuda", generator=generator)
+            return values.to(getattr(torch, spec.dtype))
+
+        self.x = draw(*sized.input)
+        if spec.layout == "channels_last":
+            last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
+            self.x = self.x.contiguous(memory_format=last)
+        per_group = sized.out_channels // sized.groups
+        self.weight = draw(sized.in_channels, per_group, *spec.kernel_size)
+        self.bias = draw(sized.out_channels) if spec.bias else None
+        function = getattr(torch.nn.functional, f"conv_transpose{spec.rank}d")
+        geometry = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
+        self.wanted = function(self.x, self.weight, self.bias, *geometry)
+
+    def milliseconds(self, tile: Tile, repeat: int) -> Any:
+        """Return the median time of `tile` over `repeat` ms; None if it does not fit the card."""
+        from triton.runtime.errors import OutOfResources
+        from triton.testing import do_bench
+
+        from .cubin import module_name
+        from .loading import load_module
+
+        source = compile_kernel(self.spec, self.target, tile)
+        module = load_module(source.text, module_name(source), Path(self.folder.name))
+        packed = module.pack_weight(self.weight)
+        launch = getattr(module, f"conv_transpose{self.spec.rank}d_packed")
+        try:
+            output = launch(self.x, packed, self.bias)
+        except OutOfResources:
+            return None
+        error = (output - self.wanted).norm() / self.wanted.norm()
+        if not float(error) <= MOST_ERROR:
+            raise RuntimeError(f"{tile} of {self.spec} is wrong: relative error {float(error):.2e}")
+        return do_bench(
+            lambda: launch(self.x, packed, self.bias), warmup=5, rep=repeat, return_mode="median"
+        )
+
+
+def compiled(spec: ConvTransposeSpec, target: GpuTarget, tiles: list[Tile]) -> list[Tile]:
+    """Return those of `tiles` that fit `target` without spills; Triton's cache has them then."""
+    workers = min(os.cpu_count() or 1, len(tiles))
+    shares = [tiles[start::workers] for start in range(workers)]
+    with ThreadPoolExecutor(workers) as threads:
+        kept = list(threads.map(lambda share: _compile_share(spec, target, share), shares))
+    fitting = {tile for share in kept for tile in share}
+    return [tile for tile in tiles if tile in fitting]
+
+
+def _compile_share(spec: ConvTransposeSpec, target: GpuTarget, tiles: list[Tile]) -> list[Tile]:
+    """Compile `tiles` in a process of their own: one that is killed costs its share alone."""
+    job = {"spec": str(spec), "target": target.name, "tiles": [asdict(tile) for tile in tiles]}
+    made = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.tune"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [tile_of(json.loads(line)) for line in made.stdout.splitlines()]
+
+
+def _worker() -> None:
+    """Read a job from stdin; print each tile that fits, as JSON, when it is compiled."""
+    from .cubin import compile_source
+
+    job = json.load(sys.stdin)
+    spec, target = parse(job["spec"]), find_target(job["target"])
+    capability = int(target.arch.removeprefix("sm_"))
+    for row in job["tiles"]:
+        binary = compile_source(compile_kernel(spec, target, tile_of(row)), capability)
+        if binary.spills <= MOST_SPILLS and binary.shared <= target.shared_per_block:
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    _worker()
