@@ -97,7 +97,11 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
         options = dict(launch.options)
         if source.plan.tuned:
             options |= kernel.configs[0].all_kwargs()
-        compiled = jit.warmup(*launch.arguments, grid=launch.grid_of(options), **options)
+        try:
+            compiled = jit.warmup(*launch.arguments, grid=launch.grid_of(options), **options)
+        finally:
+            if torch.cuda.is_available():  # else there is no other driver to go back to
+                triton.runtime.driver.reset_active()
         return _binary(compiled, Path(folder), triton)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .direct import DirectContext, direct_context, direct_refusal
 from .gather import gather_context
 from .gemm import GemmContext
 from .polyphase import polyphase_context, polyphase_refusal
@@ -25,6 +26,8 @@ class KernelFamily:
         idea: what it does, in a line.
         serves: which specs, in a line.
         refuses: why it cannot serve a spec, None if it can.
+        products: whether it multiplies in matrix units, in the spec's precision; else all is
+            done in the accumulator's.
         context: prints a plan's index math for the template.
         context_type: the dataclass that `context` returns: the names of the template.
     """
@@ -33,6 +36,7 @@ class KernelFamily:
     template: str
     idea: str
     serves: str
+    products: bool
     refuses: Callable[[ConvTransposeSpec], str | None]
     context: Callable[..., Any]
     context_type: type
@@ -44,6 +48,7 @@ FAMILIES = (
         template="kernels/gemm.py.jinja",
         idea="implicit GEMM, output-stationary: phase by phase, one loop over (channel block, tap)",
         serves="any",
+        products=True,
         refuses=lambda spec: None,
         context=gather_context,
         context_type=GemmContext,
@@ -54,9 +59,21 @@ FAMILIES = (
         idea="implicit GEMM over groups of neighbours in a row, which become channels: aligned "
         "loads, and all phases of the last axis in one contiguous store",
         serves="channels_first, where a group of the last axis is small",
+        products=True,
         refuses=polyphase_refusal,
         context=polyphase_context,
         context_type=GemmContext,
+    ),
+    KernelFamily(
+        name="direct",
+        template="kernels/direct.py.jinja",
+        idea="one multiplication a tap and output, without matrix units, in full precision; all "
+        "phases of the last axis in one contiguous store",
+        serves="depthwise layers in channels_first",
+        products=False,
+        refuses=direct_refusal,
+        context=direct_context,
+        context_type=DirectContext,
     ),
 )
 

@@ -110,7 +110,7 @@ def file_context(plan: KernelPlan) -> FileContext:
     constants, arguments, local_lines = _size_lines(sizes, scribe)
     tuned_blocks = tuple(name for name in BLOCKS if sizes.values[sizes.named(name)] is None)
     functions = _functions(spec)
-    product = spec.product
+    product = spec.product if family.products else None
     fallback = product is not None and not product.interpreted
     precision = product.name if product else "ieee"
     return FileContext(
@@ -146,7 +146,7 @@ def file_context(plan: KernelPlan) -> FileContext:
         kernel=kernel,
         formula=_formula(spec),
         **_tensor_shapes(plan),
-        operand_lines=_operand_lines(spec, kernel.x.masked),
+        operand_lines=_operand_lines(spec, kernel.x.masked, products=family.products),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
         store=_cast(spec, kernel.result),
         wrapper=wrapper_context(plan, sizes, arguments),
@@ -206,8 +206,8 @@ def _cast(spec: ConvTransposeSpec, value: str) -> str:
     return value if same else f"{value}.to(tl.{spec.element.triton})"
 
 
-def _operand_lines(spec: ConvTransposeSpec, masked: bool) -> tuple[str, ...]:
-    """Lines between the loads and the product."""
+def _operand_lines(spec: ConvTransposeSpec, masked: bool, *, products: bool) -> tuple[str, ...]:
+    """Lines between the loads and the product, of matrix units or not."""
     narrow = spec.element.triton != spec.element.accumulator
     lines: list[str] = []
     if spec.before:
@@ -215,7 +215,9 @@ def _operand_lines(spec: ConvTransposeSpec, masked: bool) -> tuple[str, ...]:
         lines += [_stage_line("x", stage) for stage in spec.before]
         if masked and not all(stage.row.keeps_zero for stage in spec.before):
             lines.append("x = tl.where(x_mask, x, 0.0)  # padding stays zero")
-        lines += [f"x = {_cast(spec, 'x')}"] * narrow
+        lines += [f"x = {_cast(spec, 'x')}"] * (narrow and products)
+    if not products:
+        return tuple(lines)
     if spec.product is not None and spec.product.rounds:
         lines.append("x = round_to_tf32(x)")
     if spec.dtype == "bfloat16":
@@ -241,7 +243,8 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
     rows, columns = "C_OUT", "C_IN" if spec.groups == 1 else "GROUP_C_IN"
     if grouping is not None:
         taps[-1:] = [f"TAPS_{letters[-1]}"] * (grouping.taps > 1)
-        rows += " * PHASES" if grouping.lanes == grouping.width else " * PHASE_LANES"
+        lanes = " * PHASES" if grouping.lanes == grouping.width else " * PHASE_LANES"
+        rows += lanes * (grouping.lanes > 1)
         columns += " * SPAN" * (grouping.span > 1)
     shapes["w_shape"] = f"[{' * '.join(taps) or 1}, {rows}, {columns}]"
     return shapes

@@ -334,10 +334,15 @@ class Steps:
     channel: Expr
 
 
-def define_steps(kernel: Kernel, lines: list[str], phase: PhaseText) -> Steps:
-    """Define taps and first input channel of a step of the flat loop, taps fastest."""
+def define_steps(
+    kernel: Kernel, lines: list[str], phase: PhaseText, blocks: Expr | None = None
+) -> Steps:
+    """Define taps and first input channel of a step of the flat loop, taps fastest.
+
+    `blocks` is the number of channel blocks, if it is not that of the sizes.
+    """
     scribe, sizes = kernel.scribe, kernel.sizes
-    blocks = sizes.named("channel_blocks")
+    blocks = sizes.named("channel_blocks") if blocks is None else blocks
     names, radices, lasts = [], [], []
     for (number, letter, axis), count in list(zip(kernel.axes, phase.taps, strict=True))[::-1]:
         if axis.most_taps > 1:
@@ -409,7 +414,7 @@ def tensor(
     per_group = sizes.group_in if end == "IN" else sizes.group_out
     channels_last = kernel.plan.spec.layout == "channels_last"
     strides = sizes.strides(spatial, channels, channels_last)
-    groups = Integer(kernel.plan.spec.groups)
+    groups = Integer(sizes.groups)
     return [
         Coordinate(image, sizes.named("BATCH"), strides[0]),
         Coordinate(kernel.coordinate("group"), groups, per_group * strides[1]),
@@ -426,7 +431,7 @@ def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
     """Return coordinates in the bias."""
     sizes = kernel.sizes
     return [
-        Coordinate(kernel.coordinate("group"), Integer(kernel.plan.spec.groups), sizes.group_out),
+        Coordinate(kernel.coordinate("group"), Integer(sizes.groups), sizes.group_out),
         Coordinate(channel, sizes.group_out, Integer(1)),
     ]
 
@@ -439,7 +444,7 @@ def weight_coordinates(
     Rows and columns come with the extent they have in a group.
     """
     sizes = kernel.sizes
-    groups = Integer(kernel.plan.spec.groups)
+    groups = Integer(sizes.groups)
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     (row_index, rows), (column_index, columns) = row, column
     # C_OUT has a name of its own: groups * GROUP_C_OUT would be the longer text.

@@ -110,7 +110,7 @@ def _grid(
         steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
         steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
     co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))
-    group = GridCoordinate("group", Integer(spec.groups))
+    group = GridCoordinate("group", Integer(sizes.groups))
     tile = GridCoordinate("tile", _tile_extent(sizes, fold))
     image = () if fold else (GridCoordinate("image", sizes.named("BATCH")),)
     positions, channels = (*steps, tile), (co_tile, group)

@@ -98,7 +98,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         f"acc = acc.reshape(BLOCK_M, BLOCK_N, {lanes}).permute(1, 0, 2)",
         f"acc = acc.reshape(BLOCK_N, BLOCK_M * {lanes})",
     ]
-    y = tensor(kernel, out.image, co_start + co, "OUT", _outputs(kernel, out, phase.residues))
+    y = tensor(kernel, out.image, co_start + co, "OUT", group_outputs(kernel, out, phase.residues))
     y_text = kernel.access("y", y, ("co", "position_out"))
     bias = bias_coordinates(kernel, co_start + FloorDiv(column, lanes))
     return GemmContext(
@@ -116,7 +116,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         x_operand="tl.trans(x)" if transposed and span == 1 else "x",
         acc_shape=f"BLOCK_M, BLOCK_N * {lanes}",
         bias_lanes=f"column // {lanes}",
-        pointer_lines=(_pointers(y_text),),
+        pointer_lines=(pointers(y_text),),
         y_pointers="y_pointers",
         output_lines=tuple(lines["out"]),
         result="acc",
@@ -146,7 +146,7 @@ def _inputs(kernel: Kernel, at: Positions, shifts: list[Expr]) -> list[list[Coor
     return axes
 
 
-def _outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[Coordinate]]:
+def group_outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[Coordinate]]:
     """Return the output's spatial coordinates: a phase of each axis, all phases of the last."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
@@ -155,7 +155,7 @@ def _outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[
         if number < last:
             axes.append([Coordinate(axis.stride * position + residue, extent, Integer(1))])
             continue
-        phases = sizes.named("PHASES")
+        phases = sizes.named("PHASES") if _grouping(kernel).width > 1 else Integer(1)
         before = sizes.named("OFFSET") if _grouping(kernel).offset else Integer(0)
         axes.append([Coordinate(phases * position + out.place - before, extent, Integer(1))])
         if _grouping(kernel).lanes > _grouping(kernel).width:
@@ -168,7 +168,7 @@ def _grouping(kernel: Kernel) -> Grouping:
     return kernel.plan.grouping
 
 
-def _pointers(y: AccessText) -> str:
+def pointers(y: AccessText) -> str:
     """Return the line of the output's pointers.
 
     Added to the pointer one by one, its lanes take up to 50 registers a thread less than summed

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .direct import direct_refusal
 from .grouping import Grouping
 from .phases import AxisPhases
 from .plan import Problem, Tile
@@ -66,19 +67,28 @@ def forms(
         taps=kernel / count,
     )
     last = phases[-1]
+    if direct_refusal(spec) is None:
+        grouping = Grouping(last, 1)
+        yield _grouped("direct", grouping, phases, problem)
     for span in SPANS if spec.layout == "channels_first" else ():
         if span_refusal(spec, span) is not None:
             continue
-        grouping = Grouping(last, span)
-        groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
-        yield Form(
-            family="polyphase",
-            span=span,
-            lanes=grouping.lanes,
-            positions=math.prod(problem.phase_extents[:-1]) * groups,
-            phases=count // last.stride,
-            taps=kernel / last.kernel / (count // last.stride) * grouping.taps,
-        )
+        yield _grouped("polyphase", Grouping(last, span), phases, problem)
+
+
+def _grouped(
+    family: str, grouping: Grouping, phases: tuple[AxisPhases, ...], problem: Problem
+) -> Form:
+    groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
+    count = math.prod(axis.stride for axis in phases[:-1])
+    return Form(
+        family=family,
+        span=grouping.span,
+        lanes=grouping.lanes,
+        positions=math.prod(problem.phase_extents[:-1]) * groups,
+        phases=count,
+        taps=math.prod(axis.kernel for axis in phases[:-1]) / count * grouping.taps,
+    )
 
 
 def form_of(
@@ -94,6 +104,8 @@ def form_of(
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
     threads = WARP * tile.num_warps
+    if form.family == "direct":  # the products of a tap beside their sums
+        return OTHER_REGISTERS + 2 * tile.block_m * tile.block_n * form.lanes // threads
     columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
     wide = 2 if spec.dtype == "float64" else 1
     accumulators = tile.block_m * columns * wide // threads
@@ -120,6 +132,8 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
     """
     size = spec.element.itemsize
+    if form.family == "direct":  # the way from the loads' layout to the store's
+        return tile.block_m * tile.block_n * form.lanes * size
     columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
     step = (tile.block_m + columns) * depth * size
     weight = columns * depth * size

@@ -123,7 +123,7 @@ class Sizes:
     @property
     def lanes(self) -> Expr:
         """Lanes for the outputs of a group, a power of two."""
-        if self.grouping is None:
+        if self.grouping is None or self.grouping.lanes == 1:
             return Integer(1)
         whole = self.grouping.lanes == self.grouping.width
         return self.named("PHASES" if whole else "PHASE_LANES")
@@ -187,7 +187,9 @@ def make_sizes(
 
     A `grouping` with a span above 1 needs a known last extent.
     """
-    table = [Size("BATCH", spec.batch), *_channels(spec)]
+    # To the direct family a channel is no group: its programs take several.
+    groups = 1 if tiles[0].family == "direct" else spec.groups
+    table = [Size("BATCH", spec.batch), *_channels(spec, groups)]
     letters = [letter.upper() for letter in AXES[spec.rank]]
     outputs = spec.output_spatial
     for letter, size in zip(letters, spec.spatial, strict=True):
@@ -210,7 +212,7 @@ def make_sizes(
     for block in BLOCKS:
         values = {getattr(tile, block.lower()) for tile in tiles}
         table.append(Size(block, values.pop() if len(values) == 1 else None))
-    sizes = Sizes(tuple(table), spec.rank, spec.groups, tiles, phases, grouping)
+    sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping)
     counts = (
         ("tiles", sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
@@ -218,7 +220,7 @@ def make_sizes(
         ("channel_blocks", sizes.group_in, "BLOCK_K"),
     )
     table += [_count(sizes, *count) for count in counts]
-    return Sizes(tuple(table), spec.rank, spec.groups, tiles, phases, grouping)
+    return Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping)
 
 
 def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
@@ -237,15 +239,15 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
     ]
 
 
-def _channels(spec: ConvTransposeSpec) -> list[Size]:
+def _channels(spec: ConvTransposeSpec, groups: int) -> list[Size]:
     """The channels; with groups those of a group are the primary sizes."""
     counts = {"IN": spec.in_channels, "OUT": spec.out_channels}
-    if spec.groups == 1:
+    if groups == 1:
         return [Size(f"C_{end}", count) for end, count in counts.items()]
     table = []
     for end, count in counts.items():
-        table.append(Size(f"GROUP_C_{end}", count and count // spec.groups))
-        definition = None if count else spec.groups * symbol(f"GROUP_C_{end}")
+        table.append(Size(f"GROUP_C_{end}", count and count // groups))
+        definition = None if count else groups * symbol(f"GROUP_C_{end}")
         table.append(Size(f"C_{end}", count, definition))
     return table
 

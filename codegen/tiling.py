@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from .phases import AxisPhases
 from .plan import Candidate, Cost, Problem, Tile, problem_of
-from .resources import Form, fits, forms, occupancy
+from .resources import WARP, Form, fits, forms, occupancy
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
@@ -28,6 +28,8 @@ BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
 NUM_STAGES = (2, 3, 4)
+DIRECT_M = (64, 128, 256, 512)
+DIRECT_N = (1, 2, 4, 8, 16)
 # Nanoseconds of an SM for each element of a tile that is loaded or stored: by bytes of an element
 # and inputs that are loaded as one (a tap's shift breaks the alignment of longer runs).
 LOAD_POSITIONS = {
@@ -39,6 +41,10 @@ LOAD_CHANNELS = 0.031
 LOAD_WEIGHT = 0.0059  # of a byte
 STORE = 0.084
 STORE_GROUPS = {8: 0.188, 4: 0.094, 2: 0.061}
+# The direct family's loads, and its multiplications without matrix units: a guess, from 128 lanes
+# an SM and clock, unfitted.
+DIRECT_LOAD = 0.05
+DIRECT_PRODUCT = 0.01
 # Strided stores fill a line in several programs; more channels a tile, more lines in flight.
 STORE_STRIDED = 0.90
 STORE_STRIDED_GROWTH = 0.51  # exponent of BLOCK_N / 16
@@ -81,6 +87,9 @@ def _tiles(
 ) -> Iterator[Tile]:
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     most = 2 * form.positions * problem.batch
+    if form.family == "direct":
+        yield from _direct_tiles(spec, problem, form, target)
+        return
     rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
     columns = _blocks(BLOCK_N, form.lanes, group_out)
     depths = _blocks(BLOCK_K, form.span, group_in)
@@ -96,6 +105,23 @@ def _tiles(
             span=form.span,
         )
         if fits(spec, form, tile, target):
+            yield tile
+
+
+def _direct_tiles(
+    spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
+) -> Iterator[Tile]:
+    channels = [n for n in DIRECT_N if n < 2 * problem.out_channels]
+    for block_m, block_n, num_warps in itertools.product(DIRECT_M, channels, (4, 8)):
+        tile = Tile(
+            block_m=block_m,
+            block_n=block_n,
+            block_k=1,
+            num_warps=num_warps,
+            num_stages=2,
+            family=form.family,
+        )
+        if block_m * block_n >= WARP * num_warps and fits(spec, form, tile, target):
             yield tile
 
 
@@ -129,7 +155,10 @@ def cost_of(
         tiles = math.ceil(form.positions * problem.batch / tile.block_m)
     else:
         tiles = math.ceil(form.positions / tile.block_m) * problem.batch
-    channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
+    if form.family == "direct":
+        channel_tiles = math.ceil(problem.out_channels / tile.block_n)
+    else:
+        channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
     programs = tiles * channel_tiles * form.phases
     steps = form.taps * math.ceil(group_in / tile.block_k)
     columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
@@ -166,6 +195,8 @@ def cost_of(
 
 def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> float:
     """Return what a step of a program costs its SM, in nanoseconds."""
+    if form.family == "direct":
+        return STEP + tile.block_m * tile.block_n * (DIRECT_LOAD + form.lanes * DIRECT_PRODUCT)
     columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
     flops = 2 * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)

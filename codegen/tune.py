@@ -9,12 +9,11 @@ candidates are compiled side by side in processes of their own, then timed one a
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
@@ -28,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .choices import key_of, read_choices, text_of, tile_of
+from .choices import key_of, read_choices, text_of
 from .compiler import compile_kernel, plan
 from .language import parse
 from .plan import Candidate, Tile
@@ -239,39 +238,24 @@ class _Timer:
 
 def compiled(spec: ConvTransposeSpec, target: GpuTarget, tiles: list[Tile]) -> list[Tile]:
     """Return those of `tiles` that fit `target` without spills; Triton's cache has them then."""
-    workers = min(os.cpu_count() or 1, len(tiles))
-    shares = [tiles[start::workers] for start in range(workers)]
-    with ThreadPoolExecutor(workers) as threads:
-        kept = list(threads.map(lambda share: _compile_share(spec, target, share), shares))
-    fitting = {tile for share in kept for tile in share}
-    return [tile for tile in tiles if tile in fitting]
+    jobs = [_compilers().submit(_fits, str(spec), target.name, tile) for tile in tiles]
+    return [tile for tile, job in zip(tiles, jobs, strict=True) if job.result()]
 
 
-def _compile_share(spec: ConvTransposeSpec, target: GpuTarget, tiles: list[Tile]) -> list[Tile]:
-    """Compile `tiles` in a process of their own: one that is killed costs its share alone."""
-    job = {"spec": str(spec), "target": target.name, "tiles": [asdict(tile) for tile in tiles]}
-    made = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.tune"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [tile_of(json.loads(line)) for line in made.stdout.splitlines()]
+@functools.cache
+def _compilers() -> Executor:
+    """Return this process' compilers: one process a core, started once for all specs."""
+    if multiprocessing.current_process().daemon:  # as some engines' workers are: no children
+        return ThreadPoolExecutor(1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _worker() -> None:
-    """Read a job from stdin; print each tile that fits, as JSON, when it is compiled."""
+def _fits(text: str, target_name: str, tile: Tile) -> bool:
+    """Compile a tile; whether it fits the target without spills."""
     from .cubin import compile_source
 
-    job = json.load(sys.stdin)
-    spec, target = parse(job["spec"]), find_target(job["target"])
-    capability = int(target.arch.removeprefix("sm_"))
-    for row in job["tiles"]:
-        binary = compile_source(compile_kernel(spec, target, tile_of(row)), capability)
-        if binary.spills <= MOST_SPILLS and binary.shared <= target.shared_per_block:
-            print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    _worker()
+    target = find_target(target_name)
+    source = compile_kernel(parse(text), target, tile)
+    binary = compile_source(source, int(target.arch.removeprefix("sm_")))
+    return binary.spills <= MOST_SPILLS and binary.shared <= target.shared_per_block

@@ -363,9 +363,11 @@ class _Names:
                 count = count if known is None else Integer(known)
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
+        direct = self.plan.family == "direct"
+        blocks_in = self._most("block_n" if direct else "block_k")
         whole = channels_last or self.plan.fold_batch
-        depth_in = spec.groups * sizes.group_in if whole else Integer(self._most("block_k"))
-        depth_out = spec.groups * sizes.group_out if whole else Integer(self._most("block_n"))
+        depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
+        depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
         largest: dict[Expr, Expr] = {}  # of products of the same sizes
         for product in products:

@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from convgen.localgpu import local_target
+
 SPEC = "ConvTranspose2d(64, 64, 3, stride=1, bias=False, input=(8, 64, 1024, 1024))"
 PTXAS = """#!/bin/sh
 for argument do
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.sm89 and "TRITON_OVERRIDE_ARCH" not in os.environ:
         sys.exit(run_as_sm89(sys.argv[1:] if arguments is None else arguments))
-    result = measure(options.brief, "rtx4090" if options.sm89 else local_target())
+    result = measure(options.brief, "rtx4090" if options.sm89 else local_target().name)
     for name, value in result.items():
         print(f"{name:24} {value}")
     if options.json:
@@ -62,16 +64,6 @@ def run_as_sm89(arguments: list[str]) -> int:
         }
         command = [sys.executable, __file__, *arguments]
         return subprocess.run(command, env=os.environ | settings, check=False).returncode
-
-
-def local_target() -> str:
-    """Return the target whose architecture is this card's, the default if there is none."""
-    import torch
-
-    from convgen import TARGETS
-
-    capability = torch.cuda.get_device_capability()
-    return next((t.name for t in TARGETS if t.compute_capability == capability), "rtx4090")
 
 
 def measure(brief: Path, target: str) -> dict[str, object]:

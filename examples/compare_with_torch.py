@@ -11,21 +11,19 @@ convolution of torch's; `torch` is its default, with no flag touched.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from convgen import ConvTransposeSpec, emit, find_target
+from convgen import ConvTransposeSpec, emit
+from convgen.benchcases import spec_of
 from convgen.loading import load_module
-
-GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
+from convgen.localgpu import local_target
+from convgen.torchoracle import scatter
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from compare_with_seed import local_target
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=Path)
     parser.add_argument("--dtypes", default="float32,float16,bfloat16,float64")
@@ -33,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp())
-    target = find_target(local_target())
+    target = local_target()
     rows = []
     print(f"{'case':20} {'dtype':9} {'torch ms':>9} {'convgen':>9} {'times':>6} {'errors':>19}")
     for case in json.loads(options.cases.read_text())["cases"]:
@@ -45,20 +43,6 @@ def main(arguments: list[str] | None = None) -> None:
                 print(line_of(rows[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
-
-
-def spec_of(case: dict[str, Any], dtype: str) -> ConvTransposeSpec:
-    """Return the spec of a case."""
-    return ConvTransposeSpec(
-        rank=case["rank"],
-        in_channels=case["in_channels"],
-        out_channels=case["out_channels"],
-        groups=case["groups"],
-        bias=case["bias"],
-        input=(case["batch"], case["in_channels"], *case["input"]),
-        dtype=dtype,
-        **{name: tuple(case[name]) for name in GEOMETRY},
-    )
 
 
 def measure(spec: ConvTransposeSpec, module: Any) -> dict[str, float]:
@@ -90,32 +74,6 @@ def measure(spec: ConvTransposeSpec, module: Any) -> dict[str, float]:
         row[f"{name}_error"] = float(error)
         row[f"{name}_ms"] = do_bench(way, warmup=10, rep=50, return_mode="median")
     return row
-
-
-def scatter(spec: ConvTransposeSpec, x: Any, weight: Any, bias: Any) -> Any:
-    """Return the layer by its definition in float64: every tap adds its share of the output."""
-    import torch
-
-    growth = zip(spec.spatial, spec.stride, spec.output_growth, strict=True)
-    batch = x.shape[0]
-    output = [(size - 1) * s + extra for size, s, extra in growth]
-    # Room for what padding cuts off, so that a tap's outputs are one strided slice.
-    reach = zip(spec.spatial, spec.stride, spec.dilation, spec.kernel_size, strict=True)
-    full = [max((i - 1) * s + d * (k - 1) + 1, 0) for i, s, d, k in reach]
-    full = [max(f, o + p) for f, o, p in zip(full, output, spec.padding, strict=True)]
-    per_group = weight.shape[1]
-    y = torch.zeros((batch, spec.groups, per_group, *full), dtype=torch.float64, device=x.device)
-    gx = x.double().reshape(batch, spec.groups, -1, *x.shape[2:])
-    gw = weight.double().reshape(spec.groups, -1, *weight.shape[1:])
-    for tap in itertools.product(*map(range, spec.kernel_size)):
-        where = tuple(
-            slice(k * d, k * d + (i - 1) * s + 1, s)
-            for k, d, i, s in zip(tap, spec.dilation, spec.spatial, spec.stride, strict=True)
-        )
-        y[(..., *where)] += torch.einsum("ngc...,gco->ngo...", gx, gw[(..., *tap)])
-    cut = [slice(p, p + o) for p, o in zip(spec.padding, output, strict=True)]
-    y = y[(..., *cut)].reshape(batch, -1, *output)
-    return y if bias is None else y + bias.double().reshape(-1, *[1] * spec.rank)
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -6,9 +6,13 @@ import dataclasses
 import random
 
 from convgen import ConvTransposeSpec, SpecError
+from convgen.compiler import compile_kernel, plan
+from convgen.plan import Tile
+from convgen.render import KernelSource
 
 DTYPES = ("float32", "float32", "float16", "bfloat16", "float64")
 PRECISIONS = ("tf32", "tf32", "tf32x3", "bf16x3", "bf16x6", "ieee")
+BEST = 20  # tiles of a form that one is drawn from
 
 
 def draw(seed: int) -> tuple[ConvTransposeSpec, ConvTransposeSpec]:
@@ -70,3 +74,25 @@ def _open(source: random.Random, spec: ConvTransposeSpec) -> ConvTransposeSpec:
         out_channels=spec.out_channels if source.random() < 0.5 else None,
         input=tuple(shape),
     )
+
+
+def forms(spec: ConvTransposeSpec) -> dict[str, list[Tile]]:
+    """Return the tiles of each family and span that serve `spec`, best first."""
+    found: dict[str, list[Tile]] = {}
+    for candidate in plan(spec).ranking:
+        tile = candidate.tile
+        found.setdefault(f"{tile.family} {tile.span}", []).append(tile)
+    return found
+
+
+def each_form(spec: ConvTransposeSpec, seed: int | str = 0) -> dict[str, KernelSource]:
+    """Return a file of each family and span that serve `spec`, each with one of its best tiles.
+
+    The planner takes one of them; the others are a measured choice, or another card, away.
+    """
+    source = random.Random(seed)
+    plain = dataclasses.replace(spec, autotune="none")
+    return {
+        form: compile_kernel(plain, tile=source.choice(tiles[:BEST]))
+        for form, tiles in forms(plain).items()
+    }

@@ -242,7 +242,7 @@ def test_verify_exits_1_if_a_kernel_fails(monkeypatch, passed, code):
         faithful=0.0,
         passed=passed,
     )
-    module = SimpleNamespace(verify=lambda spec, target: report)
+    module = SimpleNamespace(verify=lambda spec, target, **options: report)
     monkeypatch.setitem(sys.modules, "convgen.verify", module)
     done = run("verify", SMALL)
     assert (done.exit_code, done.stdout) == (code, f"{report}\n")

@@ -12,6 +12,7 @@ import torch
 
 from convgen import emit, parse
 from convgen.loading import load_module
+from drawing import each_form
 
 LARGE = (
     # 2.4e9 elements an image: int64 from one channel to the next.
@@ -34,17 +35,24 @@ LARGE = (
 )
 
 
+def forms_of(images: int, length: int) -> dict[str, str]:
+    """Return the files of each family and span for a layer of that size."""
+    spec = parse(f"ConvTranspose1d(4, 4, 3, input=({images}, 4, {length}))")
+    return {form: source.text for form, source in each_form(spec).items()}
+
+
 def test_known_sizes_choose_the_width_of_offsets() -> None:
     """int64 costs registers: it stands where a size needs it, and nowhere else."""
-    small, wide_base, wide_lanes = (
-        emit(f"ConvTranspose1d(4, 4, 3, input=(1, 4, {length}))")
-        for length in (10**6, 7 * 10**8, 3 * 10**9)
-    )
-    assert "int64" not in small
-    assert "tl.cast(channel" not in wide_base
-    assert "tl.cast(ci, tl.int64)" not in wide_base.split("w_lanes")[0].split("x_lanes")[0]
-    assert "tl.cast(ci, tl.int64)" in wide_lanes
-    assert "tl.cast(tile, tl.int64)" in wide_lanes
+    for text in forms_of(1, 10**6).values():
+        assert "int64" not in text
+    for text in forms_of(4000, 10**6).values():  # 4e6 elements an image, 1.6e10 in all
+        wide = [line.split()[0] for line in text.splitlines() if "int64" in line]
+        assert wide == ["x_tile", "y_tile"]
+    for form, text in forms_of(1, 3 * 10**9).items():
+        assert "tl.cast(ci, tl.int64)" in text
+        assert "tl.cast(position, tl.int64)" in text
+        # As many positions as outputs; of groups there are fewer, and int32 counts them.
+        assert ("tl.cast(tile, tl.int64)" in text) != form.startswith("polyphase")
 
 
 @pytest.mark.gpu

@@ -24,9 +24,9 @@ from convgen.compiler import plan
 from convgen.families import FAMILIES
 from convgen.filetext import FileContext, file_context
 from convgen.language import parse
-from convgen.render import environment
+from convgen.render import environment, render
 from convgen.wrappertext import WrapperContext
-from drawing import draw
+from drawing import draw, each_form
 
 ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
@@ -52,27 +52,30 @@ SPECS = (
 
 @pytest.fixture(scope="module")
 def plans():
-    """The plans of some thirty specs of every kind."""
-    return [plan(spec) for spec in [*map(parse, SPECS), *(draw(seed)[1] for seed in range(20))]]
+    """The plans of some thirty specs of every kind, and of every family that could serve some."""
+    drawn = [draw(seed)[1] for seed in range(20)]
+    planned = [plan(spec) for spec in [*map(parse, SPECS), *drawn]]
+    return [*planned, *(source.plan for spec in drawn for source in each_form(spec).values())]
 
 
 @pytest.fixture(scope="module")
 def texts(plans):
-    return [convgen.emit(each.spec) for each in plans]
+    return [render(each).text for each in plans]
 
 
 # ---- the contract ----
 
 
-def included(include: nodes.Include) -> list[str]:
-    """Return the templates that an include can mean: `"kernels/" ~ family` is one a family."""
+PARTS = (nodes.Include, nodes.FromImport)
+
+
+def included(include: nodes.Include | nodes.FromImport) -> list[str]:
+    """Return the templates that an include can mean: `template` is one a family, or shared."""
     if isinstance(include.template, nodes.Const):
         return [include.template.value]
-    assert isinstance(include.template, nodes.Concat)
-    parts = [getattr(part, "value", None) for part in include.template.nodes]
-    names = [getattr(part, "name", None) for part in include.template.nodes]
-    assert names[parts.index(None)] == "family"
-    return ["".join(part or family.name for part in parts) for family in FAMILIES]
+    assert isinstance(include.template, nodes.Name)
+    assert include.template.name == "template"
+    return sorted({family.template for family in FAMILIES})
 
 
 def trees() -> dict[str, nodes.Template]:
@@ -84,7 +87,7 @@ def trees() -> dict[str, nodes.Template]:
         if name not in found:
             assert ENVIRONMENT.loader is not None
             found[name] = ENVIRONMENT.parse(ENVIRONMENT.loader.get_source(ENVIRONMENT, name)[0])
-            ahead += [n for node in found[name].find_all(nodes.Include) for n in included(node)]
+            ahead += [n for node in found[name].find_all(PARTS) for n in included(node)]
     return found
 
 
@@ -119,7 +122,7 @@ class Reader:
     def read(self, node: nodes.Node, scope: dict[str, object]) -> None:
         if isinstance(node, nodes.Macro):
             self.macros[node.name] = node
-        elif isinstance(node, nodes.Include):
+        elif isinstance(node, PARTS):
             for name in included(node):
                 if name in self.trees:
                     self.read(self.trees[name], self.types)
@@ -173,23 +176,37 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
     return found
 
 
+CAST = ("result",)  # what file_context casts to the output's dtype and hands on as `store`
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
-    others = {f"kernels/{other.name}.py.jinja" for other in FAMILIES} - {
-        f"kernels/{family.name}.py.jinja"
-    }
+    others = {other.template for other in FAMILIES} - {family.template}
     scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
     scope |= {"kernel": family.context_type, "wrapper": WrapperContext}
     reader = Reader(scope, {name: tree for name, tree in TREES.items() if name not in others})
     for name in RENDERED:
         reader.read(TREES[name], scope)
+    for name in CAST:
+        reader.used.add((family.context_type, name))
     assert reader.used == fields_below(family.context_type) | fields_below(WrapperContext)
 
 
 SPELLING = {  # text, names and their fields, choices, repetition, macros, parts; nothing else
     *("Template", "Output", "TemplateData", "Name", "Getattr", "Const", "Tuple", "Concat"),
-    *("If", "CondExpr", "Compare", "Operand", "For", "Macro", "Call", "Include", "Filter"),
+    *(
+        "If",
+        "CondExpr",
+        "Compare",
+        "Operand",
+        "For",
+        "Macro",
+        "Call",
+        "Include",
+        "FromImport",
+        "Filter",
+    ),
 }
 
 

@@ -1,0 +1,148 @@
+"""Measuring convgen's files beside torch: every way in a process of its own, one report.
+
+The driver of bench. Input: `Case`s and `Way`s; output: the report, as a dictionary of JSON's types.
+Stages: cases and ways (benchcases.py), measuring (benchworker.py, in the processes started here),
+figures and table (benchreport.py), plot (benchplot.py). This process never imports torch, so that
+it takes no memory of the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .benchcases import CEILINGS, Case, Way
+from .benchreport import finished, judged, row_of
+from .project import write_text
+from .spec import SpecError
+
+WORKER = (sys.executable, "-m", "convgen.benchworker")
+MESSAGE = 300  # characters of a dead worker's last words
+
+
+def require(*modules: str, extra: str) -> None:
+    """Raise SpecError if one of `modules`, which `extra` brings, is not installed."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise SpecError(f"bench needs {module}: pip install 'convgen[{extra}]'")
+
+
+def run(
+    cases: list[Case], ways: list[Way], output: Path | None = None, choices: Path | None = None
+) -> dict[str, Any]:
+    """Measure every way on every case and return the report.
+
+    Args:
+        cases: the layers.
+        ways: what to compare, in the order in which they run.
+        output: the file to write the report to, first empty and then anew after each way: an
+            interrupted run leaves what it measured.
+        choices: measured tiles for convgen's files, which come before the package's own.
+
+    Raises:
+        SpecError: torch or triton is missing, there is no GPU, or `output` cannot be written.
+    """
+    require("torch", "triton", extra="torch")
+    dtypes = list(dict.fromkeys(case.spec.dtype for case in cases))
+    (facts,) = answers([{"way": CEILINGS, "dtypes": dtypes}])
+    if "failed" in facts:
+        raise SpecError(facts["failed"])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    given = None if choices is None else str(choices)
+    head = {"schema": 1, "command": "bench", "date": now, "convgen": __version__, **facts}
+    job = {"target": facts["target"], "choices": given}
+    rows = [row_of(case, facts) for case in cases]
+    report = _saved(finished(head, rows, complete=not ways), output)
+    with _progress(len(cases) * len(ways)) as advance:
+        for index, way in enumerate(ways, 1):
+            measure(way, cases, rows, job, advance)
+            report = _saved(finished(head, rows, complete=index == len(ways)), output)
+    return report
+
+
+def _saved(report: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    if output is not None:
+        write_text(output, json.dumps(report) + "\n")
+    return report
+
+
+def measure(
+    way: Way,
+    cases: list[Case],
+    rows: list[dict[str, Any]],
+    job: dict[str, Any],
+    advance: Callable[[str], None],
+) -> None:
+    """Put what one way takes into the `ways` of every case's row; `job` is common to its jobs."""
+    fit = []
+    for case, row in zip(cases, rows, strict=True):
+        reason = way.unfit(case.spec)
+        if reason is None:
+            fit.append((case, row))
+        else:
+            row["ways"][way.name] = {"not_applicable": reason}
+            advance(way.name)
+    jobs = [{**job, "way": way.name, "spec": str(case.spec)} for case, _ in fit]
+    for (case, row), answer in zip(fit, answers(jobs), strict=True):
+        row["ways"][way.name] = judged(answer, row["floor_ms"])
+        advance(f"{way.name} {case.id}")
+
+
+def answers(
+    jobs: list[dict[str, Any]], command: tuple[str, ...] = WORKER
+) -> Iterator[dict[str, Any]]:
+    """Yield the answer to each job in turn; a worker that dies is replaced after its job."""
+    done = 0
+    while done < len(jobs):
+        before = done
+        with tempfile.TemporaryDirectory() as folder:
+            lines = [json.dumps(job) + "\n" for job in jobs[done:]]
+            Path(folder, "jobs").write_text("".join(lines), "utf-8")
+            said = Path(folder, "messages")
+            with said.open("wb") as messages:
+                worker = subprocess.Popen(
+                    [*command, folder], stdout=subprocess.PIPE, stderr=messages, text=True
+                )
+            with worker:
+                try:
+                    assert worker.stdout is not None
+                    for line in worker.stdout:
+                        if line.endswith("\n"):  # not if it died while it wrote
+                            yield json.loads(line)
+                            done += 1
+                    code = worker.wait()
+                finally:
+                    worker.kill()
+            # Code 0 with jobs left: the last one answered spoilt the process, no other is at fault.
+            if done < len(jobs) and (code or done == before):
+                yield {"failed": f"{_ended(code)}: {said.read_text('utf-8', 'replace')[-MESSAGE:]}"}
+                done += 1
+
+
+def _ended(code: int) -> str:
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+    return f"the worker ended with {name}"
+
+
+@contextmanager
+def _progress(length: int) -> Iterator[Callable[[str], None]]:
+    """Yield a function that moves a bar on stderr by one; without a terminal it does nothing."""
+    if not sys.stderr.isatty():
+        yield lambda item: None
+        return
+    with click.progressbar(
+        length=length, label="bench", file=sys.stderr, item_show_func=lambda item: item
+    ) as bar:
+        yield lambda item: bar.update(1, item)

@@ -1,0 +1,200 @@
+"""What `convgen bench` measures: layers, and the ways to compute one.
+
+Stage 1 of bench. Input: the argument CASES (a .json file, a .convgen file or the text of a spec)
+and its options; output: `Case`s whose sizes are all known, and `Way`s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .project import on_disk
+from .sources import resolve
+from .spec import LAYOUTS, ConvTransposeSpec, SpecError, nearest, shown
+
+GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
+SIZES = ("rank", "batch", "in_channels", "out_channels", "input")
+KEYS = ("id", *SIZES, *GEOMETRY, "groups", "bias")
+CONVGEN = "convgen_"  # before a layout, the name of a way
+CEILINGS = "ceilings"  # in place of a way: the job that asks for the device and its ceilings
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A layer to measure, in one dtype."""
+
+    id: str
+    spec: ConvTransposeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """A way to compute a layer; each runs in a process of its own.
+
+    Attributes:
+        name: what the report calls it.
+        emitted: by convgen's file; else by torch.
+        channels_last: input and weight lie so in memory, from before the timing.
+        flip: as a convolution, the weight flipped and transposed before the timing.
+        benchmark: cuDNN tries its algorithms on the first call of a shape.
+        compiled: through torch.compile.
+    """
+
+    name: str
+    emitted: bool = False
+    channels_last: bool = False
+    flip: bool = False
+    benchmark: bool = False
+    compiled: bool = False
+
+    def unfit(self, spec: ConvTransposeSpec) -> str | None:
+        """Return why this way does not apply to `spec`, None if it does."""
+        if self.channels_last and spec.rank == 1:
+            return "rank 1 has no channels_last"
+        if not self.flip:
+            return None
+        if set(spec.stride) != {1}:
+            return "stride is not 1"
+        if any(spec.output_padding):
+            return "output_padding is not 0"
+        axes = zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+        if any(p > d * (k - 1) for d, k, p in axes):
+            return "padding exceeds dilation * (kernel_size - 1)"
+        return None
+
+
+TORCH_WAYS = (
+    Way(name="default"),
+    Way(name="benchmark", benchmark=True),
+    Way(name="channels_last", channels_last=True),
+    Way(name="channels_last_benchmark", channels_last=True, benchmark=True),
+    Way(name="flip", flip=True),
+    Way(name="flip_benchmark", flip=True, benchmark=True),
+    Way(name="flip_channels_last", flip=True, channels_last=True),
+    Way(name="flip_channels_last_benchmark", flip=True, channels_last=True, benchmark=True),
+    Way(name="compile", compiled=True),
+)
+CONVGEN_WAYS = tuple(
+    Way(name=CONVGEN + layout, emitted=True, channels_last=layout == "channels_last")
+    for layout in LAYOUTS
+)
+WAYS = {way.name: way for way in (*TORCH_WAYS, *CONVGEN_WAYS)}
+
+
+def read_ways(ways: str | None, layouts: str | None) -> list[Way]:
+    """Return the ways that comma-separated lists ask for, all of a kind for None."""
+    torch = _listed("--ways", ways, tuple(way.name for way in TORCH_WAYS))
+    emitted = _listed("--layouts", layouts, LAYOUTS)
+    return [WAYS[name] for name in (*torch, *(CONVGEN + layout for layout in emitted))]
+
+
+def _listed(option: str, text: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(known if text is None else text.split(",") if text else ()))
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known)
+            raise SpecError(f"{option}: {shown(name)} is none of {', '.join(known)}{hint}")
+    return names
+
+
+def read_cases(text: str, only: str, dtypes: str | None) -> list[Case]:
+    """Return the cases of CASES whose id contains `only`.
+
+    Args:
+        text: the argument CASES.
+        only: a part of the ids wanted, empty for all.
+        dtypes: comma-separated, in place of those that the cases name; None keeps them.
+
+    Raises:
+        SpecError: it names the file, the case and the argument at fault.
+    """
+    asked = None if dtypes is None else dtypes.split(",")
+    cases = _from_json(text, asked) if text.endswith(".json") else _from_specs(text, asked)
+    chosen = [case for case in cases if only in case.id]
+    if not chosen:
+        raise SpecError(f"--only: no case has {shown(only)} in its id")
+    return chosen
+
+
+def _from_specs(text: str, dtypes: list[str] | None) -> list[Case]:
+    """Return the layers of a .convgen file or of a text; those without a name are numbered."""
+    cases = []
+    for number, statement in enumerate(resolve(text, {"target": None}), 1):
+        spec, name = statement.spec, statement.name or f"layer{number}"
+        _check_known(name, spec)
+        for dtype in dtypes or [spec.dtype]:
+            precision = spec.precision if dtype == spec.dtype else None
+            other = dataclasses.replace(spec, dtype=dtype, precision=precision)
+            cases.append(Case(name, other))
+    return cases
+
+
+def _from_json(path: str, dtypes: list[str] | None) -> list[Case]:
+    try:
+        document = json.loads(on_disk(Path(path)))
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is not JSON: {str(error)[:120]}") from None
+    entries = document.get("cases") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise SpecError(f'{path}: needs "cases", a list of layers', "cases")
+    cases: list[Case] = []
+    for number, entry in enumerate(entries, 1):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        where = f"{path}: case {shown(name) if name else f'number {number}'}"
+        try:
+            if name in {case.id for case in cases}:
+                raise SpecError("an earlier case has this id", "id")
+            cases += [Case(str(name), spec_of(entry, d)) for d in dtypes or _dtypes(entry)]
+        except SpecError as error:
+            raise SpecError(f"{where}: {error}", error.argument) from None
+    return cases
+
+
+def _dtypes(entry: Any) -> list[Any]:
+    """Return the dtypes that an entry names; an entry that names none is float32."""
+    dtypes = entry.get("dtypes", ["float32"]) if isinstance(entry, dict) else [None]
+    if not isinstance(dtypes, list) or not dtypes:
+        raise SpecError(f"dtypes must be a list, got {shown(dtypes)}", "dtypes")
+    return dtypes
+
+
+def spec_of(entry: Any, dtype: str) -> ConvTransposeSpec:
+    """Return the spec of an entry of a .json file; raises SpecError naming the key at fault."""
+    if not isinstance(entry, dict):
+        raise SpecError(f"must be an object, got {shown(entry)}")
+    for key in KEYS:
+        if key not in entry:
+            raise SpecError(f"has no {key}", key)
+    if not isinstance(entry["id"], str) or not entry["id"]:
+        raise SpecError(f"id must be a text, got {shown(entry['id'])}", "id")
+    if not isinstance(entry["batch"], int) or entry["batch"] < 1:
+        raise SpecError(f"batch must be a positive integer, got {shown(entry['batch'])}", "batch")
+    if not isinstance(entry["input"], list):
+        raise SpecError(f"input must be a list, got {shown(entry['input'])}", "input")
+    axes: dict[str, Any] = {
+        key: tuple(entry[key]) if isinstance(entry[key], list) else entry[key] for key in GEOMETRY
+    }
+    spec = ConvTransposeSpec(
+        rank=entry["rank"],
+        in_channels=entry["in_channels"],
+        out_channels=entry["out_channels"],
+        groups=entry["groups"],
+        bias=entry["bias"],
+        input=(entry["batch"], entry["in_channels"], *entry["input"]),
+        dtype=dtype,
+        **axes,
+    )
+    _check_known(entry["id"], spec)
+    return spec
+
+
+def _check_known(name: str, spec: ConvTransposeSpec) -> None:
+    for argument in ("in_channels", "out_channels"):
+        if getattr(spec, argument) is None:
+            raise SpecError(f"{name}: bench needs {argument}", argument)
+    if spec.input is None or None in spec.input:
+        raise SpecError(f"{name}: bench needs every size of input, got {spec.input}", "input")

@@ -1,0 +1,97 @@
+"""The plot of bench.
+
+Stage 4 of bench; needs matplotlib, the extra `report`. Input: a report; output: the text of an SVG
+file, the same for the same report: bars of how many times faster than torch, and the roofline.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib.util import find_spec
+from typing import Any
+
+from .spec import SpecError
+
+BARS = {"over_default": "torch's default", "over_best": "the fastest way of torch"}
+SIDES = {"best_convgen_ms": ("convgen", "o", "full"), "best_torch_ms": ("torch", "s", "none")}
+PANEL = 3.2  # inches
+
+
+def require_matplotlib() -> None:
+    """Raise SpecError without matplotlib: before a long run, not after it."""
+    if find_spec("matplotlib") is None:
+        raise SpecError("the plot needs matplotlib: pip install 'convgen[report]'")
+
+
+def draw_plot(report: dict[str, Any]) -> str:
+    """Return the plot of a report; raises SpecError without matplotlib."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    by_dtype: dict[str, list[dict[str, Any]]] = {}
+    for row in report["cases"]:
+        by_dtype.setdefault(row["dtype"], []).append(row)
+    width = max(9.0, 2.0 + 0.45 * max(map(len, by_dtype.values())))
+    figure = Figure(figsize=(width, PANEL * (len(by_dtype) + 1)), layout="constrained")
+    *bars, roofline = figure.subplots(len(by_dtype) + 1, squeeze=False)[:, 0]
+    for axis, (dtype, rows) in zip(bars, by_dtype.items(), strict=True):
+        _draw_bars(axis, dtype, rows)
+    _draw_roofline(roofline, report, by_dtype)
+    for axis in (*bars, roofline):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{report['device']}, torch {report['torch']}, cuDNN {report['cudnn']}, "
+        f"Triton {report['triton']}, convgen {report['convgen']}, {report['date'][:10]}",
+        fontsize=9,
+    )
+    picture = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "convgen"}):
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue()
+
+
+def _draw_bars(axis: Any, dtype: str, rows: list[dict[str, Any]]) -> None:
+    for offset, (figure, label) in zip((-0.2, 0.2), BARS.items(), strict=True):
+        known = [(index, row[figure]) for index, row in enumerate(rows) if row[figure] is not None]
+        # From 1 up or down: a bar of a ratio starts where both sides are equal.
+        axis.bar(
+            [index + offset for index, _ in known],
+            [ratio - 1.0 for _, ratio in known],
+            0.4,
+            bottom=1.0,
+            label=label,
+        )
+    axis.axhline(1.0, color="black", linewidth=0.8)
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    names = [row["case"][-24:] for row in rows]
+    axis.set_xticks(range(len(rows)), names, rotation=35, ha="right", fontsize=7)
+    axis.set_ylabel(f"{dtype}: times faster than")
+
+
+def _draw_roofline(
+    axis: Any, report: dict[str, Any], by_dtype: dict[str, list[dict[str, Any]]]
+) -> None:
+    for index, (dtype, rows) in enumerate(by_dtype.items()):
+        color = f"C{index}"
+        intensities = [row["flops"] / row["bytes"] for row in rows]
+        peak, copy = report["matmul_tflops"][dtype], report["copy_gbps"] / 1e3
+        corners = sorted({min(intensities) / 2, peak / copy, max(*intensities, peak / copy) * 2})
+        axis.plot(corners, [min(copy * x, peak) for x in corners], color=color, linewidth=1)
+        for side, (label, marker, fill) in SIDES.items():
+            known = [(x, row) for x, row in zip(intensities, rows, strict=True) if row[side]]
+            axis.plot(
+                [x for x, _ in known],
+                [row["flops"] / row[side] / 1e9 for _, row in known],
+                marker,
+                color=color,
+                fillstyle=fill,
+                markersize=4,
+                label=f"{label}, {dtype}",
+            )
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("FLOP a byte that must move")
+    axis.set_ylabel("TFLOP/s; line: the ceilings")

@@ -1,0 +1,222 @@
+"""The worker of bench: a process that measures one way on many cases.
+
+    python -m convgen.benchworker FOLDER
+
+Stage 2 of bench; needs torch, triton and a CUDA GPU. Input: FOLDER/jobs, a JSON line a job; output:
+a JSON line an answer, on stdout. A process of its own for each way, as torch keeps the first cuDNN
+plan of a shape however it was chosen; and so that a crash takes one row with it, not the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import functools
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import find_target, parse
+from .benchcases import CEILINGS, WAYS, Way
+from .choices import read_choices
+from .compiler import compile_kernel
+from .loading import load_module
+from .localgpu import local_target
+from .render import KernelSource
+from .spec import ConvTransposeSpec, SpecError
+from .torchoracle import reference, staged
+
+SECONDS = 600  # for one job; a hang must not hold up the rest
+MATMUL = 8192
+COPIED = 2**30
+WARMUP_MS, REPEAT_MS, LEAST_SAMPLES = 25, 100, 20
+
+
+def main() -> None:
+    """Answer the jobs of the folder that the command line names, in turn."""
+    folder = Path(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not stand between answers
+    for line in (folder / "jobs").read_text("utf-8").splitlines():
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        print(json.dumps(answer(line, folder)), file=answers, flush=True)
+        if not _released():
+            os._exit(0)  # an orderly end could not be had: CUDA's teardown fails too
+
+
+def answer(line: str, folder: Path) -> dict[str, Any]:
+    """Return what a job asks for; `failed`, with the message, if that raised."""
+    try:
+        job = json.loads(line)
+        if job["way"] == CEILINGS:
+            return ceilings(job["dtypes"])
+        return measure(job, folder, "cuda")
+    except SpecError as error:
+        return {"failed": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
+
+
+def _released() -> bool:
+    """Give the job's memory back; False if it left a CUDA context where every call fails."""
+    torch = sys.modules.get("torch")
+    gc.collect()
+    try:
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
+
+
+def measure(job: dict[str, Any], folder: Path, device: str) -> dict[str, Any]:
+    """Return median, samples and relative error of a way to compute a spec, and convgen's tile."""
+    import torch
+
+    spec, way = parse(job["spec"]), WAYS[job["way"]]
+    torch.backends.cudnn.benchmark = way.benchmark
+    tensors = draw(spec, device)
+    row: dict[str, Any] = {}
+    if way.emitted:
+        source = compile_job(spec, way, job)
+        row["tile"] = f"{source.plan.family}, {source.plan.tile}"
+        call = emitted_call(source, way, folder, *tensors)
+    else:
+        call = torch_call(spec, way, *tensors)
+    output = call()[:2].double()  # first, while the memory that cuDNN may plan with is free
+    exact = reference(spec, tensors[0][:2], *tensors[1:])
+    error = float((output - exact).norm() / exact.norm())
+    if not math.isfinite(error):
+        raise ArithmeticError("the output is not finite")
+    del output, exact
+    samples = samples_of(call)
+    ms = statistics.median(samples)
+    return {"ms": ms, "relative_error": error, **row, "samples": samples}
+
+
+def draw(spec: ConvTransposeSpec, device: str) -> tuple[Any, Any, Any]:
+    """Return input, weight and bias of normal numbers, the same ones in every process."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int | None) -> Any:
+        numbers = torch.randn(shape, device=device, generator=generator)
+        return numbers.to(getattr(torch, spec.dtype))
+
+    assert spec.input is not None
+    assert spec.out_channels is not None
+    x = normal(*spec.input)
+    weight = normal(spec.in_channels, spec.out_channels // spec.groups, *spec.kernel_size)
+    return x, weight, normal(spec.out_channels) if spec.bias else None
+
+
+def torch_call(
+    spec: ConvTransposeSpec, way: Way, x: Any, weight: Any, bias: Any
+) -> Callable[[], Any]:
+    """Return a call of torch that computes `spec`, its arguments prepared."""
+    import torch
+
+    functional = torch.nn.functional
+    geometry: tuple[Any, ...]
+    if way.flip:
+        function = getattr(functional, f"conv{spec.rank}d")
+        weight = flipped(spec, weight)
+        axes = zip(spec.dilation, spec.kernel_size, spec.padding, strict=True)
+        geometry = (1, tuple(d * (k - 1) - p for d, k, p in axes), spec.dilation, spec.groups)
+    else:
+        function = getattr(functional, f"conv_transpose{spec.rank}d")
+        geometry = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
+    x, weight = _laid_out(way, x), _laid_out(way, weight)
+
+    def call(x: Any, weight: Any, bias: Any) -> Any:
+        return staged(function(staged(x, spec.before), weight, bias, *geometry), spec.after)
+
+    if way.compiled:
+        torch.compiler.reset()  # past a few shapes of a function, torch would run it uncompiled
+        call = torch.compile(call, dynamic=False)
+    return lambda: call(x, weight, bias)
+
+
+def flipped(spec: ConvTransposeSpec, weight: Any) -> Any:
+    """Return the weight of the convolution that is `spec`: flipped, input and output swapped."""
+    grouped = weight.reshape(spec.groups, -1, *weight.shape[1:]).transpose(1, 2)
+    swapped = grouped.reshape(spec.out_channels, -1, *spec.kernel_size)
+    return swapped.flip(tuple(range(2, 2 + spec.rank))).contiguous()
+
+
+def _laid_out(way: Way, tensor: Any) -> Any:
+    import torch
+
+    if not way.channels_last:
+        return tensor
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=formats[tensor.dim()])
+
+
+def compile_job(spec: ConvTransposeSpec, way: Way, job: dict[str, Any]) -> KernelSource:
+    """Return the file that convgen emits for a job."""
+    layout = "channels_last" if way.channels_last else "channels_first"
+    choices = read_choices(Path(job["choices"])) if job["choices"] else None
+    spec = dataclasses.replace(spec, layout=layout)
+    return compile_kernel(spec, find_target(job["target"]), choices=choices)
+
+
+def emitted_call(
+    source: KernelSource, way: Way, folder: Path, x: Any, weight: Any, bias: Any
+) -> Callable[[], Any]:
+    """Return a call of an emitted file, the weight packed."""
+    # A name for each text: Python and Triton remember the source of a path.
+    module = load_module(source.text, f"layer_{source.body_sha256[:16]}", folder)
+    function = getattr(module, f"conv_transpose{source.plan.spec.rank}d_packed")
+    x, packed = _laid_out(way, x), module.pack_weight(weight)
+    return lambda: function(x, packed, bias)
+
+
+def samples_of(call: Callable[[], Any]) -> list[float]:
+    """Return the milliseconds of every run of `call`, the L2 cache cleared before each."""
+    from triton.testing import do_bench
+
+    once = do_bench(call, warmup=0, rep=1, return_mode="median")
+    repeat = max(REPEAT_MS, LEAST_SAMPLES * once)
+    times = do_bench(call, warmup=WARMUP_MS, rep=repeat, return_mode="all")
+    return [round(float(ms), 6) for ms in times]
+
+
+def ceilings(dtypes: list[str]) -> dict[str, Any]:
+    """Return device, versions, and what the device's copy and matrix product reach."""
+    import torch
+    import triton
+
+    if not torch.cuda.is_available():
+        raise SpecError("bench needs a CUDA GPU, and torch sees none")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
+    copy = torch.empty_like(source)
+    copy_ms = statistics.median(samples_of(functools.partial(copy.copy_, source)))
+    rates = {}
+    for name in dtypes:
+        a, b = (torch.randn((MATMUL, MATMUL), device="cuda") for _ in range(2))
+        a, b = (matrix.to(getattr(torch, name)) for matrix in (a, b))
+        ms = statistics.median(samples_of(functools.partial(torch.mm, a, b)))
+        rates[name] = 2 * MATMUL**3 / ms / 1e9
+    return {
+        "device": torch.cuda.get_device_name(),
+        "target": local_target().name,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "copy_gbps": 2 * COPIED / copy_ms / 1e6,
+        "matmul_tflops": rates,
+    }
+
+
+if __name__ == "__main__":
+    main()

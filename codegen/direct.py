@@ -1,0 +1,130 @@
+"""The direct family: depthwise layers without matrix units, bound by memory.
+
+Stages 3 and 5 of the family. Input: a `KernelPlan` with a `Grouping` of span 1; output: the
+`DirectContext` of the template. A program has BLOCK_N channels and, of each, PHASES neighbouring
+outputs at BLOCK_M positions of a row (grouping.py has the algebra); each tap multiplies the inputs
+there by the weights that lead to these outputs, all in the accumulator's precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sympy import Integer
+
+from .gemm import (
+    AccessText,
+    Kernel,
+    Loop,
+    bias_coordinates,
+    define_lane,
+    define_phase,
+    define_positions,
+    define_program,
+    define_start,
+    define_steps,
+    define_taps,
+    output_start,
+    tensor,
+)
+from .grouping import refusal
+from .index import Coordinate
+from .phases import decompose
+from .plan import KernelPlan
+from .polyphase import group_outputs, pointers
+from .printer import Scribe
+from .sizes import Sizes
+from .spec import ConvTransposeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectContext:
+    """The names of `kernels/direct.py.jinja`: text and tuples of text only.
+
+    Attributes:
+        program_lines, phase_lines, position_lines, step_lines, loop: as of `GemmContext`.
+        x, w, y, bias: the accesses.
+        phases: outputs of a position; None if it is one.
+        x_value, w_value: the tiles in the accumulator's precision.
+        output_lines: the lanes of the output.
+        pointer_lines: where its elements go.
+        result: the accumulator as it is stored.
+    """
+
+    program_lines: tuple[str, ...]
+    phase_lines: tuple[str, ...]
+    position_lines: tuple[str, ...]
+    step_lines: tuple[str, ...]
+    loop: Loop | None
+    x: AccessText
+    w: AccessText
+    y: AccessText
+    bias: AccessText
+    phases: str | None
+    x_value: str
+    w_value: str
+    output_lines: tuple[str, ...]
+    pointer_lines: tuple[str, ...]
+    result: str
+
+
+def direct_refusal(spec: ConvTransposeSpec) -> str | None:
+    """Return why the family cannot serve `spec`, None if it can."""
+    if not 1 < spec.groups == spec.in_channels == spec.out_channels:
+        return "not depthwise: a group of one input and one output channel each"
+    if spec.layout != "channels_first":
+        return "channels_last: gather stores whole lines there"
+    return refusal(decompose(spec)[-1], 1)
+
+
+def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectContext:
+    """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
+    kernel = Kernel(plan, sizes, scribe)
+    lanes = sizes.lanes
+    parts = ("program", "phase", "position", "step", "out")
+    lines: dict[str, list[str]] = {part: [] for part in parts}
+    define_program(kernel, lines["program"])
+    channel = output_start(kernel, lines["program"]) + define_lane(kernel, "co", "BLOCK_N")
+    phase = define_phase(kernel, lines["phase"])
+    start = define_start(kernel, lines["position"])
+    at = define_positions(kernel, lines["position"], start, Integer(1))
+    steps = define_steps(kernel, lines["step"], phase, Integer(1))
+    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    inputs = [
+        [Coordinate(position + shift, sizes.input(number), Integer(1))]
+        for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True)
+    ]
+    x = tensor(kernel, at.image, channel, "IN", inputs)
+    column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
+    taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
+    w = [
+        Coordinate(tap, taps, sizes.group_out * lanes),
+        Coordinate(channel, sizes.group_out, lanes),
+        Coordinate(column, lanes, Integer(1)),
+    ]
+    x_text = kernel.access("x", x, ("co", "position"))
+    w_text = kernel.access("w", w, ("co", "phase") if lanes != 1 else ("co",))
+    out = define_positions(kernel, lines["out"], start, lanes, "_out") if lanes != 1 else at
+    outputs = group_outputs(kernel, out, phase.residues)
+    y = tensor(kernel, out.image, channel, "OUT", outputs)
+    y_text = kernel.access("y", y, ("co", "position_out" if lanes != 1 else "position"))
+    element = plan.spec.element
+    same, wide = element.triton == element.accumulator, f"tl.{element.accumulator}"
+    return DirectContext(
+        program_lines=tuple(lines["program"]),
+        phase_lines=tuple(lines["phase"]),
+        position_lines=tuple(lines["position"]),
+        step_lines=tuple(lines["step"]),
+        loop=steps.loop,
+        x=x_text,
+        w=w_text,
+        y=dataclasses.replace(y_text, lanes=y_text.lanes[:-1]),
+        bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
+        phases=str(lanes) if lanes != 1 else None,
+        x_value="x" if same or plan.spec.before else f"x.to({wide})",
+        w_value="w" if same else f"w.to({wide})",
+        output_lines=tuple(lines["out"]),
+        pointer_lines=(pointers(y_text),),
+        result="acc",
+    )

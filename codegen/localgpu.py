@@ -1,0 +1,33 @@
+"""The GPU at hand, as a row of the table.
+
+For what measures and for what runs kernels here; the compiler never asks a machine. Input: the
+device that torch sees; output: a `GpuTarget`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .targets import TARGETS, GpuTarget
+
+
+def local_target() -> GpuTarget:
+    """Return the target that is nearest to the current CUDA device."""
+    import torch
+
+    found = torch.cuda.get_device_properties()
+    return nearest_target(
+        (found.major, found.minor), found.multi_processor_count, found.L2_cache_size
+    )
+
+
+def nearest_target(capability: tuple[int, int], sms: int, l2_bytes: int) -> GpuTarget:
+    """Return the row of the nearest architecture, and among its rows the one of nearest size."""
+
+    def distance(target: GpuTarget) -> tuple[int, float]:
+        major, minor = target.compute_capability
+        apart = abs(10 * major + minor - 10 * capability[0] - capability[1])
+        sizes = ((target.sms, sms), (target.l2_bytes, l2_bytes))
+        return apart, sum(abs(math.log(row / size)) for row, size in sizes)
+
+    return min(TARGETS, key=distance)

@@ -1,0 +1,618 @@
+"""`convgen bench`: what it reads, what it runs, and the figures it makes of it.
+
+What would break it: a way that computes another layer than it says, a crash that takes other rows
+with it, a figure that is not what its name says, and a time that is too good to be true. Kernels
+are timed in the one test that needs a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from convgen import (
+    TARGETS,
+    ConvTransposeSpec,
+    SpecError,
+    bench,
+    benchplot,
+    benchworker,
+    find_target,
+    oracle,
+)
+from convgen.benchcases import CONVGEN_WAYS, TORCH_WAYS, WAYS, read_cases, read_ways
+from convgen.benchplot import draw_plot
+from convgen.benchreport import least_flops, table
+from convgen.choices import key_of, text_of
+from convgen.compiler import plan
+from convgen.language import parse
+from convgen.localgpu import nearest_target
+from convgen.plan import problem_of
+from convgen.tiling import layer_flops
+from convgen.torchoracle import reference
+from drawing import draw
+from running import SMALL, run
+
+ENTRY = {
+    "id": "up",
+    "rank": 2,
+    "batch": 3,
+    "in_channels": 4,
+    "out_channels": 6,
+    "input": [9, 7],
+    "kernel_size": [3, 4],
+    "stride": [2, 2],
+    "padding": [1, 1],
+    "output_padding": [0, 1],
+    "dilation": [1, 1],
+    "groups": 2,
+    "bias": True,
+}
+UP = ConvTransposeSpec(
+    rank=2,
+    in_channels=4,
+    out_channels=6,
+    kernel_size=(3, 4),
+    stride=2,
+    padding=1,
+    output_padding=(0, 1),
+    groups=2,
+    input=(3, 4, 9, 7),
+)
+
+
+def written(folder: Path, *entries: object) -> str:
+    """Write a file of cases and return its path."""
+    path = folder / "cases.json"
+    path.write_text(json.dumps({"about": "anything", "cases": entries}))
+    return str(path)
+
+
+# ---- cases ----
+
+
+def test_an_entry_is_the_layer_it_says_in_every_dtype_it_names(tmp_path):
+    """A key that is dropped or swapped on the way times another layer."""
+    path = written(tmp_path, ENTRY | {"dtypes": ["float16", "float32"]}, ENTRY | {"id": "other"})
+    cases = read_cases(path, "", None)
+    assert [(case.id, case.spec.dtype) for case in cases] == [
+        ("up", "float16"),
+        ("up", "float32"),
+        ("other", "float32"),
+    ]
+    assert cases[1].spec == UP
+    assert {case.spec.dtype for case in read_cases(path, "", "bfloat16")} == {"bfloat16"}
+    assert [case.id for case in read_cases(path, "the", None)] == ["other"]
+
+
+def test_specs_are_cases_too(tmp_path):
+    """A precision belongs to float32: another dtype of the same layer has none."""
+    document = tmp_path / "two.convgen"
+    document.write_text(f"one = {SMALL[:-1]}, precision=tf32x3)\ntwo = relu | {SMALL}\n")
+    one, half, *_ = read_cases(str(document), "one", "float32,float16")
+    assert (one.id, one.spec.precision) == ("one", "tf32x3")
+    assert (half.id, half.spec.dtype, half.spec.precision) == ("one", "float16", None)
+    (case,) = read_cases(str(document), "two", None)
+    assert case.spec == parse(f"relu | {SMALL}")
+    (case,) = read_cases(SMALL, "", None)
+    assert (case.id, case.spec) == ("layer1", parse(SMALL))
+
+
+WRONG = [
+    ({"batch": None}, "batch must be a positive integer, got None"),
+    ({"in_channels": None}, "bench needs in_channels"),
+    ({"input": 9}, "input must be a list, got 9"),
+    ({"input": [9]}, "input must be"),
+    ({"input": [9, None]}, "bench needs every size of input"),
+    ({"kernel_size": "33"}, "kernel_size must be"),
+    ({"stride": [2]}, "stride must be one integer or 2 of them"),
+    ({"output_padding": [2, 2]}, "output_padding must be smaller"),
+    ({"groups": 3}, "in_channels must be divisible by groups"),
+    ({"bias": 1}, "bias must be True or False"),
+    ({"rank": 4}, "rank must be"),
+    ({"dtypes": "float32"}, "dtypes must be a list"),
+    ({"dtypes": ["half"]}, "dtype must be one of"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_a_wrong_entry_is_told_by_file_case_and_key(tmp_path, change, message):
+    """In a file of a hundred layers, a message without the case is no help."""
+    path = written(tmp_path, ENTRY | {"id": "first"}, ENTRY | change)
+    with pytest.raises(SpecError) as error:
+        read_cases(path, "", None)
+    assert str(error.value).startswith(f"{path}: case 'up': ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("key", sorted(ENTRY))
+def test_a_missing_key_is_told_by_name(tmp_path, key):
+    path = written(tmp_path, {name: value for name, value in ENTRY.items() if name != key})
+    with pytest.raises(SpecError, match=f"cases.json: case .*: has no {key}$"):
+        read_cases(path, "", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", 'needs "cases"'),
+        ('{"cases": []}', 'needs "cases"'),
+        ('{"cases": [3]}', "case number 1: must be an object"),
+        (json.dumps({"cases": [ENTRY, ENTRY]}), "case 'up': an earlier case has this id"),
+    ],
+)
+def test_a_file_that_is_no_list_of_cases(tmp_path, text, message):
+    path = tmp_path / "cases.json"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=rf"{path}.*({message})"):
+        read_cases(str(path), "", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([SMALL, "--choices", "none.json"], "cannot read none.json"),
+        (["none.json"], "cannot read none.json"),
+        (["ConvTranspose1d(1, 1, 3)"], "layer1: bench needs every size of input, got None"),
+        (["ConvTranspose1d(kernel_size=3, input=(1, None, 9))"], "bench needs in_channels"),
+        ([SMALL, "--only", "zap"], "--only: no case has 'zap' in its id"),
+        ([SMALL, "--dtypes", "float8"], "dtype must be one of"),
+        ([SMALL, "--ways", "flipp"], "--ways: 'flipp' is none of .*(did you mean flip?)"),
+        ([SMALL, "--layouts", "nchw"], "--layouts: 'nchw' is none of channels_first"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(monkeypatch, arguments, message):
+    monkeypatch.setattr(bench, "answers", lambda jobs: pytest.fail("a worker was started"))
+    done = run("bench", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert all(part in done.stderr for part in message.split(".*"))
+
+
+# ---- ways ----
+
+
+def job(way: str, spec: str) -> dict[str, str | None]:
+    """Return a worker's job."""
+    return {"way": way, "spec": spec, "target": "h100", "choices": None}
+
+
+FIT = [
+    ("ConvTranspose1d(1, 1, 3, input=(1, 1, 9))", {"channels_last"}, "rank 1"),
+    ("ConvTranspose2d(1, 1, 3, stride=(1, 2), input=(1, 1, 9, 9))", {"flip"}, "stride"),
+    ("ConvTranspose2d(1, 1, 3, padding=3, input=(1, 1, 9, 9))", {"flip"}, "padding"),
+    (
+        "ConvTranspose2d(1, 1, 3, output_padding=1, dilation=2, input=(1, 1, 9, 9))",
+        {"flip"},
+        "output_padding",
+    ),
+    ("ConvTranspose2d(1, 1, 3, padding=2, input=(1, 1, 9, 9))", set(), ""),
+]
+
+
+@pytest.mark.parametrize(("text", "kinds", "reason"), FIT)
+def test_ways_that_do_not_apply_say_why(text, kinds, reason):
+    """It would compute something else, or fail, under the name of the layer."""
+    for way in WAYS.values():
+        unfit = way.unfit(parse(text))
+        if any(kind in way.name for kind in kinds):
+            assert unfit.startswith(reason)
+        else:
+            assert unfit is None
+
+
+def test_ways_are_what_their_names_say():
+    assert [way.name for way in read_ways(None, None)] == list(WAYS)
+    assert [way.name for way in read_ways("flip,default", "")] == ["flip", "default"]
+    for way in (*TORCH_WAYS, *CONVGEN_WAYS):
+        assert way.channels_last == ("channels_last" in way.name)
+        assert way.flip == way.name.startswith("flip")
+        assert way.benchmark == way.name.endswith("benchmark")
+        assert way.emitted == way.name.startswith("convgen")
+        assert way.compiled == (way.name == "compile")
+
+
+STRIDE_1 = [
+    "ConvTranspose1d(6, 4, 4, padding=3, groups=2, input=(2, 6, 9))",
+    "ConvTranspose2d(4, 6, (3, 2), padding=(2, 0), groups=2, input=(2, 4, 5, 6))",
+    "ConvTranspose2d(3, 2, (2, 3), padding=(0, 4), dilation=(1, 2), input=(3, 3, 6, 5))",
+    "ConvTranspose2d(5, 1, 1, bias=False, input=(1, 5, 3, 2))",
+    "relu | ConvTranspose3d(2, 3, (2, 3, 1), padding=(1, 1, 0), input=(1, 2, 3, 4, 2)) | mul(2.0)",
+]
+
+
+@pytest.mark.parametrize("spec", [*map(parse, STRIDE_1), *(draw(seed)[0] for seed in range(12))])
+def test_every_way_of_torch_is_the_oracle(spec):
+    """A kernel that is not flipped, or groups that are not swapped, time another layer."""
+    random = np.random.default_rng(0)
+    x = random.integers(-2, 3, spec.input)
+    weight = random.integers(
+        -2, 3, (spec.in_channels, spec.out_channels // spec.groups, *spec.kernel_size)
+    )
+    bias = random.integers(-2, 3, spec.out_channels) if spec.bias else None
+    want = oracle.reference(spec, x, weight, bias)
+    tensors = [None if a is None else torch.from_numpy(a).double() for a in (x, weight, bias)]
+    assert np.array_equal(reference(spec, *tensors).numpy(), want)
+    ways = [way for way in TORCH_WAYS if not way.compiled and way.unfit(spec) is None]
+    assert len(ways) >= 2
+    for way in ways:
+        got = benchworker.torch_call(spec, way, *tensors)()
+        assert np.array_equal(got.numpy(), want), way.name
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("way", [WAYS["flip_channels_last"], *CONVGEN_WAYS], ids=lambda w: w.name)
+def test_a_measurement_is_of_the_layer(tmp_path, monkeypatch, device, way):
+    """The whole of a job but the clock: what is timed is what the error was taken of."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(benchworker, "samples_of", lambda call: [1.0, 4.0, float(call().shape[0])])
+    text = "relu | ConvTranspose2d(4, 6, 3, padding=1, input=(3, 4, 5, 6)) | add(1.0)"
+    row = benchworker.measure(job(way.name, text), tmp_path, device)
+    assert row["ms"] == 3.0
+    assert row["samples"] == [1.0, 4.0, 3.0]
+    assert row["relative_error"] < 6e-4
+    assert ("tile" in row) == way.emitted
+    spec = parse(text)
+    assert all(map(torch.equal, benchworker.draw(spec, device), benchworker.draw(spec, device)))
+
+
+def test_a_result_that_is_not_finite_is_no_measurement(tmp_path, monkeypatch, device):
+    """NaN is neither above nor below a limit, and no JSON."""
+    monkeypatch.setattr(benchworker, "torch_call", lambda *_: lambda: torch.full((1, 2, 3), np.nan))
+    layer = "ConvTranspose1d(2, 2, 1, input=(1, 2, 3))"
+    with pytest.raises(ArithmeticError):
+        benchworker.measure(job("default", layer), tmp_path, "cpu")
+
+
+@pytest.mark.interpreter
+def test_a_file_of_choices_is_what_runs(tmp_path, monkeypatch, device):
+    """Measured tiles that get lost on the way to the worker leave the model's."""
+    monkeypatch.setattr(benchworker, "samples_of", lambda call: [1.0])
+    spec = parse(SMALL)
+    tile = plan(spec, find_target("h100")).ranking[-1].tile
+    row = {"spec": key_of(spec), "tile": dataclasses.asdict(tile), "ms": 1.0, "tried": 1}
+    path = tmp_path / "choices.json"
+    path.write_text(text_of("h100", {"device": "The Card"}, [row]))
+    way = "convgen_channels_first"
+    assert str(tile) not in benchworker.measure(job(way, SMALL), tmp_path, device)["tile"]
+    chosen = job(way, SMALL) | {"choices": str(path)}
+    assert str(tile) in benchworker.measure(chosen, tmp_path, device)["tile"]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_every_row_is_nearest_to_itself(target):
+    """H100 and H200, or 4090 and L40S, are of one architecture: that alone finds the first."""
+    found = nearest_target(target.compute_capability, target.sms, target.l2_bytes)
+    assert found.name == target.name
+
+
+def test_a_card_without_a_row_has_a_nearest_one():
+    assert nearest_target((8, 9), 76, 64 << 20).name == "rtx4090"
+    assert nearest_target((10, 3), 148, 126 << 20).name == "b200"
+
+
+# ---- workers ----
+
+# Jobs say how the worker ends: it answers with their number, or dies, or ends after its answer.
+WORKER = """
+import json, os, sys
+for line in open(os.path.join(sys.argv[1], "jobs")):
+    job = json.loads(line)
+    if job["do"] == "die":
+        print("last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
+    if job["do"].startswith("exit"):
+        sys.exit(int(job["do"][5:]))
+    print(json.dumps({"number": job["number"]}), flush=True)
+    if job["do"] == "retire":
+        sys.exit(0)
+    if job["do"] == "die after it":
+        sys.stdout.write('{"numb')
+        sys.stdout.flush()
+        os.kill(os.getpid(), 11)
+"""
+
+
+def test_a_dead_worker_costs_its_own_row():
+    """A crash of one case must neither end the run nor shift the answers of the others."""
+    deeds = [
+        "",
+        "die",
+        "",
+        "retire",
+        "exit 0",
+        "exit 3",
+        "",
+        "die after it",
+        "",
+        "exit 0",
+        "retire",
+    ]
+    jobs = [{"do": deed, "number": number} for number, deed in enumerate(deeds)]
+    rows = list(bench.answers(jobs, (sys.executable, "-c", WORKER)))
+    assert len(rows) == len(jobs)
+    failed = {number: row["failed"] for number, row in enumerate(rows) if "failed" in row}
+    assert failed == {
+        1: "the worker ended with SIGKILL: last words\n",
+        4: "the worker ended with exit code 0: ",
+        5: "the worker ended with exit code 3: ",
+        8: "the worker ended with SIGSEGV: ",
+        9: "the worker ended with exit code 0: ",
+    }
+    assert all(row == {"number": n} for n, row in enumerate(rows) if n not in failed)
+
+
+def test_a_broken_job_is_an_error_of_its_row():
+    """The worker itself, in its process: three jobs that cannot be done, each for its reason."""
+    jobs = [
+        job("default", "ConvTranspose9d(1)"),
+        job("zap", SMALL),
+        {"way": "default"},
+    ]
+    rows = list(bench.answers(jobs))
+    assert [row["failed"].split("\n")[0][:40] for row in rows] == [
+        "expected exactly one of ConvTranspose1d,",
+        "KeyError: 'zap'",
+        "KeyError: 'spec'",
+    ]
+
+
+def test_nothing_stands_between_the_answers(tmp_path):
+    """Libraries print to stdout, from Python and from C; a line of theirs is no answer."""
+    noisy = (
+        "import os; from convgen import benchworker as worker\n"
+        "def answer(line, folder):\n"
+        "    print('noise'); os.system('echo noise')\n"
+        "    return {'line': line}\n"
+        "worker.answer = answer\n"
+        "worker.main()\n"
+    )
+    (tmp_path / "jobs").write_text("1\n2\n")
+    command = [sys.executable, "-c", noisy, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert list(map(json.loads, done.stdout.splitlines())) == [{"line": "1"}, {"line": "2"}]
+    assert done.stderr.count("noise") == 4
+
+
+def test_no_module_of_bench_imports_what_it_measures_with():
+    """`convgen --help` and the process that waits for the workers must stay light."""
+    code = (
+        "import sys, convgen.cli, convgen.bench, convgen.benchplot, convgen.benchworker\n"
+        "sys.exit(bool({'torch', 'triton', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- figures ----
+
+FACTS = {
+    "device": "The Card",
+    "target": "h100",
+    "torch": "2.13.0",
+    "triton": "3.7.1",
+    "cudnn": 91900,
+    "copy_gbps": 1000.0,
+    "matmul_tflops": {"float32": 100.0, "float16": 200.0},
+}
+# 2 * 10 * 1000 * 1000 * 500 = 1e10 operations, 4 * (1e7 + 5e5 + 5e6) = 6.2e7 bytes in float32: by
+# the ceilings above 0.1 ms and 0.062 ms, in float16 half of each.
+LAYER = "ConvTranspose2d(1000, 500, 1, bias=False, input=(10, 1000, 20, 50))"
+TIMES = {
+    "default": {"a": 0.8, "b": 0.2},
+    "benchmark": {"a": 0.4, "b": 0.3},
+    "channels_last": {"a": 0.2, "b": 0.05},
+    "convgen_channels_first": {"a": 0.2, "b": 0.2},
+    "convgen_channels_last": {"a": 0.16, "b": None},
+}
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Stand for the workers with `TIMES`; return the arguments that measure them."""
+    document = tmp_path / "two.convgen"
+    document.write_text(f"a = {LAYER}\nb = {LAYER}\n")
+
+    def answers(jobs):
+        if jobs and jobs[0]["way"] == "ceilings":
+            yield FACTS
+            return
+        for asked, case in zip(jobs, itertools.cycle("ab"), strict=False):
+            ms = TIMES[asked["way"]][case]
+            way, error = asked["way"], 2e-4 if asked["way"].startswith("convgen") else 3e-4
+            if ms is None:
+                yield {"failed": "OutOfMemoryError: CUDA out of memory.\nTried to allocate"}
+            else:
+                yield {"ms": ms, "relative_error": error, "samples": [ms], "way": way}
+
+    monkeypatch.setattr(bench, "answers", answers)
+    return [document, "--ways", "default,benchmark,channels_last"]
+
+
+def test_the_figures_are_what_their_names_say(measured):
+    """Numbers worked out by hand from `TIMES`; 0.05 ms in float32 is below the floor of 0.1 ms."""
+    report = json.loads(run("bench", *measured, "--json").stdout)
+    assert (report["schema"], report["command"], report["complete"]) == (1, "bench", True)
+    assert {name: report[name] for name in FACTS} == FACTS
+    assert report["date"].endswith("+00:00")
+    a, b = report["cases"]
+    assert (a["flops"], a["bytes"], a["bound"]) == (10**10, 62 * 10**6, "compute")
+    assert a["floor_ms"] == pytest.approx(0.1)
+    assert (a["default_ms"], a["best_torch"], a["best_torch_ms"]) == (0.8, "channels_last", 0.2)
+    assert a["convgen_ms"] == {"channels_first": 0.2, "channels_last": 0.16}
+    assert a["over_default"] == pytest.approx(4.0)  # 0.8 / 0.2
+    assert a["over_best"] == pytest.approx(1.25)  # 0.2 / 0.16
+    assert a["of_floor"] == pytest.approx(0.625)  # 0.1 / 0.16
+    assert (a["torch_error"], a["convgen_error"]) == (3e-4, 2e-4)
+    assert a["ways"]["benchmark"]["samples"] == [0.4]
+    assert (b["best_torch"], b["over_default"], b["over_best"]) == ("default", 1.0, 1.0)
+    summary = report["summary"]["float32"]
+    assert summary["over_default"] == {
+        "cases": 2,
+        "geometric_mean": pytest.approx(2.0),  # of 4 and 1
+        "lowest": 1.0,
+        "lowest_case": "b",
+    }
+    assert summary["of_floor"]["geometric_mean"] == pytest.approx((0.625 * 0.5) ** 0.5)
+
+
+def test_a_time_below_the_floor_is_refused(measured):
+    """It says that something was not computed: neither a time nor a speed-up comes of it."""
+    report = json.loads(run("bench", *measured, "--json").stdout)
+    refused = report["cases"][1]["ways"]["channels_last"]
+    assert "ms" not in refused
+    assert refused["refused"] == "0.0500 ms is below the floor, 0.1000 ms"
+    assert refused["samples"] == [0.05]
+    # In float16 the floor is 0.05 ms, which is not below itself.
+    report = json.loads(run("bench", *measured, "--json", "--dtypes", "float16").stdout)
+    assert report["cases"][1]["ways"]["channels_last"]["ms"] == 0.05
+
+
+def test_a_wrong_result_has_no_time(measured, monkeypatch):
+    answer = {"ms": 1.0, "relative_error": 0.7, "samples": [1.0]}
+    monkeypatch.setattr(
+        bench, "answers", lambda jobs: [answer if "spec" in j else FACTS for j in jobs]
+    )
+    report = json.loads(run("bench", *measured, "--json").stdout)
+    assert all("no rounding" in way["refused"] for way in report["cases"][0]["ways"].values())
+    assert report["summary"] == {"float32": {}}
+
+
+def test_the_table_shows_every_row_and_what_has_no_time(measured):
+    done = run("bench", *measured)
+    assert (done.exit_code, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    a, b = (next(line for line in lines if line.startswith(f"{name} ")) for name in "ab")
+    assert " ".join(a.split()) == (
+        "a float32 0.800 0.200 channels_last 0.200 0.160 4.00 1.25 0.100 62% 3.0e-04 2.0e-04"
+    )
+    assert " ".join(b.split()) == (
+        "b float32 0.200 0.200 default 0.200 - 1.00 1.00 0.100 50% 3.0e-04 2.0e-04"
+    )
+    assert "float32, x default: geometric mean 2.00 of 2 cases, lowest 1.00 (b)" in lines
+    assert "refused: channels_last on b float32: 0.0500 ms is below the floor, 0.1000 ms" in lines
+    failed = "CUDA out of memory. Tried to allocate"
+    assert f"failed: convgen_channels_last on b float32: OutOfMemoryError: {failed}" in lines
+
+
+def test_what_does_not_apply_is_listed(measured):
+    """A row that is only left out looks like one that was forgotten."""
+    lines = run("bench", SMALL, "--ways", "flip,flip_benchmark").stdout.splitlines()
+    assert lines[-2:] == [
+        "not applicable, as stride is not 1: flip, flip_benchmark; on layer1",
+        "not applicable, as rank 1 has no channels_last: convgen_channels_last; on layer1",
+    ]
+
+
+def test_the_file_is_written_after_each_way(measured, tmp_path, monkeypatch):
+    """An interrupted run of an hour must leave what it measured."""
+    texts = []
+    monkeypatch.setattr(bench, "write_text", lambda path, text: texts.append(json.loads(text)))
+    run("bench", *measured, "-o", tmp_path / "out.json")
+    ways = [list(text["cases"][0]["ways"]) for text in texts]
+    assert ways == [list(TIMES)[:count] for count in range(len(TIMES) + 1)]
+    assert [text["complete"] for text in texts] == [False] * len(TIMES) + [True]
+
+
+def test_file_and_plot_are_written(measured, tmp_path):
+    """The plot is of the report alone, and the same for the same report."""
+    done = run("bench", *measured, "-o", tmp_path / "out.json", "--plot", tmp_path / "out.svg")
+    assert (done.exit_code, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert done.stdout == table(report) + "\n"
+    picture = (tmp_path / "out.svg").read_text()
+    assert picture == draw_plot(report)
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    for text in ("The Card", "float32: times faster than", "torch's default", "TFLOP/s"):
+        assert text in picture
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_report_with_hardly_a_time_is_still_drawn_and_printed(measured, monkeypatch):
+    """Of a run where everything failed, that is what the reader wants to see."""
+    answer = {"failed": "out of memory"}
+    monkeypatch.setattr(
+        bench, "answers", lambda jobs: [answer if "spec" in j else FACTS for j in jobs]
+    )
+    report = json.loads(run("bench", *measured, "--json").stdout)
+    assert "<svg" in draw_plot(report)
+    assert "failed: default on a float32: out of memory" in table(report)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_floor_counts_the_products_that_land(seed):
+    """Counting those that padding cuts off would refuse honest times; counted here one by one."""
+    spec, _ = draw(seed)
+    taps = 1
+    for size, output, *axis in zip(
+        spec.spatial,
+        spec.output_spatial,
+        spec.kernel_size,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        strict=True,
+    ):
+        k, s, p, d = axis
+        landings = (i * s + t * d - p for i in range(size) for t in range(k))
+        taps *= sum(0 <= landing < output for landing in landings)
+    per_group = spec.out_channels // spec.groups
+    assert least_flops(spec) == 2 * spec.batch * spec.in_channels * per_group * taps
+    if not any(spec.padding):
+        assert least_flops(spec) == layer_flops(spec, problem_of(spec, plan(spec).phases))
+
+
+# ---- what is missing ----
+
+
+def test_without_a_gpu_it_says_so(monkeypatch):
+    """The worker looks, so that this process never wakes a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("bench", SMALL)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "error: bench needs a CUDA GPU, and torch sees none\n"
+
+
+def test_without_torch_triton_or_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
+    """Before the run, not after an hour of it."""
+    monkeypatch.setattr(bench, "answers", lambda jobs: pytest.fail("a worker was started"))
+    monkeypatch.setattr(benchplot, "find_spec", lambda name: None)
+    done = run("bench", SMALL, "--plot", tmp_path / "out.svg")
+    assert done.exit_code == 2
+    assert done.stderr == "error: the plot needs matplotlib: pip install 'convgen[report]'\n"
+    for missing in ("torch", "triton"):
+        monkeypatch.setattr(bench, "find_spec", lambda name, m=missing: None if name == m else 1)
+        done = run("bench", SMALL)
+        assert done.exit_code == 2
+        assert done.stderr == f"error: bench needs {missing}: pip install 'convgen[torch]'\n"
+
+
+@pytest.mark.gpu
+def test_the_command_measures_every_way(tmp_path):
+    """Two tiny layers, one of each kind of way that applies: a flipped one and a strided one."""
+    flat = ENTRY | {"id": "flat", "stride": [1, 1], "output_padding": [0, 0], "padding": [1, 0]}
+    path = written(tmp_path, flat, ENTRY)
+    done = run("bench", path, "--dtypes", "float16", "--json", "--plot", tmp_path / "out.svg")
+    assert (done.exit_code, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert "<svg" in (tmp_path / "out.svg").read_text()
+    for row in report["cases"]:
+        assert list(row["ways"]) == list(WAYS)
+        for name, way in row["ways"].items():
+            if row["case"] == "up" and name.startswith("flip"):
+                assert way == {"not_applicable": "stride is not 1"}
+            else:
+                assert way["ms"] > 0, (name, way)
+                assert len(way["samples"]) >= 20
+                assert way["relative_error"] < 2e-3
+    assert report["complete"]
+    assert set(report["summary"]) == {"float16"}
