@@ -18,6 +18,7 @@ from .gemm import (
     Kernel,
     Loop,
     bias_coordinates,
+    define_flat_tap,
     define_lane,
     define_phase,
     define_positions,
@@ -91,6 +92,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     at = define_positions(kernel, lines["position"], start, Integer(1))
     steps = define_steps(kernel, lines["step"], phase, Integer(1))
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    tap = define_flat_tap(kernel, lines["step"], tap)
     inputs = [
         [Coordinate(position + shift, sizes.input(number), Integer(1))]
         for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True)

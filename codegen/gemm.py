@@ -399,6 +399,16 @@ def define_taps(
     return shifts, flat
 
 
+def define_flat_tap(kernel: Kernel, lines: list[str], tap: Expr) -> Expr:
+    """Define the flat index of the tap, where that takes several axes; return it."""
+    if isinstance(tap, Symbol) or tap.is_Integer:
+        return tap
+    flat = kernel.scribe.define(lines, "tap", tap, None)
+    if tap.free_symbols & kernel.loop:
+        kernel.loop.add(symbol("tap"))
+    return flat
+
+
 def tensor(
     kernel: Kernel, image: Expr, channel: Expr, end: str, axes: list[list[Coordinate]]
 ) -> list[Coordinate]:

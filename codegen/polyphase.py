@@ -19,6 +19,7 @@ from .gemm import (
     Positions,
     bias_coordinates,
     channel_lanes,
+    define_flat_tap,
     define_lane,
     define_phase,
     define_positions,
@@ -73,6 +74,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     at = define_positions(kernel, lines["position"], start, span)
     steps = define_steps(kernel, lines["step"], phase)
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    tap = define_flat_tap(kernel, lines["step"], tap)
     ci = define_lane(kernel, "ci", "BLOCK_K")
     co = define_lane(kernel, "co", "BLOCK_N")
     column = define_lane(kernel, "column", "BLOCK_N", lanes)

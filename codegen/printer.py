@@ -102,13 +102,13 @@ def bare(text: str) -> str:
     return text
 
 
-def assignment(name: str, text: str, indent: int, signs: str = "+-") -> str:
-    """Return `name = text` in lines of at most 100 columns, broken at `signs` as by ruff."""
+def assignment(name: str, text: str, indent: int) -> str:
+    """Return `name = text` in lines of at most 100 columns, as ruff would break them."""
     if indent + len(name) + 3 + len(text) <= WIDTH:
         return f"{name} = {text}"
     if indent + 4 + len(text) <= WIDTH:
         return f"{name} = (\n    {text}\n)"
-    return f"{name} = (\n    " + "\n    ".join(split(text, signs)) + "\n)"
+    return f"{name} = (\n    " + "\n    ".join(split(text, "+-")) + "\n)"
 
 
 def split(text: str, signs: str) -> list[str]:
@@ -128,6 +128,12 @@ def _fitting(name: str, condition: str) -> list[str]:
     if len(f"        {name} &= {condition}") <= WIDTH:
         return [condition]
     return [part.removeprefix("& ") for part in split(condition, "&")]
+
+
+def _joined(name: str, parts: dict[str, str], order: tuple[str, ...]) -> str:
+    """Return the line that joins the conditions of a tile's rows and columns."""
+    indices = dict(zip(order, ("[:, None]", "[None, :]"), strict=False))
+    return f"{name} = {' & '.join(f'{text}{indices[kind]}' for kind, text in parts.items())}"
 
 
 @dataclass(slots=True)
@@ -233,8 +239,8 @@ class Scribe:
         Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`.
         """
         lines: list[str] = []
-        texts: list[str] = []
-        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=False):
+        parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
+        for kind in order:
             axes: dict[Expr, list[str]] = {}
             for mask in masks:
                 if self._kind(mask.index) == kind:
@@ -244,13 +250,20 @@ class Scribe:
                 return [assignment(name, bare(condition), 4) for condition in conditions]
             if sum(map(len, axes.values())) > 1:
                 vector = name.replace("mask", "inside")
-                parts = [part for condition in conditions for part in _fitting(vector, condition)]
-                lines.append(f"{vector} = {bare(parts[0])}")
-                lines += [f"{vector} &= {bare(part)}" for part in parts[1:]]
-                texts.append(f"{vector}{index}")
+                each = [part for condition in conditions for part in _fitting(vector, condition)]
+                lines.append(f"{vector} = {bare(each[0])}")
+                lines += [f"{vector} &= {bare(part)}" for part in each[1:]]
+                parts[kind] = vector
             elif conditions:
-                texts.append(f"{conditions[0]}{index}")
-        return [*lines, assignment(name, " & ".join(texts), 8, "&")] if texts else []
+                parts[kind] = conditions[0]
+        line = _joined(name, parts, order)
+        if len(line) + 8 > WIDTH:  # ruff would break it inside an index
+            for kind, text in parts.items():
+                if not text.isidentifier():
+                    lines.append(assignment(f"{name}_{kind}", bare(text), 8))
+                    parts[kind] = f"{name}_{kind}"
+            line = _joined(name, parts, order)
+        return [*lines, line] if parts else []
 
     def _condition(self, mask: Mask) -> str:
         if mask.extent is None:

@@ -149,7 +149,7 @@ def _value(size: Expr) -> str:
 
 
 def _table(grouping: Grouping) -> tuple[str, ...]:
-    """Return a grouping's table of kernel indices, one line a tap, -1 where there is none."""
+    """Return the lines of a grouping's table of kernel indices, -1 where there is none."""
     lines = []
     for outputs in grouping.table:
         rows = [_tuple(tuple(-1 if k is None else k for k in inputs)) for inputs in outputs]
@@ -158,7 +158,10 @@ def _table(grouping: Grouping) -> tuple[str, ...]:
             lines.append(text)
         else:
             lines += ["(", *(f"    {row}," for row in rows), "),"]
-    return tuple(lines)
+    whole = f"GROUP_TAPS = ({lines[0]})"
+    if len(lines) == 1 and len(whole) <= WIDTH:
+        return (whole,)
+    return ("GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
 
 
 def _tuple(values: tuple[object, ...]) -> str:

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 0188aa15efccb82244898ac51a93b5c02fb565e1ed5c209ff010352d852ab19c
+# body sha256: 06f1e738dcc182297960331051dd88384b95e343627828b93ceaac1ddd4498e3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -125,6 +125,7 @@ def conv_transpose2d_kernel(
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
         shift_w = 1 - tap_w
+        tap = kh * TAPS_W + tap_w
         x_step = (
             tl.cast(channel, tl.int64) * H_IN * W_IN + tl.cast(shift_h, tl.int64) * W_IN + shift_w
         )
@@ -132,14 +133,10 @@ def conv_transpose2d_kernel(
         x_inside &= q_w + shift_w < W_IN
         x_mask = (channel + ci < C_IN)[:, None] & x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
-        w_step = (
-            tl.cast(kh, tl.int64) * C_IN * C_OUT * PHASES * TAPS_W
-            + tl.cast(tap_w, tl.int64) * C_IN * C_OUT * PHASES
-            + tl.cast(channel, tl.int64)
-        )
-        w_mask = (
-            (channel + ci < C_IN)[:, None] & (co_start * PHASES + column < C_OUT * PHASES)[None, :]
-        )
+        w_step = tl.cast(tap, tl.int64) * C_IN * C_OUT * PHASES + tl.cast(channel, tl.int64)
+        w_mask_ci = channel + ci < C_IN
+        w_mask_column = co_start * PHASES + column < C_OUT * PHASES
+        w_mask = w_mask_ci[:, None] & w_mask_column[None, :]
         w = tl.load(w_tile + w_step + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
         acc = tl.dot(tl.trans(x), w, acc, input_precision="tf32")
@@ -379,7 +376,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d11505e91e266cb8"
+NAMESPACE = "convgen_236d613e9cd6fc2d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs = 129.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 857ca2fa8715d71c98aebaf5fd3beb7e42fb593b5c10309d942e20095dd27567
+# body sha256: eb0f9b60ae0613638b7135b61bcd67bb05c8949909a5d60df30a95db16fc94db
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -107,15 +107,13 @@ def conv_transpose2d_kernel(
         kh = step // 2
         shift_h = first_h - kh
         shift_w = 1 - tap_w
+        tap = kh * TAPS_W + tap_w
         x_step = shift_w * SPAN + shift_h * W_IN
         x_inside = (q_h + shift_h >= 0) & (q_h + shift_h < H_IN)
         x_inside &= q_w + shift_w < W_IN_GROUPS
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
-        w_step = (
-            kh * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN * TAPS_W)
-            + tap_w * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN)
-        )
+        w_step = tap * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN)
         w = tl.load(w_tile + w_step + w_lanes)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
@@ -349,7 +347,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_730a6a5eaea3d636"
+NAMESPACE = "convgen_e0f6512b6dcbf72e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

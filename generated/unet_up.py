@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 96ef1c58f9e2bc5ad86e1bd8faa8d450f4abf672ca66fc44fbfa8a1e74f9ac91
+# body sha256: 4a9ac647f3c294f5bf8d1fa47fbab0147e9cec6bf0149fb553ec1ffb876ef3da
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -37,9 +37,7 @@ DILATION = (1, 1)
 GROUPS = 1
 
 # The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
-GROUP_TAPS = (
-    ((0,), (1,)),
-)
+GROUP_TAPS = (((0,), (1,)),)
 
 
 @triton.jit(
@@ -324,7 +322,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d6067717b656f043"
+NAMESPACE = "convgen_b6e3882e0520547b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
