@@ -92,7 +92,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     at = define_positions(kernel, lines["position"], start, Integer(1))
     steps = define_steps(kernel, lines["step"], phase, Integer(1))
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    tap = define_flat_tap(kernel, lines["step"], tap)
+    tap = define_flat_tap(kernel, lines, tap)
     inputs = [
         [Coordinate(position + shift, sizes.input(number), Integer(1))]
         for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True)

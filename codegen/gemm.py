@@ -399,13 +399,12 @@ def define_taps(
     return shifts, flat
 
 
-def define_flat_tap(kernel: Kernel, lines: list[str], tap: Expr) -> Expr:
+def define_flat_tap(kernel: Kernel, lines: dict[str, list[str]], tap: Expr) -> Expr:
     """Define the flat index of the tap, where that takes several axes; return it."""
-    if isinstance(tap, Symbol) or tap.is_Integer:
-        return tap
-    flat = kernel.scribe.define(lines, "tap", tap, None)
-    if tap.free_symbols & kernel.loop:
-        kernel.loop.add(symbol("tap"))
+    looped = bool(tap.free_symbols & kernel.loop)
+    flat = kernel.scribe.define(lines["step" if looped else "phase"], "tap", tap, None)
+    if looped and isinstance(flat, Symbol):
+        kernel.loop.add(flat)
     return flat
 
 

@@ -121,9 +121,11 @@ def refusal(axis: AxisPhases, span: int) -> str | None:
     """Return why `axis` cannot be grouped with `span`, None if it can."""
     if axis.stride * span > MOST_LANES:
         return f"groups of {axis.stride * span} outputs, at most {MOST_LANES}"
-    # An output group of `width` is reached over `d*(k-1)` positions more, at `width` a tap.
-    width = axis.stride * span
-    slots = (axis.dilation * (axis.kernel - 1) // width + 2) * width * span
+    # Taps are `width` outputs apart at most; counted exactly only where that is few.
+    grouping = Grouping(axis, span)
+    slots = grouping.lanes * span * (axis.dilation * (axis.kernel - 1) // grouping.width + 1)
+    if slots <= MOST_SLOTS:
+        slots = grouping.lanes * span * grouping.taps
     if slots > MOST_SLOTS:
-        return f"about {slots} weights for each pair of channels, at most {MOST_SLOTS}"
+        return f"{slots} weights or more for each pair of channels, at most {MOST_SLOTS}"
     return None

@@ -44,10 +44,11 @@ def plan_kernel(
         SpecError: the launch grid asked for cannot hold the programs.
     """
     ranking = rank_tiles(spec, phases, target)
-    tuned = _tuned(spec, ranking)
     given = choices if choices is not None and choices.target == target.name else None
-    measured = None if tile or tuned else _measured(spec, target, given)
+    fixed = tile is not None or spec.autotune != "none"
+    measured = None if fixed else _measured(spec, target, given)
     chosen = tile or (ranking[0].tile if measured is None else measured.tile)
+    tuned = _tuned(spec, chosen, ranking)
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)
     fold = folds_batch(problem, form, chosen)
@@ -78,22 +79,20 @@ def _measured(spec: ConvTransposeSpec, target: GpuTarget, given: Choices | None)
     return shipped(target.name).of(spec) if found is None else found
 
 
-def _tuned(spec: ConvTransposeSpec, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
+def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
     """The tiles an autotuned file tries: other blocks, or other warps and stages, never both."""
-    best = ranking[0].tile
-    if spec.autotune == "blocks":
-        alike = [c.tile for c in ranking if _launch(c.tile) == _launch(best)]
-        return tuple(alike[:TUNED])
-    if spec.autotune == "launch":
-        return tuple(c.tile for c in ranking if _blocks(c.tile) == _blocks(best))[:TUNED]
-    return ()
+    if spec.autotune == "none":
+        return ()
+    same = _launch if spec.autotune == "blocks" else _blocks
+    others = [c.tile for c in ranking if same(c.tile) == same(best) and c.tile != best]
+    return (best, *others)[:TUNED]
 
 
-def _launch(tile: Tile) -> tuple[int, int, str, int]:
+def _launch(tile: Tile) -> tuple[int | str, ...]:
     return tile.num_warps, tile.num_stages, tile.family, tile.span
 
 
-def _blocks(tile: Tile) -> tuple[int, int, int, str, int]:
+def _blocks(tile: Tile) -> tuple[int | str, ...]:
     return tile.block_m, tile.block_n, tile.block_k, tile.family, tile.span
 
 

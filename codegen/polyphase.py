@@ -74,7 +74,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     at = define_positions(kernel, lines["position"], start, span)
     steps = define_steps(kernel, lines["step"], phase)
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    tap = define_flat_tap(kernel, lines["step"], tap)
+    tap = define_flat_tap(kernel, lines, tap)
     ci = define_lane(kernel, "ci", "BLOCK_K")
     co = define_lane(kernel, "co", "BLOCK_N")
     column = define_lane(kernel, "column", "BLOCK_N", lanes)

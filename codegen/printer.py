@@ -108,7 +108,10 @@ def assignment(name: str, text: str, indent: int) -> str:
         return f"{name} = {text}"
     if indent + 4 + len(text) <= WIDTH:
         return f"{name} = (\n    {text}\n)"
-    return f"{name} = (\n    " + "\n    ".join(split(text, "+-")) + "\n)"
+    parts = split(text, "+-")
+    if len(parts) == 2 and text.endswith(")"):  # ruff would break it inside these parentheses
+        return "\n".join([f"{name} = {parts[0]}", *(f"{name} {p[0]}= {p[2:]}" for p in parts[1:])])
+    return f"{name} = (\n    " + "\n    ".join(parts) + "\n)"
 
 
 def split(text: str, signs: str) -> list[str]:
@@ -266,9 +269,13 @@ class Scribe:
         return [*lines, line] if parts else []
 
     def _condition(self, mask: Mask) -> str:
-        if mask.extent is None:
-            return f"({self.text(mask.index)} >= 0)"
-        return f"({self.text(mask.index)} < {self.text(mask.extent)})"
+        index = self.space.reduce(mask.index)
+        known = self.space.number(self.space.bounds(index).high) is not None
+        # Run-time indices that int32 cannot hold are refused by the wrapper.
+        far = known and not self.space.fits_int32(index)
+        wide = index.free_symbols - set(self.base.sizes) if far else frozenset()
+        text = self.text(index, frozenset(wide))
+        return f"({text} >= 0)" if mask.extent is None else f"({text} < {self.text(mask.extent)})"
 
     def _kind(self, expr: Expr) -> str | None:
         kinds = sorted({self.kinds[free] for free in expr.free_symbols if free in self.kinds})

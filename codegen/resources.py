@@ -26,8 +26,11 @@ STAGE_GROUPED = 12  # each stage beyond two
 # The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
 MARGIN = 56
 MARGIN_GROUPED = 16
+MARGIN_FRAGMENTS = 36  # where both operands pass through registers
 # Registers of a thread's part of the input tile: more than this spills around conversions.
 MOST_OPERANDS = 32
+# Deeper steps spill around pointers of run-time strides.
+DEEPEST_OPEN = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,8 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     # A strided output is stored element by element: every accumulator has its own address.
     strided = max(spec.stride) > 1 and form.family == "gather"
     addresses = accumulators // 2 if strided else 0
+    if form.family != "gather" and None in spec.spatial:  # pointers of run-time strides
+        addresses += 3 * accumulators // 4
     if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
         narrow = 2 if spec.element.itemsize == 2 else 1
         stages = STAGE_GROUPED * (tile.num_stages - 2)
@@ -144,19 +149,21 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
 def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether `tile` stays within the target's registers and shared memory."""
     parts = 1 if spec.product is None else min(spec.product.products, 3)
-    held = (
-        tile.block_m
-        * tile.block_k
-        * form.span
-        * spec.element.itemsize
-        // (4 * WARP * tile.num_warps)
-    )
+    depth = tile.block_k * form.span
+    held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
+    if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
+        return False
     return (
         held * parts <= MOST_OPERANDS
-        and registers(spec, form, tile)
-        <= target.registers_per_thread - (MARGIN_GROUPED if form.span > 1 else MARGIN)
+        and registers(spec, form, tile) <= target.registers_per_thread - _margin(form, target)
         and shared_memory(spec, form, tile) <= target.shared_per_block
     )
+
+
+def _margin(form: Form, target: GpuTarget) -> int:
+    if form.span == 1:
+        return MARGIN
+    return MARGIN_GROUPED if target.multiplies_from_shared else MARGIN_FRAGMENTS
 
 
 def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:

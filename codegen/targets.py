@@ -70,6 +70,11 @@ class GpuTarget:
     tflops_fp64: float
 
     @property
+    def multiplies_from_shared(self) -> bool:
+        """Whether matrix instructions read operands from shared memory: wgmma and tcgen05 do."""
+        return self.compute_capability[0] in (9, 10)
+
+    @property
     def arch(self) -> str:
         """The compiler's name for the architecture, such as ``sm_89``."""
         major, minor = self.compute_capability

@@ -66,7 +66,8 @@ def test_a_wrong_value_is_told_by_its_flag(flag):
 def test_every_flag_of_the_language_is_in_the_table_above():
     """A flag that nobody tests: add it there."""
     options = {max(option.opts, key=len) for option in main.commands["emit"].params}
-    assert options - set(WRONG) == {"spec", "--bias", "--output", "--force", "--json"}
+    others = {"spec", "--bias", "--choices", "--output", "--force", "--json"}
+    assert options - set(WRONG) == others
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_a_project_that_is_none(tmp_path):
 def test_a_bug_exits_123_and_prints_the_spec(monkeypatch, arguments):
     """A bug must not pass for a user's mistake, and its report needs the spec."""
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError("oh no")
 
     monkeypatch.setattr("convgen.compiler.compile_kernel", broken)

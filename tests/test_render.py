@@ -274,6 +274,10 @@ def test_files_pass_the_linter_as_they_are(texts, root, tmp_path, command):
         (tmp_path / "generated" / f"file_{number}.py").write_text(text, encoding="utf-8")
     ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
     done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
-    failing = [text.split("\n")[1] for n, text in enumerate(texts) if f"file_{n}.py" in done.stdout]
+    failing = [
+        text.split("\n")[1:4:2]  # spec and family
+        for n, text in enumerate(texts)
+        if f"file_{n}.py" in done.stdout
+    ]
     assert failing == [], done.stdout
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,159 @@
+"""Measured choices: a file's tiles come before the model's, for their spec and target alone.
+
+What would break it: a tile that leaks into another target or another layer, a shipped file with a
+tile that its spec cannot have, a broken file that is taken or gives a traceback, a header that does
+not say that choices were given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from convgen import TARGETS, find_target, parse
+from convgen.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
+from convgen.compiler import compile_kernel, plan
+from convgen.explain import explain
+from convgen.plan import Measured, Tile, problem_of
+from convgen.resources import form_of, shared_memory
+from convgen.spec import SpecError
+
+LAYER = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, input=(8, 64, 32, 32))"
+TILE = Tile(block_m=32, block_n=32, block_k=16, num_warps=4, num_stages=2, family="polyphase")
+MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
+
+
+def row(text: str = LAYER, **changes: object) -> dict[str, object]:
+    tile = dataclasses.asdict(TILE) | changes
+    return {"spec": key_of(parse(text)), "tile": tile, "ms": 0.5, "tried": 7}
+
+
+def written(tmp_path: Path, *rows: dict[str, object], target: str = "h100") -> Path:
+    path = tmp_path / "choices.json"
+    path.write_text(text_of(target, MEASURED, list(rows)), "utf-8")
+    return path
+
+
+def test_a_measured_tile_comes_before_the_model(tmp_path):
+    choices = read_choices(written(tmp_path, row()))
+    made = plan(parse(LAYER), find_target("h100"), choices=choices)
+    assert made.tile == TILE != made.ranking[0].tile
+    reasons = dict(explain(made, "plan")[0].rows)
+    assert "0.5000 ms, the fastest of 7 tried on a card" in str(reasons["why this tile"])
+
+
+def test_the_header_names_the_file_of_choices_by_its_hash(tmp_path):
+    choices = read_choices(written(tmp_path, row()))
+    with_choices = compile_kernel(parse(LAYER), find_target("h100"), choices=choices).text
+    assert f"# choices: sha256 {choices.digest}\n" in with_choices
+    without = compile_kernel(parse(LAYER), find_target("h100")).text
+    assert "# choices" not in without
+
+
+def test_choices_stay_with_their_target(tmp_path):
+    choices = read_choices(written(tmp_path, row()))
+    for target in TARGETS:
+        made = plan(parse(LAYER), target, choices=choices)
+        assert (made.measured is not None) == (target.name == "h100"), target.name
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LAYER.replace("8, 64, 32", "9, 64, 32"),
+        LAYER.replace("padding=1", "padding=0"),
+        LAYER[:-1] + ", dtype=float16)",
+        LAYER[:-1] + ", precision=ieee)",
+        LAYER[:-1] + ", layout=channels_last)",
+    ],
+)
+def test_another_layer_is_left_to_the_model(other):
+    table = Choices("h100", {key_of(parse(LAYER)): Measured(TILE, 0.5, 7, "a card")})
+    assert plan(parse(other), find_target("h100"), choices=table).measured is None
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        f"relu | {LAYER} | tanh",
+        LAYER[:-1] + ", bias=False)",
+        LAYER[:-1] + ", grid=1)",
+        LAYER[:-1] + ", target=a100)",
+    ],
+)
+def test_stages_bias_and_grid_keep_the_tile(same):
+    table = Choices("h100", {key_of(parse(LAYER)): Measured(TILE, 0.5, 7, "a card")})
+    assert plan(parse(same), find_target("h100"), choices=table).tile == TILE
+
+
+def test_an_autotuned_file_keeps_its_own_tiles():
+    spec = parse(LAYER[:-1] + ", autotune=blocks)")
+    table = Choices("h100", {key_of(spec): Measured(TILE, 0.5, 7, "a card")})
+    assert plan(spec, find_target("h100"), choices=table).measured is None
+
+
+def test_a_tile_that_cannot_serve_its_layer_is_refused():
+    """Span 2 needs a known last extent; a file written by hand may say otherwise."""
+    spec = parse("ConvTranspose2d(64, 64, 3, input=(8, 64, 32, None))")
+    wrong = dataclasses.replace(TILE, span=2)
+    table = Choices("h100", {key_of(spec): Measured(wrong, 0.5, 7, "a card")})
+    with pytest.raises(SpecError, match="no kernel of family polyphase and span 2 serves"):
+        plan(spec, find_target("h100"), choices=table)
+
+
+BROKEN = {
+    "no JSON": "{",
+    "no object": "[1]",
+    "another schema": json.dumps({"schema": 9}),
+    "no such target": text_of("gtx1", MEASURED, []),
+    "a tile that lacks a field": text_of("h100", MEASURED, [row() | {"tile": {"block_m": 32}}]),
+    "a block that is no power of two": text_of("h100", MEASURED, [row(block_m=48)]),
+    "a block that is text": text_of("h100", MEASURED, [row(block_m="32")]),
+    "a family that does not exist": text_of("h100", MEASURED, [row(family="magic")]),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_a_clear_error(kind, tmp_path):
+    path = tmp_path / "choices.json"
+    path.write_text(BROKEN[kind], "utf-8")
+    with pytest.raises(SpecError) as caught:
+        plan(parse(LAYER), find_target("h100"), choices=read_choices(path))
+    assert str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
+    with pytest.raises(SpecError, match="cannot read"):
+        read_choices(tmp_path / "none.json")
+
+
+SHIPPED = sorted(
+    entry.name for entry in (files("convgen") / "choices").iterdir() if entry.name != "__pycache__"
+)
+
+
+def test_something_is_shipped():
+    """Without a file the package would plan by the model alone, and no test would say so."""
+    assert "h100.json" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_tiles_fit_their_layers_and_cards(name):
+    target = find_target(name.removesuffix(".json"))
+    table = shipped(target.name).table
+    for text, measured in table.items():
+        spec = parse(text)
+        assert key_of(spec) == text
+        made = plan(spec, target)
+        assert made.tile == measured.tile
+        form = form_of(spec, made.phases, problem_of(spec, made.phases), made.tile)
+        assert shared_memory(spec, form, made.tile) <= target.shared_per_block
+        assert measured.ms >= made.cost.roofline_ms * 0.99, text
+
+
+def test_a_tile_survives_the_file():
+    assert tile_of(json.loads(json.dumps(dataclasses.asdict(TILE)))) == TILE

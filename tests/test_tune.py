@@ -1,0 +1,101 @@
+"""Tuning: what is tried, what is left out, and what an interrupted run keeps.
+
+What would break it: a form that is never tried, a tile that spills or does not fit and is timed
+all the same, rows of an earlier run that are lost or measured again, a file of another card that is
+added to. Timing itself needs a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from convgen import find_target, parse
+from convgen.choices import key_of, text_of
+from convgen.cli import main
+from convgen.compiler import plan
+from convgen.plan import Tile
+from convgen.spec import SpecError
+from convgen.tune import shortlist, tune
+
+LAYER = "ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False, input=(8, 32, 32, 32))"
+MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
+TILE = Tile(block_m=32, block_n=32, block_k=16, num_warps=4, num_stages=2)
+H100 = find_target("h100")
+
+
+class NoExecutor(Executor):
+    """Fails the test if anything is measured."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError(f"measured again: {arguments}")
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [{"spec": key_of(parse(text)), "tile": dataclasses.asdict(TILE), "ms": 1.0, "tried": 3}]
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 48])
+def test_a_shortlist_has_the_model_s_choice_and_every_form(count):
+    ranking = plan(parse(LAYER), H100).ranking
+    tiles = shortlist(ranking, count)
+    assert len(tiles) == len(set(tiles)) == count
+    forms = {(c.tile.family, c.tile.span) for c in ranking}
+    if count >= 2 * len(forms):
+        assert {(tile.family, tile.span) for tile in tiles} == forms
+    if count >= 4:
+        assert ranking[0].tile in tiles
+
+
+def test_a_shortlist_is_the_same_every_time():
+    """Another draw after an interruption would measure other tiles than before."""
+    ranking = plan(parse(LAYER), H100).ranking
+    assert shortlist(ranking, 30) == shortlist(ranking, 30)
+
+
+def test_a_small_layer_is_tried_whole():
+    ranking = plan(parse(LAYER), H100).ranking[:5]
+    assert set(shortlist(ranking, 48)) == {candidate.tile for candidate in ranking}
+
+
+def test_what_the_file_has_is_not_measured_again(tmp_path):
+    output = tmp_path / "h100.json"
+    output.write_text(text_of("h100", MEASURED, rows(LAYER)), "utf-8")
+    before = output.read_bytes()
+    assert list(tune([parse(LAYER)], H100, output, NoExecutor(), 4)) == []
+    assert output.read_bytes() == before
+
+
+def test_a_file_of_another_target_is_refused(tmp_path):
+    output = tmp_path / "choices.json"
+    output.write_text(text_of("a100", MEASURED, rows(LAYER)), "utf-8")
+    with pytest.raises(SpecError, match="has choices for a100, not h100"):
+        list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
+    assert json.loads(output.read_text("utf-8"))["target"] == "a100"
+
+
+def test_without_a_gpu_the_command_says_so(tmp_path: Path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = CliRunner().invoke(main, ["tune", LAYER, "-o", str(tmp_path / "out.json")])
+    assert done.exit_code == 2
+    assert "tune needs a CUDA GPU" in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.gpu
+def test_a_layer_is_tuned(tmp_path: Path):
+    output = tmp_path / "choices.json"
+    done = CliRunner().invoke(main, ["tune", LAYER, "-o", str(output), "--tiles", "4"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(output.read_text("utf-8"))["choices"]
+    assert [row["spec"] for row in found] == [key_of(parse(LAYER))]
+    assert found[0]["ms"] > 0
