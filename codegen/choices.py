@@ -48,10 +48,18 @@ class Choices:
 def key_of(spec: ConvTransposeSpec) -> str:
     """Return the text of what a tile depends on: sizes, geometry, precision and layout.
 
-    Bias, stages and the grid's rank move no more than a few bytes a program.
+    Bias, stages and the grid's rank move no more than a few bytes a program; bfloat16 moves and
+    multiplies at float16's rates.
     """
     bare = dataclasses.replace(
-        spec, bias=False, before=(), after=(), grid=None, autotune="none", target=None
+        spec,
+        bias=False,
+        before=(),
+        after=(),
+        grid=None,
+        autotune="none",
+        target=None,
+        dtype="float16" if spec.dtype == "bfloat16" else spec.dtype,
     )
     return str(bare)
 

@@ -18,14 +18,17 @@ def main(arguments: list[str] | None = None) -> None:
     result, picture, caption = arguments or sys.argv[1:]
     rows = json.loads(Path(result).read_text())
     cases = list(dict.fromkeys(row["case"] for row in rows))
+    # float64 is 4 to 150 times faster, for torch has no fast way: it would flatten the others.
+    dtypes = [d for d in dict.fromkeys(row["dtype"] for row in rows) if d != "float64"]
+    width = 0.8 / len(dtypes)
     figure, axis = pyplot.subplots(figsize=(9, 3.2))
-    for offset, dtype in ((-0.2, "float32"), (0.2, "float16")):
+    for number, dtype in enumerate(dtypes):
         times = {r["case"]: r["torch_ms"] / r["convgen_ms"] for r in rows if r["dtype"] == dtype}
-        positions = [index + offset for index in range(len(cases))]
-        axis.bar(positions, [times.get(case, 0.0) for case in cases], 0.4, label=dtype)
+        positions = [index + (number + 0.5) * width - 0.4 for index in range(len(cases))]
+        axis.bar(positions, [times.get(case, 0.0) for case in cases], width, label=dtype)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_yscale("log", base=2)
-    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1x", "2x", "4x"])
+    axis.set_yticks([0.5, 1, 2, 4, 8], ["1/2", "1x", "2x", "4x", "8x"])
     axis.set_xticks(range(len(cases)), [case.rpartition("_")[2] for case in cases])
     axis.set_xlabel("KernelBench level 1 problem")
     axis.set_ylabel("times faster than torch")

@@ -219,7 +219,7 @@ SERVED = {
     "ConvTranspose2d(4, 4, 3, padding=1, input=(1, 4, 9, 9))": (2, 4),
     "ConvTranspose2d(4, 4, (9, 1), stride=(9, 1), input=(1, 4, 9, 9))": (2, 4),
     "ConvTranspose2d(4, 4, 3, padding=1)": (),
-    "ConvTranspose1d(4, 4, 16, stride=16, input=(1, 4, 9))": (1,),
+    "ConvTranspose1d(4, 4, 16, stride=16, input=(1, 4, 9))": (1, 2),
     "ConvTranspose1d(4, 4, 4096, stride=4096, input=(1, 4, 9))": (),
     "ConvTranspose2d(4, 4, 4, stride=2, input=(1, 4, 9, 9), layout=channels_last)": (),
 }
