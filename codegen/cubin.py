@@ -8,6 +8,7 @@ wrapper is run on meta tensors, and the launch it makes is compiled instead of r
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -60,7 +61,11 @@ def module_name(source: KernelSource) -> str:
 
 
 def compile_source(source: KernelSource, capability: int) -> Binary:
-    """Compile the kernel of `source` for a compute capability such as 89."""
+    """Compile the kernel of `source` for a compute capability such as 89.
+
+    Clears TRITON_INTERPRET for this process, so triton must not be imported yet where it is set.
+    """
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import torch
     import triton
     from triton.backends.compiler import GPUTarget

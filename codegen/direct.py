@@ -13,30 +13,27 @@ from dataclasses import dataclass
 
 from sympy import Integer
 
-from .gemm import (
+from .grouping import refusal
+from .index import Coordinate
+from .kernel import (
     AccessText,
     Kernel,
     Loop,
     bias_coordinates,
-    define_flat_tap,
     define_lane,
-    define_phase,
     define_positions,
     define_program,
     define_start,
-    define_steps,
-    define_taps,
     output_start,
     tensor,
 )
-from .grouping import refusal
-from .index import Coordinate
 from .phases import decompose
 from .plan import KernelPlan
 from .polyphase import group_outputs, pointers
 from .printer import Scribe
 from .sizes import Sizes
 from .spec import ConvTransposeSpec
+from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,27 +11,22 @@ from __future__ import annotations
 
 from sympy import Integer
 
-from .gemm import (
-    GemmContext,
+from .gemm import GemmContext, channel_lanes, triton_sees_rows, weight_coordinates
+from .index import Coordinate
+from .kernel import (
     Kernel,
     bias_coordinates,
-    channel_lanes,
     define_lane,
-    define_phase,
     define_positions,
     define_program,
     define_start,
-    define_steps,
-    define_taps,
     output_start,
     tensor,
-    triton_sees_rows,
-    weight_coordinates,
 )
-from .index import Coordinate
 from .plan import KernelPlan
 from .printer import Scribe
 from .sizes import Sizes
+from .taps import define_phase, define_steps, define_taps
 
 
 def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:

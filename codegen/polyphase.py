@@ -12,33 +12,27 @@ import dataclasses
 
 from sympy import Expr, Integer
 
-from .gemm import (
+from .gemm import GemmContext, channel_lanes, triton_sees_rows, weight_coordinates
+from .grouping import Grouping, refusal
+from .index import Coordinate, FloorDiv
+from .kernel import (
     AccessText,
-    GemmContext,
     Kernel,
     Positions,
     bias_coordinates,
-    channel_lanes,
-    define_flat_tap,
     define_lane,
-    define_phase,
     define_positions,
     define_program,
     define_start,
-    define_steps,
-    define_taps,
     output_start,
     tensor,
-    triton_sees_rows,
-    weight_coordinates,
 )
-from .grouping import Grouping, refusal
-from .index import Coordinate, FloorDiv
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe, assignment
 from .sizes import AXES, Sizes
 from .spec import ConvTransposeSpec
+from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 SPANS = (1, 2, 4)
 

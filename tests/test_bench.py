@@ -8,12 +8,10 @@ are timed in the one test that needs a GPU.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -30,14 +28,10 @@ from convgen import (
     oracle,
 )
 from convgen.benchcases import CONVGEN_WAYS, TORCH_WAYS, WAYS, read_cases, read_ways
-from convgen.benchplot import draw_plot
-from convgen.benchreport import least_flops, table
 from convgen.choices import key_of, text_of
 from convgen.compiler import plan
 from convgen.language import parse
 from convgen.localgpu import nearest_target
-from convgen.plan import problem_of
-from convgen.tiling import layer_flops
 from convgen.torchoracle import reference
 from drawing import draw
 from running import SMALL, run
@@ -391,184 +385,6 @@ def test_no_module_of_bench_imports_what_it_measures_with():
         "sys.exit(bool({'torch', 'triton', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# ---- figures ----
-
-FACTS = {
-    "device": "The Card",
-    "target": "h100",
-    "torch": "2.13.0",
-    "triton": "3.7.1",
-    "cudnn": 91900,
-    "copy_gbps": 1000.0,
-    "matmul_tflops": {"float32": 100.0, "float16": 200.0},
-}
-# 2 * 10 * 1000 * 1000 * 500 = 1e10 operations, 4 * (1e7 + 5e5 + 5e6) = 6.2e7 bytes in float32: by
-# the ceilings above 0.1 ms and 0.062 ms, in float16 half of each.
-LAYER = "ConvTranspose2d(1000, 500, 1, bias=False, input=(10, 1000, 20, 50))"
-TIMES = {
-    "default": {"a": 0.8, "b": 0.2},
-    "benchmark": {"a": 0.4, "b": 0.3},
-    "channels_last": {"a": 0.2, "b": 0.05},
-    "convgen_channels_first": {"a": 0.2, "b": 0.2},
-    "convgen_channels_last": {"a": 0.16, "b": None},
-}
-
-
-@pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Stand for the workers with `TIMES`; return the arguments that measure them."""
-    document = tmp_path / "two.convgen"
-    document.write_text(f"a = {LAYER}\nb = {LAYER}\n")
-
-    def answers(jobs):
-        if jobs and jobs[0]["way"] == "ceilings":
-            yield FACTS
-            return
-        for asked, case in zip(jobs, itertools.cycle("ab"), strict=False):
-            ms = TIMES[asked["way"]][case]
-            way, error = asked["way"], 2e-4 if asked["way"].startswith("convgen") else 3e-4
-            if ms is None:
-                yield {"failed": "OutOfMemoryError: CUDA out of memory.\nTried to allocate"}
-            else:
-                yield {"ms": ms, "relative_error": error, "samples": [ms], "way": way}
-
-    monkeypatch.setattr(bench, "answers", answers)
-    return [document, "--ways", "default,benchmark,channels_last"]
-
-
-def test_the_figures_are_what_their_names_say(measured):
-    """Numbers worked out by hand from `TIMES`; 0.05 ms in float32 is below the floor of 0.1 ms."""
-    report = json.loads(run("bench", *measured, "--json").stdout)
-    assert (report["schema"], report["command"], report["complete"]) == (1, "bench", True)
-    assert {name: report[name] for name in FACTS} == FACTS
-    assert report["date"].endswith("+00:00")
-    a, b = report["cases"]
-    assert (a["flops"], a["bytes"], a["bound"]) == (10**10, 62 * 10**6, "compute")
-    assert a["floor_ms"] == pytest.approx(0.1)
-    assert (a["default_ms"], a["best_torch"], a["best_torch_ms"]) == (0.8, "channels_last", 0.2)
-    assert a["convgen_ms"] == {"channels_first": 0.2, "channels_last": 0.16}
-    assert a["over_default"] == pytest.approx(4.0)  # 0.8 / 0.2
-    assert a["over_best"] == pytest.approx(1.25)  # 0.2 / 0.16
-    assert a["of_floor"] == pytest.approx(0.625)  # 0.1 / 0.16
-    assert (a["torch_error"], a["convgen_error"]) == (3e-4, 2e-4)
-    assert a["ways"]["benchmark"]["samples"] == [0.4]
-    assert (b["best_torch"], b["over_default"], b["over_best"]) == ("default", 1.0, 1.0)
-    summary = report["summary"]["float32"]
-    assert summary["over_default"] == {
-        "cases": 2,
-        "geometric_mean": pytest.approx(2.0),  # of 4 and 1
-        "lowest": 1.0,
-        "lowest_case": "b",
-    }
-    assert summary["of_floor"]["geometric_mean"] == pytest.approx((0.625 * 0.5) ** 0.5)
-
-
-def test_a_time_below_the_floor_is_refused(measured):
-    """It says that something was not computed: neither a time nor a speed-up comes of it."""
-    report = json.loads(run("bench", *measured, "--json").stdout)
-    refused = report["cases"][1]["ways"]["channels_last"]
-    assert "ms" not in refused
-    assert refused["refused"] == "0.0500 ms is below the floor, 0.1000 ms"
-    assert refused["samples"] == [0.05]
-    # In float16 the floor is 0.05 ms, which is not below itself.
-    report = json.loads(run("bench", *measured, "--json", "--dtypes", "float16").stdout)
-    assert report["cases"][1]["ways"]["channels_last"]["ms"] == 0.05
-
-
-def test_a_wrong_result_has_no_time(measured, monkeypatch):
-    answer = {"ms": 1.0, "relative_error": 0.7, "samples": [1.0]}
-    monkeypatch.setattr(
-        bench, "answers", lambda jobs: [answer if "spec" in j else FACTS for j in jobs]
-    )
-    report = json.loads(run("bench", *measured, "--json").stdout)
-    assert all("no rounding" in way["refused"] for way in report["cases"][0]["ways"].values())
-    assert report["summary"] == {"float32": {}}
-
-
-def test_the_table_shows_every_row_and_what_has_no_time(measured):
-    done = run("bench", *measured)
-    assert (done.exit_code, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    a, b = (next(line for line in lines if line.startswith(f"{name} ")) for name in "ab")
-    assert " ".join(a.split()) == (
-        "a float32 0.800 0.200 channels_last 0.200 0.160 4.00 1.25 0.100 62% 3.0e-04 2.0e-04"
-    )
-    assert " ".join(b.split()) == (
-        "b float32 0.200 0.200 default 0.200 - 1.00 1.00 0.100 50% 3.0e-04 2.0e-04"
-    )
-    assert "float32, x default: geometric mean 2.00 of 2 cases, lowest 1.00 (b)" in lines
-    assert "refused: channels_last on b float32: 0.0500 ms is below the floor, 0.1000 ms" in lines
-    failed = "CUDA out of memory. Tried to allocate"
-    assert f"failed: convgen_channels_last on b float32: OutOfMemoryError: {failed}" in lines
-
-
-def test_what_does_not_apply_is_listed(measured):
-    """A row that is only left out looks like one that was forgotten."""
-    lines = run("bench", SMALL, "--ways", "flip,flip_benchmark").stdout.splitlines()
-    assert lines[-2:] == [
-        "not applicable, as stride is not 1: flip, flip_benchmark; on layer1",
-        "not applicable, as rank 1 has no channels_last: convgen_channels_last; on layer1",
-    ]
-
-
-def test_the_file_is_written_after_each_way(measured, tmp_path, monkeypatch):
-    """An interrupted run of an hour must leave what it measured."""
-    texts = []
-    monkeypatch.setattr(bench, "write_text", lambda path, text: texts.append(json.loads(text)))
-    run("bench", *measured, "-o", tmp_path / "out.json")
-    ways = [list(text["cases"][0]["ways"]) for text in texts]
-    assert ways == [list(TIMES)[:count] for count in range(len(TIMES) + 1)]
-    assert [text["complete"] for text in texts] == [False] * len(TIMES) + [True]
-
-
-def test_file_and_plot_are_written(measured, tmp_path):
-    """The plot is of the report alone, and the same for the same report."""
-    done = run("bench", *measured, "-o", tmp_path / "out.json", "--plot", tmp_path / "out.svg")
-    assert (done.exit_code, done.stderr) == (0, "")
-    report = json.loads((tmp_path / "out.json").read_text())
-    assert done.stdout == table(report) + "\n"
-    picture = (tmp_path / "out.svg").read_text()
-    assert picture == draw_plot(report)
-    assert ElementTree.fromstring(picture).tag.endswith("svg")
-    for text in ("The Card", "float32: times faster than", "torch's default", "TFLOP/s"):
-        assert text in picture
-    assert [path.name for path in tmp_path.glob(".*")] == []
-
-
-def test_a_report_with_hardly_a_time_is_still_drawn_and_printed(measured, monkeypatch):
-    """Of a run where everything failed, that is what the reader wants to see."""
-    answer = {"failed": "out of memory"}
-    monkeypatch.setattr(
-        bench, "answers", lambda jobs: [answer if "spec" in j else FACTS for j in jobs]
-    )
-    report = json.loads(run("bench", *measured, "--json").stdout)
-    assert "<svg" in draw_plot(report)
-    assert "failed: default on a float32: out of memory" in table(report)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_the_floor_counts_the_products_that_land(seed):
-    """Counting those that padding cuts off would refuse honest times; counted here one by one."""
-    spec, _ = draw(seed)
-    taps = 1
-    for size, output, *axis in zip(
-        spec.spatial,
-        spec.output_spatial,
-        spec.kernel_size,
-        spec.stride,
-        spec.padding,
-        spec.dilation,
-        strict=True,
-    ):
-        k, s, p, d = axis
-        landings = (i * s + t * d - p for i in range(size) for t in range(k))
-        taps *= sum(0 <= landing < output for landing in landings)
-    per_group = spec.out_channels // spec.groups
-    assert least_flops(spec) == 2 * spec.batch * spec.in_channels * per_group * taps
-    if not any(spec.padding):
-        assert least_flops(spec) == layer_flops(spec, problem_of(spec, plan(spec).phases))
 
 
 # ---- what is missing ----

@@ -1,0 +1,249 @@
+"""Parts of an emitted kernel: the program's place, the lanes of its tile, accesses to tensors.
+
+Stages 3 and 5, common to the families. Input: a `KernelPlan` and its `Sizes`; output: lines of the
+kernel, and the sympy expressions of what they define.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import sympy
+from sympy import Expr, Integer, Symbol
+
+from .index import Access, Coordinate, FloorDiv, Modulo, access, unflatten
+from .phases import AxisPhases
+from .plan import KernelPlan
+from .printer import Scribe, assignment, bare
+from .sizes import AXES, Sizes
+
+ONE = Integer(1)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessText:
+    """A tile's place in a tensor, as lines of the kernel.
+
+    Attributes:
+        base: the line of `<name>_tile`, the pointer outside the loop; None if it is the tensor's.
+        lanes: the lines of `<name>_lanes`, the offsets inside the tile.
+        step_lines: the lines of `<name>_step` and `<name>_mask`, where the access has them.
+        stepped: a step of the loop adds `<name>_step`.
+        masked: `<name>_mask` says which elements exist; else all do.
+        pointer: the name of the pointer that the lanes are added to.
+    """
+
+    base: str | None
+    lanes: tuple[str, ...]
+    step_lines: tuple[str, ...]
+    stepped: bool
+    masked: bool
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The loop over (channel block, tap): its variable and its trip count, as text."""
+
+    variable: str
+    trips: str
+
+
+@dataclass(slots=True)
+class Kernel:
+    """The kernel as it is being written: what its earlier lines have defined."""
+
+    plan: KernelPlan
+    sizes: Sizes
+    scribe: Scribe
+    program: dict[str, Expr] = field(default_factory=dict)
+    loop: set[Symbol] = field(default_factory=set)
+
+    @property
+    def axes(self) -> list[tuple[int, str, AxisPhases]]:
+        """Number, letter and phases of each axis; a grouped one has stride 1, group by group."""
+        phases = list(self.plan.phases)
+        if self.plan.grouping is not None:
+            phases[-1] = self.plan.grouping.groups
+        return list(zip(range(3), AXES[self.plan.spec.rank], phases, strict=False))
+
+    def tap_name(self, number: int, letter: str, axis: AxisPhases) -> str:
+        """Return the name of an axis' tap: `kw` where it is the kernel's own index."""
+        own = axis.tap_step == 1 and not self.sizes.is_grouped(number)
+        return f"k{letter}" if own else f"tap_{letter}"
+
+    def coordinate(self, name: str) -> Expr:
+        """Return a coordinate of the program; one that is on no grid axis has one value, 0."""
+        return self.program.get(name, Integer(0))
+
+    def access(
+        self, name: str, coordinates: list[Coordinate], order: tuple[str, ...]
+    ) -> AccessText:
+        """Print the access at `coordinates`, its scalar part split at the loop."""
+        scribe = self.scribe
+        tensor: Access = access(scribe.space, coordinates, frozenset(scribe.kinds))
+        scalar = scribe.space.reduce(tensor.scalar)
+        terms = sympy.Add.make_args(scalar)
+        in_loop = sympy.Add(*(term for term in terms if term.free_symbols & self.loop))
+        base, step = scribe.scalar(scalar - in_loop), scribe.scalar(in_loop)
+        lines = [assignment(f"{name}_step", bare(step), 8)] if step else []
+        mask = scribe.mask_lines(f"{name}_mask", tensor.masks, order)
+        return AccessText(
+            base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
+            lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
+            step_lines=(*lines, *mask),
+            stepped=step is not None,
+            masked=bool(mask),
+            pointer=f"{name}_tile" if base else f"{name}_ptr",
+        )
+
+
+def define_program(kernel: Kernel, lines: list[str]) -> None:
+    """Define the program's coordinates; one that takes a single value is 0 and needs no line."""
+    scribe = kernel.scribe
+    for number, coordinates in enumerate(kernel.plan.grid):
+        if len(coordinates) == 1:
+            only = coordinates[0]
+            lines.append(f"{only.name} = tl.program_id({number})")
+            kernel.program[only.name] = scribe.name(only.name, 0, only.extent - 1)
+            continue
+        flat = f"program_{number}" if len(kernel.plan.grid) > 1 else "program"
+        lines.append(f"{flat} = tl.program_id({number})")
+        extents = [coordinate.extent for coordinate in coordinates]
+        count = math.prod(extents, start=Integer(1))
+        digits = unflatten(scribe.name(flat, 0, count - 1), extents)
+        for coordinate, digit in zip(coordinates, digits, strict=True):
+            bounds = (0, coordinate.extent - 1)
+            kernel.program[coordinate.name] = scribe.define(lines, coordinate.name, digit, bounds)
+
+
+def output_start(kernel: Kernel, lines: list[str]) -> Expr:
+    """Define the tile's first output channel in its group."""
+    sizes = kernel.sizes
+    whole = sizes.is_multiple(sizes.group_out, "BLOCK_N")
+    high = sizes.group_out - (sizes.named("BLOCK_N") if whole else 1)
+    start = kernel.coordinate("co_tile") * sizes.named("BLOCK_N")
+    return kernel.scribe.define(lines, "co_start", start, (0, high))
+
+
+def define_lane(kernel: Kernel, name: str, block: str, width: Expr = ONE) -> Symbol:
+    """Return a lane that runs over a block, `width` times for each of its channels."""
+    extent = kernel.sizes.named(block) * width
+    kernel.scribe.used |= extent.free_symbols
+    return kernel.scribe.name(name, 0, extent - 1, name)
+
+
+@dataclass(frozen=True, slots=True)
+class TileStart:
+    """Where a tile starts: its image, and its first position there."""
+
+    image: Expr
+    position: Expr
+
+
+def define_start(kernel: Kernel, lines: list[str]) -> TileStart:
+    """Define image and position the tile starts at; of several images, the first one."""
+    start = kernel.coordinate("tile") * kernel.sizes.named("BLOCK_M")
+    kernel.scribe.used.add(kernel.sizes.named("BLOCK_M"))
+    if not kernel.plan.fold_batch:
+        return TileStart(kernel.coordinate("image"), start)
+    total, batch = kernel.sizes.positions, kernel.sizes.named("BATCH")
+    start = kernel.scribe.define(lines, "start", start, (0, batch * total - 1))
+    image = kernel.scribe.define(lines, "image", FloorDiv(start, total), (0, batch - 1))
+    return TileStart(image, start - image * total)
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The lanes of a tile: their image, their position along each axis, their place in it."""
+
+    image: Expr
+    axes: list[Expr]
+    place: Expr
+
+
+def define_positions(
+    kernel: Kernel, lines: list[str], start: TileStart, width: Expr, suffix: str = ""
+) -> Positions:
+    """Define the lanes over BLOCK_M positions, `width` of them for each position.
+
+    Names end in `suffix`.
+    """
+    scribe, sizes, folded = kernel.scribe, kernel.sizes, kernel.plan.fold_batch
+    block, total, batch = sizes.named("BLOCK_M"), sizes.positions, sizes.named("BATCH")
+    extents = [sizes.phase(axis) for axis, _, _ in kernel.axes]
+    names = [f"q_{letter}{suffix}" for letter in AXES[kernel.plan.spec.rank]]
+    if folded:
+        extents.insert(0, batch)
+        names.insert(0, f"next_image{suffix}")
+    exact = not folded and sizes.is_multiple(total, "BLOCK_M")
+    overflow = Integer(0) if exact else block
+    kind, place, lanes = f"position{suffix}", Integer(0), "tl.arange(0, BLOCK_M)"
+    if width != 1:
+        scribe.used.add(width)
+        lines.append(f"lane{suffix} = tl.arange(0, BLOCK_M * {width})")
+        lane = scribe.name(f"lane{suffix}", 0, block * width - 1, kind)
+        place = scribe.define(lines, f"place{suffix}", Modulo(lane, width), (0, width - 1))
+        lanes = f"{lane} // {width}"
+    begin = _start_text(scribe, start.position, total + overflow)
+    lines.append(f"{kind} = {begin}{lanes}")
+    position = scribe.name(kind, 0, total - 1 + overflow, kind)
+    digits: list[Expr] = []
+    for number, digit in enumerate(unflatten(position, extents[::-1])):
+        slot = len(extents) - 1 - number
+        high = extents[slot] - 1 + (overflow if slot == 0 else 0)
+        digits.insert(0, scribe.define(lines, names[slot], digit, (0, high)))
+    if folded:
+        return Positions(start.image + digits[0], digits[1:], place)
+    return Positions(start.image, digits, place)
+
+
+def _start_text(scribe: Scribe, start: Expr, extent: Expr) -> str:
+    """Print the scalar a tile's positions start from, int64 if a known extent needs it."""
+    if start == 0:
+        return ""
+    known = scribe.space.number(extent) is not None
+    wide = (
+        start.free_symbols - set(scribe.base.sizes)
+        if known and not scribe.space.fits_int32(extent)
+        else ()
+    )
+    return f"{scribe.text(start, frozenset(wide))} + "
+
+
+def tensor(
+    kernel: Kernel, image: Expr, channel: Expr, end: str, axes: list[list[Coordinate]]
+) -> list[Coordinate]:
+    """Return coordinates in input (`end` IN) or output (OUT): image, group, its channel, axes.
+
+    Strides of the `axes` are in units of the axis' own stride.
+    """
+    sizes = kernel.sizes
+    spatial = [
+        sizes.input(axis) if end == "IN" else sizes.output(axis) for axis, _, _ in kernel.axes
+    ]
+    channels = sizes.named(f"C_{end}")
+    per_group = sizes.group_in if end == "IN" else sizes.group_out
+    channels_last = kernel.plan.spec.layout == "channels_last"
+    strides = sizes.strides(spatial, channels, channels_last)
+    groups = Integer(sizes.groups)
+    return [
+        Coordinate(image, sizes.named("BATCH"), strides[0]),
+        Coordinate(kernel.coordinate("group"), groups, per_group * strides[1]),
+        Coordinate(channel, per_group, strides[1]),
+        *(
+            Coordinate(part.index, part.extent, part.stride * stride)
+            for parts, stride in zip(axes, strides[2:], strict=True)
+            for part in parts
+        ),
+    ]
+
+
+def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
+    """Return coordinates in the bias."""
+    sizes = kernel.sizes
+    return [
+        Coordinate(kernel.coordinate("group"), Integer(sizes.groups), sizes.group_out),
+        Coordinate(channel, sizes.group_out, Integer(1)),
+    ]

@@ -1,0 +1,156 @@
+"""The taps of an emitted kernel: a program's phase, and the flat loop over (channel block, tap).
+
+Stages 3 and 5, common to the families. Input: a `Kernel`; output: lines of the kernel, and the
+sympy expressions of taps, shifts and channels (phases.py has the algebra).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from .index import AtLeast, FloorDiv, symbol, unflatten
+from .kernel import Kernel, Loop
+from .phases import AxisPhases
+
+# A step function with more steps than this prints as a division.
+MAX_COMPARISONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseText:
+    """What a program's phase fixes.
+
+    Attributes:
+        firsts, residues, taps: first shift, residue and number of taps of each axis.
+        reached: 1 or 0: whether any tap reaches the phase.
+    """
+
+    firsts: list[Expr]
+    residues: list[Expr]
+    taps: list[Expr]
+    reached: Expr
+
+
+def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
+    """Define what the phase fixes; numbers of taps divide steps, so that no gap may make one 0."""
+    firsts: list[Expr] = []
+    residues: list[Expr] = []
+    taps: list[Expr] = []
+    reached: Expr = Integer(1)
+    define = kernel.scribe.define
+    for number, letter, axis in kernel.axes:
+        tap, gap = kernel.coordinate(f"phase_{letter}"), kernel.coordinate(f"gap_{letter}")
+        offset = axis.dilation * tap + gap
+        bounds = (axis.first(axis.last_offset), axis.first(0))
+        start = kernel.scribe.space.reduce(_first(axis, offset))
+        first = define(lines, f"first_{letter}", start, bounds)
+        affine = not start.atoms(AtLeast, FloorDiv)
+        residue = axis.stride * (start if affine else first) + offset - axis.padding
+        firsts.append(first)
+        residues.append(define(lines, f"residue_{letter}", residue, (0, axis.stride - 1)))
+        count = kernel.sizes.taps(number)
+        if count is None:
+            count = axis.most_taps - AtLeast(tap, Integer(axis.full_phases))
+            count = define(lines, f"taps_{letter}", count, (axis.least_taps, axis.most_taps))
+        taps.append(count)
+        if axis.gaps > 1:
+            hit = 1 - AtLeast(gap, Integer(1))
+            reached = reached * define(lines, f"reached_{letter}", hit, (0, 1))
+    return PhaseText(firsts, residues, taps, reached)
+
+
+def _first(axis: AxisPhases, offset: Expr) -> Expr:
+    """`first` of phases.py: ceil((padding - offset) / stride), as a sum of comparisons."""
+    highest, lowest = axis.first(0), axis.first(axis.last_offset)
+    if highest - lowest > MAX_COMPARISONS:  # far-spread taps: one scalar division a program
+        lift = max(0, -lowest)
+        top = axis.padding + axis.stride * (1 + lift) - 1 - offset
+        return FloorDiv(top, Integer(axis.stride)) - lift
+    thresholds = [axis.padding - axis.stride * (value - 1) for value in range(highest, lowest, -1)]
+    return highest - sum((AtLeast(offset, Integer(t)) for t in thresholds), start=Integer(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The flat loop: None if there is but one step; tap of each axis, first input channel."""
+
+    loop: Loop | None
+    taps: list[Expr]
+    channel: Expr
+
+
+def define_steps(
+    kernel: Kernel, lines: list[str], phase: PhaseText, blocks: Expr | None = None
+) -> Steps:
+    """Define taps and first input channel of a step of the flat loop, taps fastest.
+
+    `blocks` is the number of channel blocks, if it is not that of the sizes.
+    """
+    scribe, sizes = kernel.scribe, kernel.sizes
+    blocks = sizes.named("channel_blocks") if blocks is None else blocks
+    names, radices, lasts = [], [], []
+    for (number, letter, axis), count in list(zip(kernel.axes, phase.taps, strict=True))[::-1]:
+        if axis.most_taps > 1:
+            names.append(kernel.tap_name(number, letter, axis))
+            # As a number: the interpreter's loop variable is an int, which knows no `% constexpr`.
+            known = scribe.space.number(count)
+            radices.append(count if known is None else Integer(known))
+            lasts.append(Integer(axis.most_taps - 1))
+    if scribe.space.number(blocks) != 1:
+        names.append("block")
+        radices.append(blocks)
+        lasts.append(blocks - 1)
+    else:
+        blocks = Integer(1)
+    trips = math.prod(phase.taps, start=phase.reached) * blocks
+    values: dict[str, Expr] = {}
+    loop = None
+    if scribe.space.number(trips) != 1:
+        # Without a name to take apart, a step only says that the phase's one tap exists.
+        variable = "step" if len(names) > 1 else "".join(names) or "_"
+        loop = Loop(variable, scribe.text(trips))
+        step = scribe.name(loop.variable, 0, trips - 1)
+        for name, last, digit in zip(names, lasts, unflatten(step, radices), strict=True):
+            values[name] = scribe.define(lines, name, digit, (0, last))
+        kernel.loop |= {step, symbol("channel"), *map(symbol, names)}
+    taps = [
+        values.get(kernel.tap_name(number, letter, axis), Integer(0))
+        for number, letter, axis in kernel.axes
+    ]
+    whole = sizes.is_multiple(sizes.group_in, "BLOCK_K")
+    high = sizes.group_in - (sizes.named("BLOCK_K") if whole else 1)
+    channel = values.get("block", Integer(0)) * sizes.named("BLOCK_K")
+    channel = scribe.define(lines, "channel", channel, (0, high))
+    return Steps(loop, taps, channel)
+
+
+def define_taps(
+    kernel: Kernel, lines: list[str], phase: PhaseText, steps: Steps
+) -> tuple[list[Expr], Expr]:
+    """Define the input shift of each axis; return them with the flat index of the tap."""
+    shifts: list[Expr] = []
+    flat: Expr = Integer(0)
+    define = kernel.scribe.define
+    for (number, letter, axis), first, index in zip(
+        kernel.axes, phase.firsts, steps.taps, strict=True
+    ):
+        shift = first - index * axis.input_step
+        shifts.append(define(lines, f"shift_{letter}", shift, axis.shifts))
+        tap = kernel.coordinate(f"phase_{letter}") + index * axis.tap_step
+        tap = define(lines, f"k{letter}", tap, (0, axis.kernel - 1))
+        if index.free_symbols:
+            kernel.loop |= {symbol(f"shift_{letter}"), symbol(f"k{letter}")}
+        flat = flat * kernel.sizes.kernel(number) + tap
+    return shifts, flat
+
+
+def define_flat_tap(kernel: Kernel, lines: dict[str, list[str]], tap: Expr) -> Expr:
+    """Define the flat index of the tap, where that takes several axes; return it."""
+    looped = bool(tap.free_symbols & kernel.loop)
+    flat = kernel.scribe.define(lines["step" if looped else "phase"], "tap", tap, None)
+    if looped and isinstance(flat, Symbol):
+        kernel.loop.add(flat)
+    return flat
