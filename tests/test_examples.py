@@ -14,7 +14,9 @@ import torch
 
 import compare_with_torch
 import plot_comparison
+import run_kernelbench
 from convgen import ConvTransposeSpec, oracle
+from convgen.loading import load_module
 from drawing import draw
 
 CASE = {
@@ -84,3 +86,57 @@ def test_the_comparison_runs(tmp_path: Path) -> None:
     # Relative errors of TF32 and of the 16-bit types' own rounding; float64 is nearly exact.
     most = {"float32": 6e-4, "float16": 6e-4, "bfloat16": 5e-3, "float64": 1e-14}
     assert all(row["convgen_error"] <= most[row["dtype"]] for row in rows)
+
+
+PROBLEM = """
+import torch
+import torch.nn as nn
+
+
+class Model(nn.Module):
+    def __init__(self, channels, kernel, groups, ignored):
+        super().__init__()
+        self.layer = nn.ConvTranspose1d(channels, channels, kernel, stride=2, groups=groups)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def get_inputs():
+    return [torch.rand(2, 4, 9)]
+
+
+def get_init_inputs():
+    return [4, 3, 2, "ignored"]
+"""
+
+
+@pytest.mark.interpreter
+def test_a_kernelbench_problem_becomes_the_file_that_is_handed_over(tmp_path, device):
+    """The adapter takes the problem's own arguments; the weights are those of its Model."""
+    folder = tmp_path / "KernelBench" / "level1"
+    folder.mkdir(parents=True)
+    (folder / "7_conv_transposed.py").write_text(PROBLEM)
+    (folder / "8_relu.py").write_text("class Model: ...")
+    arguments = [str(tmp_path), "--target", "h100", "--only-write", "-o", str(tmp_path / "out")]
+    run_kernelbench.main([*arguments, "--json", str(tmp_path / "rows.json")])
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["problem"] == 7
+    assert "groups=2" in row["spec"]
+    assert "precision=tf32x3" in row["spec"]
+    text = (tmp_path / "out" / "7_conv_transposed.py").read_text()
+    module = load_module(text, "handed_over", tmp_path)
+    torch.manual_seed(0)
+    made = module.ModelNew(4, 3, 2, "ignored").to(device)
+    names: dict[str, object] = {}
+    exec(PROBLEM, names)
+    torch.manual_seed(0)
+    model = names["Model"](4, 3, 2, "ignored").to(device)
+    x = torch.rand(2, 4, 9, device=device)
+    with torch.no_grad():
+        assert torch.allclose(made(x), model(x), atol=1e-5)
+
+
+def test_a_checkout_without_problems_is_told(tmp_path):
+    with pytest.raises(SystemExit, match="no such problem"):
+        run_kernelbench.main([str(tmp_path), "--target", "h100"])
