@@ -94,6 +94,8 @@ def _plan(plan: KernelPlan) -> Rows:
         yield "note", "sizes are left to run time: figures are for nominal ones"
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
     yield "family", f"{family.name}: {family.idea}"
+    if family.caveat is not None:
+        yield "mind", family.caveat
     yield "tile", str(tile)
     yield "why this tile", _why_tile(plan)
     yield "grid", plan.grid_text
@@ -150,4 +152,9 @@ def _candidates(plan: KernelPlan) -> Rows:
             ),
         )
     for family in FAMILIES:
-        yield f"family {family.name}", family.refuses(plan.spec) or f"serves {family.serves}"
+        best = [c for c in plan.ranking if c.tile.family == family.name][:1]
+        for candidate in best:
+            yield f"family {family.name}", f"{candidate.cost.model_ms:.4f} ms with {candidate.tile}"
+        if not best:
+            reason = family.refuses(plan.spec) or "no tile fits the target"
+            yield f"family {family.name}", f"not for this layer: {reason}"
