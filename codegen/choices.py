@@ -101,9 +101,15 @@ def _read(text: str, name: str) -> Choices:
         if isinstance(error, SpecError):
             raise
         raise SpecError(
-            f"{name} is no file of choices as convgen tune writes it: {error!r}", "choices"
+            f"{name} is no file of choices as convgen tune writes it: {_reason(error)}", "choices"
         ) from None
     return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    return str(error) if isinstance(error, ValueError) else "it is no object of such objects"
 
 
 def tile_of(row: Any) -> Tile:

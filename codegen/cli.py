@@ -175,6 +175,8 @@ def explain(
             cost = {name: getattr(made.cost, name) for name in made.cost.__slots__}
             kernels.append({"name": statement.name, "stages": stages, "cost": cost})
             continue
+        if statement.name is not None:
+            click.secho(f"{statement.name} = {statement.spec}", bold=True)
         for section in sections:
             click.secho(section.stage, bold=True)
             for name, value in section.rows:
@@ -200,10 +202,11 @@ def compile_command(
     pairs = resolve_for(spec, flags, target)
     try:
         from .cubin import resources_of
+
+        measured = _read_choices(choices)
+        rows = [resources_of(statement, measured) for statement in pairs]
     except ImportError as error:
         raise SpecError(f"compile needs {error.name}: pip install 'convgen[torch]'") from None
-    measured = _read_choices(choices)
-    rows = [resources_of(statement, measured) for statement in pairs]
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
         return

@@ -51,10 +51,8 @@ def _spec(plan: KernelPlan) -> Rows:
     yield "spec", str(spec)
     yield "input", _shape((spec.batch, spec.in_channels, *spec.spatial))
     yield "output", _shape((spec.batch, spec.out_channels, *spec.output_spatial))
-    yield (
-        "dtype",
-        spec.dtype if spec.precision is None else f"{spec.dtype}, products {spec.precision}",
-    )
+    exact = spec.precision is None or not find_family(plan.family).products
+    yield "dtype", spec.dtype if exact else f"{spec.dtype}, products {spec.precision}"
     yield "layout", spec.layout
 
 
@@ -65,7 +63,8 @@ def _shape(sizes: tuple[int | None, ...]) -> str:
 def _phases(plan: KernelPlan) -> Rows:
     for letter, axis in zip(AXES[plan.spec.rank], plan.phases, strict=True):
         empty = sum(1 for phase in axis if not phase.taps)
-        yield f"axis {letter}", f"{axis.stride} phases, {empty} of them without taps"
+        count = "1 phase" if axis.stride == 1 else f"{axis.stride} phases"
+        yield f"axis {letter}", f"{count}, {empty} without taps"
         for phase in itertools.islice(axis, MOST_PHASES):
             reads = [
                 (phase.first_tap + j * axis.tap_step, phase.shift - j * axis.input_step)
@@ -74,6 +73,15 @@ def _phases(plan: KernelPlan) -> Rows:
             taps = [f"k{kernel} from m{shift:+d}" for kernel, shift in reads]
             output = f"o{letter} = {axis.stride}*m + {phase.residue}"
             yield f"  {output}", ", ".join(taps) or "no tap: bias and stages only"
+    if plan.grouping is not None:
+        grouping = plan.grouping
+        yield (
+            "groups",
+            f"of the last axis: {grouping.width} neighbouring outputs read, tap by tap, "
+            f"{grouping.span} neighbouring inputs; of each output the kernel indices:",
+        )
+        for tap, outputs in enumerate(grouping.table):
+            yield f"  tap {tap}", " ".join(str(list(inputs)) for inputs in outputs)
 
 
 def _index(plan: KernelPlan) -> Rows:
@@ -125,7 +133,8 @@ def _why_tile(plan: KernelPlan) -> str:
     if plan.measured is not None:
         return (
             f"measured: {plan.measured.ms:.4f} ms, the fastest of {plan.measured.tried} tried on "
-            f"{plan.measured.device}; the model would take {best.tile}"
+            f"{plan.measured.device}; the model "
+            + ("agrees" if plan.tile == best.tile else f"would take {best.tile}")
         )
     if plan.tile != best.tile:
         return "it was given"
@@ -145,7 +154,7 @@ def _candidates(plan: KernelPlan) -> Rows:
     for candidate in plan.ranking[:MOST_CANDIDATES]:
         cost = candidate.cost
         yield (
-            str(candidate.tile),
+            f"{candidate.tile.family} {candidate.tile}",
             (
                 f"{cost.model_ms:.4f} ms, {cost.programs} programs, {cost.waves:.2f} waves, "
                 f"{cost.l2_bytes / 1e6:.1f} MB through L2"

@@ -120,7 +120,8 @@ def file_context(plan: KernelPlan) -> FileContext:
         tile=str(plan.tile) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
         grid=_grid_text(plan),
         choices=plan.choices_digest,
-        command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}",
+        command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}"
+        + (" --choices FILE" if plan.choices_digest else ""),
         family=plan.family,
         template=family.template,
         layer=f"ConvTranspose{spec.rank}d",
@@ -169,7 +170,7 @@ def _size_lines(
                 0, f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {size.block})"
             )
         elif size.value is not None:
-            constants.insert(0, _constant(size))
+            constants.insert(0, _constant(size, sizes))
         elif size.definition is not None:
             local_lines.insert(0, f"{size.name} = {scribe.text(size.definition)}")
         elif size.name not in BLOCKS:
@@ -177,8 +178,14 @@ def _size_lines(
     return tuple(constants), tuple(arguments), tuple(local_lines)
 
 
-def _constant(size: Size) -> str:
-    comment = _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
+def _constant(size: Size, sizes: Sizes) -> str:
+    comment = None
+    if sizes.grouping is not None:
+        comment = {
+            "BLOCK_M": "positions of a tile: groups of outputs",
+            f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
+        }.get(size.name)
+    comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
     comment = comment or _COMMENTS.get(size.name.partition("_")[0])
     return f"{size.name} = tl.constexpr({size.value})" + (f"  # {comment}" if comment else "")
 

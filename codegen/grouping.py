@@ -95,6 +95,11 @@ class Grouping:
         return k if rest == 0 and 0 <= k < axis.kernel and output < self.width else None
 
     @property
+    def has_zeros(self) -> bool:
+        """Whether an input and an output of a tap's groups have no kernel index between them."""
+        return any(None in inputs for outputs in self.table for inputs in outputs)
+
+    @property
     def table(self) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
         """Kernel indices as [tap][output lane][input place], None where there is none."""
         return tuple(

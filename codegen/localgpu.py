@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from .spec import SpecError
 from .targets import TARGETS, GpuTarget
 
 
@@ -15,6 +16,8 @@ def local_target() -> GpuTarget:
     """Return the target that is nearest to the current CUDA device."""
     import torch
 
+    if not torch.cuda.is_available():
+        raise SpecError("this needs a CUDA GPU, and torch sees none")
     found = torch.cuda.get_device_properties()
     return nearest_target(
         (found.major, found.minor), found.multi_processor_count, found.L2_cache_size

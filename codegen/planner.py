@@ -14,7 +14,7 @@ from .grouping import Grouping
 from .index import Space
 from .phases import AxisPhases
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
-from .resources import form_of
+from .resources import check_limits, form_of
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
@@ -48,6 +48,8 @@ def plan_kernel(
     fixed = tile is not None or spec.autotune != "none"
     measured = None if fixed else _measured(spec, target, given)
     chosen = tile or (ranking[0].tile if measured is None else measured.tile)
+    if measured is not None:
+        check_limits(spec, phases, chosen, target)
     tuned = _tuned(spec, chosen, ranking)
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)
@@ -68,7 +70,7 @@ def plan_kernel(
         nominal=problem.nominal,
         ranking=ranking,
         measured=measured,
-        choices_digest=None if given is None else given.digest,
+        choices_digest=given.digest if given and measured and measured == given.of(spec) else None,
         grid_reason=reason,
     )
 

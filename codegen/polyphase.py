@@ -177,5 +177,8 @@ def pointers(y: AccessText) -> str:
 def _operand_lines(span: Expr) -> tuple[str, ...]:
     if span == 1:
         return ()
+    # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
+    # passes once a tap: an aligned load is cheaper than keeping it.
     shape = f"x.reshape(BLOCK_K, BLOCK_M, {span}).permute(1, 0, 2)"
-    return (f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})",)
+    comment = "# Channel and place in the group become one axis, as in the packed weight"
+    return (comment, f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .direct import direct_refusal
 from .grouping import Grouping
 from .phases import AxisPhases
-from .plan import Problem, Tile
+from .plan import Problem, Tile, problem_of
 from .polyphase import SPANS, span_refusal
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
@@ -158,6 +158,21 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
         and registers(spec, form, tile) <= target.registers_per_thread - _margin(form, target)
         and shared_memory(spec, form, tile) <= target.shared_per_block
     )
+
+
+def check_limits(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tile: Tile, target: GpuTarget
+) -> None:
+    """Raise SpecError for a tile that no estimate can save: of a file of choices."""
+    form = form_of(spec, phases, problem_of(spec, phases), tile)
+    shared = shared_memory(spec, form, tile)
+    held = tile.block_m * tile.block_n * form.lanes // (WARP * tile.num_warps)
+    if shared > target.shared_per_block or held > target.registers_per_thread:
+        raise SpecError(
+            f"{tile} cannot run on {target.name}: {shared} bytes of shared memory of "
+            f"{target.shared_per_block}, {held} accumulators a thread",
+            "choices",
+        )
 
 
 def _margin(form: Form, target: GpuTarget) -> int:

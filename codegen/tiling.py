@@ -167,6 +167,8 @@ def cost_of(
     slots = target.sms * occupied
     waves = programs / slots
     step_bytes = (tile.block_m + columns) * depth * size
+    if form.family == "direct":
+        step_bytes = (tile.block_m + form.lanes) * tile.block_n * size
     store_bytes = tile.block_m * columns * size
     l2_bytes = int(programs * (steps * step_bytes + store_bytes))
     flops = layer_flops(spec, problem)

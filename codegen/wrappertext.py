@@ -39,6 +39,7 @@ class WrapperContext:
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
         kernel_axes: names of the weight's last axes.
         group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
+        group_zeros: some weights of the table are zero.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         own_format, other_format: arguments that name those layouts to torch; empty if none does.
@@ -62,6 +63,7 @@ class WrapperContext:
     groups: int
     kernel_axes: str
     group_taps: tuple[str, ...]
+    group_zeros: bool
     lanes: str
     span: str
     layout: str
@@ -102,6 +104,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         groups=spec.groups,
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
         group_taps=() if plan.grouping is None else _table(plan.grouping),
+        group_zeros=plan.grouping is not None and plan.grouping.has_zeros,
         lanes=_value(sizes.lanes),
         span=_value(sizes.span),
         layout=spec.layout,

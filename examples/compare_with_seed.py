@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from convgen.localgpu import local_target
+from convgen.spec import SpecError
 
 SPEC = "ConvTranspose2d(64, 64, 3, stride=1, bias=False, input=(8, 64, 1024, 1024))"
 PTXAS = """#!/bin/sh
@@ -106,4 +107,7 @@ def measure(brief: Path, target: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SpecError as error:
+        sys.exit(f"error: {error}")

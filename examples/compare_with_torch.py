@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from convgen import ConvTransposeSpec, emit
+from convgen import ConvTransposeSpec, SpecError, emit
 from convgen.benchcases import spec_of
 from convgen.loading import load_module
 from convgen.localgpu import local_target
@@ -86,4 +87,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SpecError as error:
+        sys.exit(f"error: {error}")

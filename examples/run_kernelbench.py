@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from convgen import ConvTransposeSpec, GpuTarget, emit, find_target
+from convgen import ConvTransposeSpec, GpuTarget, SpecError, emit, find_target
 
 # The emitted ModelNew has its arguments as defaults; a problem's own come in an order of their own.
 ADAPTER = '''
@@ -125,4 +125,7 @@ def evaluate(checkout: Path, path: Path, source: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SpecError as error:
+        sys.exit(f"error: {error}")

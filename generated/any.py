@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 82f0ccde2fe286f41b0bee8cd0791a3d6358e98b7fe057adcfca8db5eff86cb6
+# body sha256: 572f9998de8fb2951399d12cf93a70a66cc468230136732107d48fd27e89edb9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-TAPS_W = tl.constexpr(2)  # taps of a phase
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # What the first call on a new problem times; Triton's interpreter takes the first as it stands.
@@ -45,7 +45,8 @@ OUTPUT_PADDING = (1, 1)
 DILATION = (1, 1)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1,), (0,)),
     ((1,), (2,)),
@@ -177,6 +178,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -311,7 +314,7 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 4 else y.squeeze(0)
     batch, c_in, h_in, w_in = x.shape
     positions = h_in * w_in
     grid = lambda META: (  # noqa: E731
@@ -376,7 +379,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_57992c03792c4c84"
+NAMESPACE = "convgen_2683c0edb5ce9277"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -469,7 +472,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

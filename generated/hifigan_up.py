@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: fd50fbc3de7d651bba58295880b43e96c573e9f5662677594bd73fa19ee8fc4f
+# body sha256: ff969cc2a0d747cf3f2b5e6476ce7e233672c6de0c35d4741d5bd940b7b09560
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -24,8 +24,8 @@ C_IN = tl.constexpr(512)
 C_OUT = tl.constexpr(256)
 PHASES = tl.constexpr(8)  # neighbouring outputs of a row, computed together
 OFFSET = tl.constexpr(4)  # outputs of a row's first group that lie before the row
-TAPS_L = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(64)  # output positions of a tile
+TAPS_L = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -38,7 +38,7 @@ OUTPUT_PADDING = (0,)
 DILATION = (1,)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 GROUP_TAPS = (
     ((0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,)),
     ((8,), (9,), (10,), (11,), (12,), (13,), (14,), (15,)),
@@ -142,6 +142,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -274,7 +276,7 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 3 else y.squeeze(0)
     batch, _, l_in = x.shape
     grid = (triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in + 1, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
@@ -336,7 +338,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_999739f20034ffd2"
+NAMESPACE = "convgen_21104c3581bed596"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -430,7 +432,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

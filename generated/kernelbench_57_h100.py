@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 64 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 32904 programs = 124.64 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: 16455a44b36600f84119b94d35ad2b912190be63cc95cc2a5d9b44620a85b39b
+# body sha256: 775e562ab3a70cd3e48e91b62d244157832d5ba83d2e64a8ee5f3b35da5c8142
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -31,8 +31,8 @@ SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together as channe
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(128)  # output positions of a tile
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -45,7 +45,8 @@ OUTPUT_PADDING = (0, 0)
 DILATION = (1, 1)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (-1, 2)),
@@ -108,6 +109,7 @@ def conv_transpose2d_kernel(
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w = tl.load(w_ptr + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -138,6 +140,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -267,7 +271,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 4 else y.squeeze(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = h_out * triton.cdiv(w_out, PHASES.value)
@@ -328,7 +332,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_0b840cd5ca155374"
+NAMESPACE = "convgen_e6471ab1590d33ba"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -421,7 +425,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 2848 programs = 11.12 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: abf80ddb505a7df0fac35964c1d85b7c4d1bfbd2885de5694c858f24e93d411f
+# body sha256: d9b0e087d5cafefbcec834b1d77381892a0ca5b3d249c78026aedfa787f2dd63
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -34,8 +34,8 @@ SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together as channe
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(32)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(35)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(4)  # taps of a phase
-BLOCK_M = tl.constexpr(128)  # output positions of a tile
+TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -48,7 +48,8 @@ OUTPUT_PADDING = (0, 0, 0)
 DILATION = (1, 1, 1)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -124,6 +125,7 @@ def conv_transpose3d_kernel(
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w = tl.load(w_ptr + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -155,6 +157,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -284,7 +288,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 5 else y.squeeze(0)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
     positions = d_out * h_out * triton.cdiv(w_out, PHASES.value)
@@ -345,7 +349,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3607e2ecb23ca4e1"
+NAMESPACE = "convgen_b261a2fc4fb03224"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -438,7 +442,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

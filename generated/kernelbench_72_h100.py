@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 8 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile * group * image), 3456 programs = 8.73 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: c7c231d9d1794c5263c873e10ece3207940ef5ffcf1632177ca3e38097a7fad7
+# body sha256: 48bc78792979ce26c9a5af48e2e28d2698236da1a306a0ea1b9b12b717ea519a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -37,8 +37,8 @@ SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together as channe
 PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(24)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(24)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(3)  # taps of a phase
-BLOCK_M = tl.constexpr(256)  # output positions of a tile
+TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(256)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(8)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
@@ -51,7 +51,8 @@ OUTPUT_PADDING = (1, 1, 1)
 DILATION = (1, 1, 1)
 GROUPS = 4
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1, -1), (0, -1), (1, -1), (2, 0)),
     ((3, 1), (4, 2), (5, 3), (6, 4)),
@@ -136,6 +137,7 @@ def conv_transpose3d_kernel(
         w_step = tap * (C_OUT * GROUP_C_IN * PHASES * SPAN)
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -174,6 +176,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -308,7 +312,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 5 else y.squeeze(0)
     batch, _, d_in, h_in, _ = x.shape
     w_out = shape[4]
     positions = d_in * h_in * triton.cdiv(w_out, PHASES.value)
@@ -369,7 +373,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8830d849e20b983d"
+NAMESPACE = "convgen_eca0fa0953f5ee04"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -462,7 +466,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs = 85.33 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 32d5274cba709bf82f509730ed51ff4b79a184fe85f6083b2b161203425653e2
+# body sha256: 2d9e51d742b9d7652e01521c5f205805fa595a7efca5bf58a6263a6639703dd3
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -32,8 +32,8 @@ H_PHASE = tl.constexpr(64)  # outputs of a phase: ceil(output / stride)
 KH = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(128)  # output positions of a tile
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
 
@@ -46,7 +46,8 @@ OUTPUT_PADDING = (0, 0, 0)
 DILATION = (1, 1, 1)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1,), (0,)),
     ((1,), (2,)),
@@ -160,6 +161,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -289,7 +292,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 5 else y.squeeze(0)
     batch, _, d_in, h_in, w_in = x.shape
     positions = d_in * h_in * w_in
     grid = (4 * triton.cdiv(positions, BLOCK_M.value), batch)
@@ -349,7 +352,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b80ae500adc03458"
+NAMESPACE = "convgen_f5515f38818059c0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -442,7 +445,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs = 83.39 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 6dbc9bc140482762f31db6b11aa8bfd50fcf4ac6675e2a22488d8a7143542ff0
+# body sha256: d2fab96df79ca20158c58f909a38f82d1f1b128f41d4cb33ee510c78434a69c0
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -35,8 +35,8 @@ PHASES = tl.constexpr(6)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_IN_GROUPS = tl.constexpr(128)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(64)  # output positions of a tile
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
@@ -49,7 +49,8 @@ OUTPUT_PADDING = (0, 0)
 DILATION = (2, 1)
 GROUPS = 4
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1, -1), (-1, -1), (-1, -1), (-1, -1), (0, -1), (1, -1), (-1, -1), (-1, -1)),
     ((2, -1), (3, 0), (4, 1), (-1, 2), (-1, 3), (-1, 4), (-1, -1), (-1, -1)),
@@ -119,6 +120,7 @@ def conv_transpose2d_kernel(
         w_step = tap * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN)
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -157,6 +159,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -291,7 +295,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 4 else y.squeeze(0)
     batch, _, h_in, _ = x.shape
     w_out = shape[3]
     positions = (h_in + 1) * triton.cdiv(w_out, PHASES.value)
@@ -352,7 +356,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_99da8d2f55588aec"
+NAMESPACE = "convgen_c1b7ab6a80e39418"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -445,7 +449,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

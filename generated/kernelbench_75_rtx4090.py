@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs = 172.00 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 03dadc264ef899871b5eb8c63fd7eeee56ec15a1e4412552da1aea5dbeaa6843
+# body sha256: 51f17817c31e7de025337fc45f8eb78371f888ce653014231aa0211f3499e38f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -33,8 +33,8 @@ KH = tl.constexpr(3)
 PHASES = tl.constexpr(3)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(4)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(256)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(64)  # output positions of a tile
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -47,7 +47,8 @@ OUTPUT_PADDING = (0, 0)
 DILATION = (2, 1)
 GROUPS = 4
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1,), (0,), (1,), (-1,)),
     ((2,), (3,), (4,), (-1,)),
@@ -152,6 +153,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -286,7 +289,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 4 else y.squeeze(0)
     batch, _, h_in, w_in = x.shape
     positions = (h_in + 1) * w_in
     grid = (8 * triton.cdiv(positions, BLOCK_M.value) * batch,)
@@ -346,7 +349,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_090b85aeb1233c57"
+NAMESPACE = "convgen_a183f28adf779842"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -439,7 +442,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * co_tile * tile * image), 9600 programs = 36.36 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 1a9cced74b235259ca444e0d52133100b383a7dd575699430ef6962fda664465
+# body sha256: efa3554412a9b29ba1a584f71570864188c4941c598a0a20f9461befa18d5754
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -37,8 +37,8 @@ PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(16)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(17)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-TAPS_W = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(128)  # output positions of a tile
+TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -51,7 +51,8 @@ OUTPUT_PADDING = (0, 0, 0)
 DILATION = (2, 2, 2)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((0, -1), (-1, -1), (1, 0), (-1, -1)),
     ((2, 1), (-1, -1), (-1, 2), (-1, -1)),
@@ -141,6 +142,7 @@ def conv_transpose3d_kernel(
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -185,6 +187,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -314,7 +318,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 5 else y.squeeze(0)
     batch, _, d_in, h_in, _ = x.shape
     w_out = shape[4]
     positions = (d_in + 1) * (h_in + 1) * triton.cdiv(w_out + 1, PHASES.value)
@@ -375,7 +379,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_25d9f06d5874bb53"
+NAMESPACE = "convgen_07ff3ba4c3055c50"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -468,7 +472,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

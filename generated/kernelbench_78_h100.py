@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 8208 programs = 31.09 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 47581f2b57d40b3bba27e98b78192e6b2df8e3aee8e1aca54abfd1c5b4ae06a2
+# body sha256: be23aebf4754d4b6a1363221709ed7b51ce17eedeeadbf57a444e5d6b70af9af
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -32,8 +32,8 @@ PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-TAPS_W = tl.constexpr(4)  # taps of a phase
-BLOCK_M = tl.constexpr(256)  # output positions of a tile
+TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(256)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
@@ -46,7 +46,8 @@ OUTPUT_PADDING = (0, 0)
 DILATION = (1, 1)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -111,6 +112,7 @@ def conv_transpose2d_kernel(
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w = tl.load(w_ptr + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -143,6 +145,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -272,7 +276,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 4 else y.squeeze(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = h_out * triton.cdiv(w_out + 1, PHASES.value)
@@ -333,7 +337,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_c2cd75e931be7b7c"
+NAMESPACE = "convgen_09415921910b77e5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -426,7 +430,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

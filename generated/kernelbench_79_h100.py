@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs = 82.83 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 83472a0da5395e0a0b2c197ce6863999233ef7be48d775523cb75a7896bab9af
+# body sha256: 2d1dbbe56fcfc1e74cd23a93072f7fcfc1cc1f396af0f33a6f2991b08d4e804e
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -29,8 +29,8 @@ PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 L_IN_GROUPS = tl.constexpr(65536)  # groups of SPAN inputs in a row
 L_GROUPS = tl.constexpr(65537)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-TAPS_L = tl.constexpr(2)  # taps of a phase
-BLOCK_M = tl.constexpr(64)  # output positions of a tile
+TAPS_L = tl.constexpr(2)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
@@ -43,7 +43,8 @@ OUTPUT_PADDING = (0,)
 DILATION = (2,)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((0, -1), (-1, -1), (1, 0), (-1, -1)),
     ((2, 1), (-1, -1), (-1, 2), (-1, -1)),
@@ -106,6 +107,7 @@ def conv_transpose1d_kernel(
         w_step = tap_l * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc = tl.dot(x, w, acc, input_precision="tf32")
 
@@ -134,6 +136,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -261,7 +265,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 3 else y.squeeze(0)
     batch = x.shape[0]
     l_out = shape[2]
     grid = (
@@ -325,7 +329,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_6ff343a5370bd1fe"
+NAMESPACE = "convgen_9b1a68fe4df23043"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -418,7 +422,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # grid: (co_tile * tile * image), 65568 programs = 128.06 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: af375ea050137ba1378273dd96605e4799da56f2931abedcebdb8a12212f8da3
+# body sha256: 038e5267a3f2b52805f07bb43a1c15b57f7a9101c5e7e7633b0cbfbd242ec7ad
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -26,8 +26,8 @@ L_IN = tl.constexpr(131072)
 L_OUT = tl.constexpr(262145)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 L_GROUPS = tl.constexpr(131073)  # groups of PHASES outputs in a row
-TAPS_L = tl.constexpr(3)  # taps of a phase
-BLOCK_M = tl.constexpr(64)  # output positions of a tile
+TAPS_L = tl.constexpr(3)  # groups of inputs that a group reads
+BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
 
@@ -40,7 +40,8 @@ OUTPUT_PADDING = (0,)
 DILATION = (2,)
 GROUPS = 1
 
-# The last kernel index from an input to an output of a group: [tap][output][input], -1 for none.
+# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
+# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
     ((-1,), (0,)),
     ((-1,), (1,)),
@@ -122,6 +123,8 @@ def pack_weight(weight):
         raise ValueError(
             f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
         )
+    if weight.dtype != torch.float32:
+        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
     c_in, per_group = weight.shape[:2]
     taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
@@ -249,7 +252,7 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
-        return y
+        return y if input.dim() == 3 else y.squeeze(0)
     batch, _, l_in = x.shape
     grid = (triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in + 1, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
@@ -308,7 +311,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_f38fd297d8f867b0"
+NAMESPACE = "convgen_aa437cf9cf9766ae"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -401,7 +404,7 @@ class ModelNew(nn.Module):
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 return pack_weight(weight)  # so that a replay sees the weight as it is then
-            stream = torch.cuda.current_stream(weight.device)
+            stream = torch.cuda.current_stream(weight.device).cuda_stream
         state = (weight.data_ptr(), weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight))
