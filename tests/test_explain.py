@@ -73,18 +73,22 @@ def test_the_phases_of_each_axis_are_told_apart():
     """JSON rows are keys: two axes with the same stride must not overwrite each other.
 
     Axis h, k=3 s=2 p=1: output 2m takes tap 1 of input m; 2m + 1 taps 0 and 2 of m + 1 and m.
-    Axis w, k=1 s=2: even outputs take the tap, odd ones none.
+    Axis w, k=1 s=2: even outputs take the tap, odd ones none; grouped, its one tap leads from an
+    input to the first output of a pair.
     """
     spec = "ConvTranspose2d(1, 1, (3, 1), stride=2, padding=(1, 0))"
     kernel = explained(spec)
     phases = {name.strip(): value for name, value in kernel["stages"]["phases"].items()}
     assert phases == {
-        "axis h": "2 phases, 0 of them without taps",
+        "axis h": "2 phases, 0 without taps",
         "oh = 2*m + 0": "k1 from m+0",
         "oh = 2*m + 1": "k0 from m+1, k2 from m+0",
-        "axis w": "2 phases, 1 of them without taps",
+        "axis w": "2 phases, 1 without taps",
         "ow = 2*m + 0": "k0 from m+0",
         "ow = 2*m + 1": "no tap: bias and stages only",
+        "groups": "of the last axis: 2 neighbouring outputs read, tap by tap, 1 neighbouring "
+        "inputs; of each output the kernel indices:",
+        "tap 0": "[0] [None]",
     }
 
 
