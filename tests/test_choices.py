@@ -105,6 +105,29 @@ def test_a_tile_that_cannot_serve_its_layer_is_refused():
         plan(spec, find_target("h100"), choices=table)
 
 
+def test_a_tile_that_no_card_can_hold_is_refused():
+    """Compiling it would take minutes and fail, or spill all over."""
+    wide = dataclasses.replace(TILE, block_m=1024, block_n=512)
+    table = Choices("h100", {key_of(parse(LAYER)): Measured(wide, 0.5, 7, "a card")})
+    with pytest.raises(SpecError, match="cannot run on h100"):
+        plan(parse(LAYER), find_target("h100"), choices=table)
+
+
+def test_a_file_that_has_no_row_for_a_layer_leaves_its_bytes_alone(tmp_path):
+    """Else every kernel of a project would drift with each row that is added."""
+    choices = read_choices(written(tmp_path, row()))
+    other = parse("ConvTranspose2d(8, 8, 3, input=(8, 8, 32, 32))")
+    h100 = find_target("h100")
+    assert compile_kernel(other, h100, choices=choices).text == compile_kernel(other, h100).text
+
+
+def test_bfloat16_takes_what_was_measured_in_float16():
+    spec = parse(LAYER[:-1] + ", dtype=bfloat16)")
+    half = parse(LAYER[:-1] + ", dtype=float16)")
+    table = Choices("h100", {key_of(half): Measured(TILE, 0.5, 7, "a card")})
+    assert plan(spec, find_target("h100"), choices=table).tile == TILE
+
+
 BROKEN = {
     "no JSON": "{",
     "no object": "[1]",

@@ -166,6 +166,10 @@ def test_packed_weights_are_checked(load):
             layer.packed(x, wrong, b)
     with pytest.raises(ValueError, match=f"{REFUSAL}weight .*got"):
         layer.file.pack_weight(w[1:])
+    # Read as another dtype its bits would be other numbers, in silence.
+    for dtype in {torch.int32, torch.float32, torch.float16, torch.float64} - {layer.dtype}:
+        with pytest.raises(ValueError, match=f"{REFUSAL}{layer.dtype}, got {dtype}"):
+            layer.file.pack_weight(w.to(dtype))
 
 
 # An extent of 2 becomes 0. In float64: of float32 oneDNN makes empty outputs and errors of its own.
