@@ -7,10 +7,11 @@ usage or spec error, 123 internal error. Commands import what they need when the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def _read_choices(path: Path | None) -> Any:
     from .choices import read_choices
 
     return None if path is None else read_choices(path)
+
+
+@contextlib.contextmanager
+def _torch_for(command: str) -> Iterator[None]:
+    """Name the package that a command lacks, where its imports stand."""
+    try:
+        yield
+    except ImportError as error:
+        raise SpecError(f"{command} needs {error.name}: pip install 'convgen[torch]'") from None
 
 
 def _print_json(command: str, data: dict[str, Any]) -> None:
@@ -134,10 +144,8 @@ def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) 
     from .sources import resolve
 
     statements = resolve(spec, flags)
-    try:
+    with _torch_for("verify"):
         from .verify import verify as run
-    except ImportError as error:
-        raise SpecError(f"verify needs {error.name}: pip install 'convgen[torch]'") from None
     measured = _read_choices(choices)
     reports = [run(s.spec, s.target, choices=measured) for s in statements]
     if as_json:
@@ -200,13 +208,11 @@ def compile_command(
     from .sources import resolve_for
 
     pairs = resolve_for(spec, flags, target)
-    try:
+    with _torch_for("compile"):
         from .cubin import resources_of
 
         measured = _read_choices(choices)
         rows = [resources_of(statement, measured) for statement in pairs]
-    except ImportError as error:
-        raise SpecError(f"compile needs {error.name}: pip install 'convgen[torch]'") from None
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
         return
@@ -232,13 +238,11 @@ def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any
     from .sources import resolve
 
     statements = resolve(spec, flags)
-    try:
+    with _torch_for("tune"):
         from .tune import gpu_executor, tuning_target
         from .tune import tune as run
 
         target = tuning_target(flags["target"])
-    except ImportError as error:
-        raise SpecError(f"tune needs {error.name}: pip install 'convgen[torch]'") from None
     specs = [statement.spec for statement in statements]
     rows = []
     with gpu_executor() as workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:

@@ -24,12 +24,14 @@ from .kernel import (
     define_positions,
     define_program,
     define_start,
+    group_inputs,
+    group_outputs,
     output_start,
+    pointers,
     tensor,
 )
 from .phases import decompose
 from .plan import KernelPlan
-from .polyphase import group_outputs, pointers
 from .printer import Scribe
 from .sizes import Sizes
 from .spec import ConvTransposeSpec
@@ -46,7 +48,7 @@ class DirectContext:
         phases: outputs of a position; None if it is one.
         x_value, w_value: the tiles in the accumulator's precision.
         output_lines: the lanes of the output.
-        pointer_lines: where its elements go.
+        pointer_lines, y_pointers: where its elements go.
         result: the accumulator as it is stored.
     """
 
@@ -64,6 +66,7 @@ class DirectContext:
     w_value: str
     output_lines: tuple[str, ...]
     pointer_lines: tuple[str, ...]
+    y_pointers: str
     result: str
 
 
@@ -90,11 +93,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     steps = define_steps(kernel, lines["step"], phase, Integer(1))
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
     tap = define_flat_tap(kernel, lines, tap)
-    inputs = [
-        [Coordinate(position + shift, sizes.input(number), Integer(1))]
-        for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True)
-    ]
-    x = tensor(kernel, at.image, channel, "IN", inputs)
+    x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts))
     column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     w = [
@@ -125,5 +124,6 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         w_value="w" if same else f"w.to({wide})",
         output_lines=tuple(lines["out"]),
         pointer_lines=(pointers(y_text),),
+        y_pointers="y_pointers",
         result="acc",
     )

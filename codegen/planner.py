@@ -44,15 +44,16 @@ def plan_kernel(
         SpecError: the launch grid asked for cannot hold the programs.
     """
     ranking = rank_tiles(spec, phases, target)
-    given = choices if choices is not None and choices.target == target.name else None
-    fixed = tile is not None or spec.autotune != "none"
-    measured = None if fixed else _measured(spec, target, given)
+    measured: Measured | None = None
+    digest: str | None = None
+    if tile is None and spec.autotune == "none":
+        measured, digest = _measured(spec, target, choices)
     chosen = tile or (ranking[0].tile if measured is None else measured.tile)
-    if measured is not None:
-        check_limits(spec, phases, chosen, target)
     tuned = _tuned(spec, chosen, ranking)
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)
+    if measured is not None:
+        check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
     grouping = None if chosen.family == "gather" else Grouping(phases[-1], chosen.span)
     sizes = make_sizes(spec, phases, tuned or (chosen,), grouping)
@@ -70,15 +71,24 @@ def plan_kernel(
         nominal=problem.nominal,
         ranking=ranking,
         measured=measured,
-        choices_digest=given.digest if given and measured and measured == given.of(spec) else None,
+        choices_digest=digest,
         grid_reason=reason,
     )
 
 
-def _measured(spec: ConvTransposeSpec, target: GpuTarget, given: Choices | None) -> Measured | None:
-    """Return what was measured for `spec`, in the choices given or in the package's own."""
-    found = None if given is None else given.of(spec)
-    return shipped(target.name).of(spec) if found is None else found
+def _measured(
+    spec: ConvTransposeSpec, target: GpuTarget, given: Choices | None
+) -> tuple[Measured | None, str | None]:
+    """Return what was measured for `spec`, and the hash of the file that says so.
+
+    That is the file given, if it is of the target and has the spec; else the package's, unhashed.
+    """
+    for choices in (given, shipped(target.name)):
+        if choices is not None and choices.target == target.name:
+            found = choices.of(spec)
+            if found is not None:
+                return found, choices.digest
+    return None, None
 
 
 def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:

@@ -10,27 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 
-from sympy import Expr, Integer
+from sympy import Expr
 
 from .gemm import GemmContext, channel_lanes, triton_sees_rows, weight_coordinates
-from .grouping import Grouping, refusal
-from .index import Coordinate, FloorDiv
+from .grouping import refusal
+from .index import FloorDiv
 from .kernel import (
-    AccessText,
     Kernel,
-    Positions,
     bias_coordinates,
     define_lane,
     define_positions,
     define_program,
     define_start,
+    group_inputs,
+    group_outputs,
     output_start,
+    pointers,
     tensor,
 )
 from .phases import decompose
 from .plan import KernelPlan
-from .printer import Scribe, assignment
-from .sizes import AXES, Sizes
+from .printer import Scribe
+from .sizes import Sizes
 from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
@@ -78,7 +79,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         lane_lines.insert(1, f"row = tl.arange(0, BLOCK_K * {span})")
     transposed = span != 1 or not triton_sees_rows(kernel)
 
-    x = tensor(kernel, at.image, steps.channel + ci, "IN", _inputs(kernel, at, shifts))
+    x = tensor(kernel, at.image, steps.channel + ci, "IN", group_inputs(kernel, at, shifts))
     w = weight_coordinates(
         kernel,
         tap,
@@ -117,61 +118,6 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         output_lines=tuple(lines["out"]),
         result="acc",
     )
-
-
-def _inputs(kernel: Kernel, at: Positions, shifts: list[Expr]) -> list[list[Coordinate]]:
-    """Return the input's spatial coordinates; of a group its place, and its number in the row."""
-    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
-    axes = []
-    for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True):
-        extent, index = sizes.input(number), position + shift
-        if number < last or sizes.span == 1:
-            axes.append([Coordinate(index, extent, Integer(1))])
-        elif (sizes.space.number(extent) or 1) % _grouping(kernel).span == 0:
-            # Whole groups: a mask that is the same for all of a group leaves its load in one piece.
-            letter = AXES[kernel.plan.spec.rank][number].upper()
-            groups = sizes.named(f"{letter}_IN_GROUPS")
-            axes.append(
-                [
-                    Coordinate(index, groups, sizes.span),
-                    Coordinate(at.place, sizes.span, Integer(1)),
-                ]
-            )
-        else:
-            axes.append([Coordinate(sizes.span * index + at.place, extent, Integer(1))])
-    return axes
-
-
-def group_outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[Coordinate]]:
-    """Return the output's spatial coordinates: a phase of each axis, all phases of the last."""
-    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
-    axes = []
-    for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):
-        extent = sizes.output(number)
-        if number < last:
-            axes.append([Coordinate(axis.stride * position + residue, extent, Integer(1))])
-            continue
-        phases = sizes.named("PHASES") if _grouping(kernel).width > 1 else Integer(1)
-        before = sizes.named("OFFSET") if _grouping(kernel).offset else Integer(0)
-        axes.append([Coordinate(phases * position + out.place - before, extent, Integer(1))])
-        if _grouping(kernel).lanes > _grouping(kernel).width:
-            axes[-1].append(Coordinate(out.place, phases, Integer(0)))
-    return axes
-
-
-def _grouping(kernel: Kernel) -> Grouping:
-    assert kernel.plan.grouping is not None
-    return kernel.plan.grouping
-
-
-def pointers(y: AccessText) -> str:
-    """Return the line of the output's pointers.
-
-    Added to the pointer one by one, its lanes take up to 50 registers a thread less than summed
-    first (Triton 3.6 to 3.9, sm_90).
-    """
-    lanes = y.lanes[-1].partition(" = ")[2]
-    return assignment("y_pointers", f"{y.pointer} + {lanes}", 4)
 
 
 def _operand_lines(span: Expr) -> tuple[str, ...]:

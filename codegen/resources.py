@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .direct import direct_refusal
 from .grouping import Grouping
 from .phases import AxisPhases
-from .plan import Problem, Tile, problem_of
+from .plan import Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
@@ -52,6 +52,14 @@ class Form:
     positions: int
     phases: int
     taps: float
+
+    def columns(self, tile: Tile) -> int:
+        """Return columns of the product of a tile: its channels, `lanes` of each."""
+        return tile.block_n * self.lanes
+
+    def depth(self, tile: Tile) -> int:
+        """Return the depth of a step of a tile: its channels, `span` inputs of each."""
+        return tile.block_k * self.span
 
 
 def forms(
@@ -108,8 +116,8 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
     threads = WARP * tile.num_warps
     if form.family == "direct":  # the products of a tap beside their sums
-        return OTHER_REGISTERS + 2 * tile.block_m * tile.block_n * form.lanes // threads
-    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+        return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
+    columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
     accumulators = tile.block_m * columns * wide // threads
     # Products of several terms hold each operand in two or three parts.
@@ -138,8 +146,8 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     """
     size = spec.element.itemsize
     if form.family == "direct":  # the way from the loads' layout to the store's
-        return tile.block_m * tile.block_n * form.lanes * size
-    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+        return tile.block_m * form.columns(tile) * size
+    columns, depth = form.columns(tile), form.depth(tile)
     step = (tile.block_m + columns) * depth * size
     weight = columns * depth * size
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
@@ -149,7 +157,7 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
 def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether `tile` stays within the target's registers and shared memory."""
     parts = 1 if spec.product is None else min(spec.product.products, 3)
-    depth = tile.block_k * form.span
+    depth = form.depth(tile)
     held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
     if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
         return False
@@ -160,13 +168,10 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     )
 
 
-def check_limits(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tile: Tile, target: GpuTarget
-) -> None:
+def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
     """Raise SpecError for a tile that no estimate can save: of a file of choices."""
-    form = form_of(spec, phases, problem_of(spec, phases), tile)
     shared = shared_memory(spec, form, tile)
-    held = tile.block_m * tile.block_n * form.lanes // (WARP * tile.num_warps)
+    held = tile.block_m * form.columns(tile) // (WARP * tile.num_warps)
     if shared > target.shared_per_block or held > target.registers_per_thread:
         raise SpecError(
             f"{tile} cannot run on {target.name}: {shared} bytes of shared memory of "

@@ -161,7 +161,7 @@ def cost_of(
         channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
     programs = tiles * channel_tiles * form.phases
     steps = form.taps * math.ceil(group_in / tile.block_k)
-    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+    columns, depth = form.columns(tile), form.depth(tile)
 
     occupied = occupancy(spec, form, tile, target)
     slots = target.sms * occupied
@@ -199,7 +199,7 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
     """Return what a step of a program costs its SM, in nanoseconds."""
     if form.family == "direct":
         return STEP + tile.block_m * tile.block_n * (DIRECT_LOAD + form.lanes * DIRECT_PRODUCT)
-    columns, depth = tile.block_n * form.lanes, tile.block_k * form.span
+    columns, depth = form.columns(tile), form.depth(tile)
     flops = 2 * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)
     if spec.layout == "channels_last":
@@ -217,7 +217,7 @@ def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
         store = STORE_GROUPS[spec.element.itemsize]
     elif spec.stride[-1] > 1 and spec.layout == "channels_first":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH
-    return tile.block_m * tile.block_n * form.lanes * store
+    return tile.block_m * form.columns(tile) * store
 
 
 def layer_flops(spec: ConvTransposeSpec, problem: Problem) -> int:

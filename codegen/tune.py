@@ -187,30 +187,18 @@ class _Timer:
     def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
         import torch
 
+        from .benchcases import WAYS
+        from .benchworker import draw, torch_call
         from .verify import concrete
 
         self.spec, self.target = spec, target
         self.folder = tempfile.TemporaryDirectory()
         sized = concrete(spec, small=False)
-        assert sized.input is not None
-        assert sized.in_channels is not None
-        assert sized.out_channels is not None
-        generator = torch.Generator("cuda").manual_seed(0)
-
-        def draw(*shape: Any) -> Any:
-            values = torch.randn(shape, device="cuda", generator=generator)
-            return values.to(getattr(torch, spec.dtype))
-
-        self.x = draw(*sized.input)
+        self.x, self.weight, self.bias = draw(sized, "cuda")
+        self.wanted = torch_call(sized, WAYS["default"], self.x, self.weight, self.bias)()
         if spec.layout == "channels_last":
             last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
             self.x = self.x.contiguous(memory_format=last)
-        per_group = sized.out_channels // sized.groups
-        self.weight = draw(sized.in_channels, per_group, *spec.kernel_size)
-        self.bias = draw(sized.out_channels) if spec.bias else None
-        function = getattr(torch.nn.functional, f"conv_transpose{spec.rank}d")
-        geometry = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
-        self.wanted = function(self.x, self.weight, self.bias, *geometry)
 
     def milliseconds(self, tile: Tile, repeat: int) -> Any:
         """Return the median time of `tile` over `repeat` ms; None if it does not fit the card."""
