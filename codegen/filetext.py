@@ -253,6 +253,8 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         lanes = " * PHASES" if grouping.lanes == grouping.width else " * PHASE_LANES"
         rows += lanes * (grouping.lanes > 1)
         columns += " * SPAN" * (grouping.span > 1)
+    if not find_family(plan.family).products:
+        columns = "1"  # a channel of its own is all that an output reads
     shapes["w_shape"] = f"[{' * '.join(taps) or 1}, {rows}, {columns}]"
     return shapes
 

@@ -380,4 +380,9 @@ class _Names:
             count, size = product.as_coeff_Mul()
             if self.space.number(product) is None:
                 largest[size] = max(largest.get(size, Integer(0)), count)
-        return [self.text(count * size) for size, count in largest.items()]
+        kept: list[Expr] = []  # the larger of two, where the sizes prove which one that is
+        for reach in (count * size for size, count in largest.items()):
+            if not any(self.space.is_nonnegative(other - reach) for other in kept):
+                kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
+                kept.append(reach)
+        return [self.text(reach) for reach in kept]

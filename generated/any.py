@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 572f9998de8fb2951399d12cf93a70a66cc468230136732107d48fd27e89edb9
+# body sha256: 422f8692dbc25a5349de23b83067ade639def85543979253d31ab5d703f8d337
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -214,10 +214,10 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -298,7 +298,7 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
         return "layout channels_first, got channels_last"
     _, _, h_in, w_in = shape
-    reach = max(16 * h_in * w_in, 256 * h_in * w_in)
+    reach = 256 * h_in * w_in
     if reach >= 2**31 - 2**16:
         return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
@@ -379,7 +379,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_2683c0edb5ce9277"
+NAMESPACE = "convgen_84facec2f44f3d94"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

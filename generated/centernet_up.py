@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16640 programs = 16.25 waves over 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: 13e0e7cc9b30d4673ac70e8da62f1d4d5f1c57754edbe2e7e5fb8b81d62b3cb9
+# body sha256: b69a64261a0341ddbb033620f274db9e19f28427b982f2d6cfc458c2cdbabd75
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -54,7 +54,7 @@ GROUP_TAPS = (
 @triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
-    w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASES, GROUP_C_IN], packed
+    w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASES, 1], packed
     y_ptr,  # *fp32 [BATCH, C_OUT, H_OUT, W_OUT]
 ):
     """Compute one tile of the output.
@@ -173,10 +173,10 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -333,7 +333,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_da72a9a42285e5c6"
+NAMESPACE = "convgen_abce338f57e78960"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

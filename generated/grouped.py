@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs = 129.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 36675e1def9a326a0992b1668ddac3d9555fa751d36d2b1bb3d0026174d1d926
+# body sha256: d4086d807fe4398688568061d6a83b6b859e21e0efe4953076e1c4ce60f8bbe7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -190,10 +190,10 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -351,7 +351,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_079539469bd6148c"
+NAMESPACE = "convgen_b8dc8c56096c30a9"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: ff969cc2a0d747cf3f2b5e6476ce7e233672c6de0c35d4741d5bd940b7b09560
+# body sha256: 8b97dd0219992d5a93ca8885ea1ea69b908908ae2e32d44b493499f12bcfeb6f
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -178,10 +178,10 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -260,7 +260,7 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
         return "one CUDA device, got " + " and ".join(map(str, devices))
     l_in = shape[2]
-    reach = max(16 * l_in, 128 * (l_in + 1))
+    reach = 128 * (l_in + 1)
     if reach >= 2**31 - 2**16:
         return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
@@ -338,7 +338,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_21104c3581bed596"
+NAMESPACE = "convgen_1b602ec4637f5868"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

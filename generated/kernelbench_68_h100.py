@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 64 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 19088 programs = 72.30 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 56aca6ef3f623ed724e91326ff48bdc8f43c28dbc4c482b3a7e0959f7cb13072
+# body sha256: 4ba4838adb5821d52a96657b2164d0cad9cce62ff9c9c56b7e11a6d155f5861e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -192,10 +192,10 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -348,7 +348,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_58b5acdcf55ada96"
+NAMESPACE = "convgen_dc5f1da73fa6dc30"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (gap_h * gap_d * tile, image), 18560 programs = 72.50 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 43a2813a12a49d3357dc6f926293de1e017cec68a11cc0b3db03f4917ebface1
+# body sha256: f9230b6568b1673407a351b8f44f49e1fb921dda53ac5984394fe84939e9f9c6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -197,10 +197,10 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -352,7 +352,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_aed591213fc4eb00"
+NAMESPACE = "convgen_5f7a7e5c767ae47b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs = 82.83 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 2d1dbbe56fcfc1e74cd23a93072f7fcfc1cc1f396af0f33a6f2991b08d4e804e
+# body sha256: 50f67e51c9556034d3b55ffed0021876a658848b7efed727bff1aeb98b97a4a7
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -172,10 +172,10 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -329,7 +329,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_9b1a68fe4df23043"
+NAMESPACE = "convgen_58642dc4138b67eb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: bc0ced6224ca114f2009ffdccdc0c959db5ae154e04204015c142e5542002782
+# body sha256: 6f9cb3c16afed7285df3f8d89050bcce9e2d054ea3aa06a1cd7e7c3c69802bd8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -159,10 +159,10 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
     shape = tuple(packed_weight.shape)
     taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    rows, columns = GROUPS * len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
+    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // columns), shape[1] // rows
+    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
     _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
     wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
     if torch.is_grad_enabled() and wanted:
@@ -243,7 +243,7 @@ def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtim
     if not dense and input.is_contiguous(memory_format=torch.channels_last):
         return "layout channels_first, got channels_last"
     batch, _, h_in, w_in = shape
-    reach = max(32 * h_in * w_in, 256 * h_in * w_in)
+    reach = 256 * h_in * w_in
     if reach >= 2**31 - 2**16:
         return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     if batch > 65535:
@@ -324,7 +324,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_0dbe6c2ab9918499"
+NAMESPACE = "convgen_487699b812598b44"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
