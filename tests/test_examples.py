@@ -6,7 +6,9 @@ What would break it: an example that no longer fits the package, or a reference 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +137,40 @@ def test_a_kernelbench_problem_becomes_the_file_that_is_handed_over(tmp_path, de
     x = torch.rand(2, 4, 9, device=device)
     with torch.no_grad():
         assert torch.allclose(made(x), model(x), atol=1e-5)
+
+
+def evaluation(reference, source, **options):
+    """Answer as KernelBench's eval.py, which times torch only while it checks for a speedup."""
+    assert "class ModelNew(ModelNew)" in source
+    assert options["measure_performance"]
+    assert options["excessive_speedup_threshold"] == float("inf")
+    wrong = "wrong" in reference
+    return SimpleNamespace(
+        compiled=True,
+        correctness=not wrong,
+        runtime=-1.0 if wrong else 2.0,
+        ref_runtime=8.0 if options["check_for_excessive_speedup"] else -1.0,
+        metadata={"max_difference": "much"} if wrong else {},
+    )
+
+
+def test_what_kernelbench_says_is_told(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "KernelBench" / "level1"
+    folder.mkdir(parents=True)
+    (folder / "7_conv_transposed.py").write_text(PROBLEM)
+    (folder / "9_conv_transposed.py").write_text(f"{PROBLEM}# wrong")
+    package, module = ModuleType("kernelbench"), ModuleType("kernelbench.eval")
+    module.eval_kernel_against_ref = evaluation
+    monkeypatch.setitem(sys.modules, "kernelbench", package)
+    monkeypatch.setitem(sys.modules, "kernelbench.eval", module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = tmp_path / "rows.json"
+    run_kernelbench.main([str(tmp_path), "--target", "h100", "--json", str(result)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("correct  torch 8.0 ms  convgen 2.0 ms  4.00x")
+    assert lines[3].endswith("not correct or not timed: {'max_difference': 'much'}")
+    assert lines[4:] == ["1 of 2 correct, geometric mean 4.00x"]
+    assert [row["correct"] for row in json.loads(result.read_text())] == [True, False]
 
 
 def test_a_checkout_without_problems_is_told(tmp_path):
