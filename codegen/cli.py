@@ -245,8 +245,9 @@ def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any
         target = tuning_target(flags["target"])
     specs = [statement.spec for statement in statements]
     rows = []
-    with gpu_executor() as workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:
-        for row in run(specs, target, output, workers, tiles):
+    workers, gpus = gpu_executor()
+    with workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:
+        for row in run(specs, target, output, workers, tiles, gpus):
             rows.append(row)
             bar.update(1)
     if as_json:

@@ -8,10 +8,12 @@ wrapper is run on meta tensors, and the launch it makes is compiled instead of r
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from .render import KernelSource
 from .resources import resident
 from .sources import Statement
 from .spec import ConvTransposeSpec
+from .targets import GpuTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +113,27 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
         return _binary(compiled, Path(folder), triton)
 
 
+def compile_for(source: KernelSource, target: GpuTarget) -> Binary:
+    """Compile the kernel of `source` for a target."""
+    return compile_source(source, int(target.arch.removeprefix("sm_")))
+
+
+def compilers(spared: int = 0) -> ProcessPoolExecutor:
+    """Return an executor with a process for each core but `spared`, at least one.
+
+    They start afresh: a process that has Triton for interpreting cannot compile.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(max(1, cores - spared), mp_context=context)
+
+
 def resources_of(statement: Statement, choices: Choices | None) -> dict[str, Any]:
     """Return what the machine code of a statement's kernel takes on its target, as JSON has it."""
     target = statement.target
     source = compile_kernel(statement.spec, target, choices=choices)
-    binary = compile_source(source, int(target.arch.removeprefix("sm_")))
+    binary = compile_for(source, target)
     return {
         "name": statement.name or f"conv_transpose{statement.spec.rank}d",
         "target": target.name,

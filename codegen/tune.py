@@ -61,17 +61,18 @@ def tuning_target(name: str | None) -> GpuTarget:
     return target
 
 
-def gpu_executor() -> Executor:
-    """Return an executor with one process for each GPU that torch sees."""
+def gpu_executor() -> tuple[Executor, int]:
+    """Return an executor with one process for each GPU that torch sees, and how many that are."""
     import torch
 
     context = multiprocessing.get_context("spawn")
-    gpus = context.SimpleQueue()
-    for number in range(torch.cuda.device_count()):
-        gpus.put(number)
-    return ProcessPoolExecutor(
-        torch.cuda.device_count(), mp_context=context, initializer=_take_gpu, initargs=(gpus,)
+    numbers, gpus = context.SimpleQueue(), torch.cuda.device_count()
+    for number in range(gpus):
+        numbers.put(number)
+    workers = ProcessPoolExecutor(
+        gpus, mp_context=context, initializer=_take_gpu, initargs=(numbers,)
     )
+    return workers, gpus
 
 
 def _take_gpu(gpus: Any) -> None:
@@ -106,6 +107,7 @@ def tune(
     output: Path,
     executor: Executor,
     count: int,
+    gpus: int = 1,
 ) -> Iterator[Row]:
     """Measure each spec that `output` does not have yet; write and yield its row when it is done.
 
@@ -115,15 +117,17 @@ def tune(
         output: the file of choices, made or added to.
         executor: runs `measure`; its workers have one GPU each.
         count: candidates a spec.
+        gpus: workers of `executor`: so far ahead of its measuring each one compiles.
 
     Raises:
         SpecError: `output` is of another target or device, or no candidate of a spec runs.
     """
     rows, measured = _read(output, target)
     done = {row["spec"] for row in rows}
-    wanted = {key_of(spec): spec for spec in specs}
+    keys = [key for key in dict.fromkeys(map(key_of, specs)) if key not in done]
     futures: list[Future[Row]] = [
-        executor.submit(measure, key, target.name, count) for key in wanted if key not in done
+        executor.submit(measure, key, target.name, count, tuple(keys[at + gpus : at + gpus + 1]))
+        for at, key in enumerate(keys)
     ]
     for future in as_completed(futures):
         row = future.result()
@@ -150,16 +154,18 @@ def _read(output: Path, target: GpuTarget) -> tuple[list[Row], dict[str, str] | 
     return data["choices"], data["measured"]
 
 
-def measure(text: str, target_name: str, count: int) -> Row:
+def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()) -> Row:
     """Return the row of one spec: its best tile, its time, and where that was measured.
 
-    A job for a worker with a GPU: arguments and result can be pickled.
+    A job for a worker with a GPU: arguments and result can be pickled. The candidates of the specs
+    `ahead` are compiled while those of this one are measured.
     """
     import torch
     import triton
 
     spec, target = parse(text), find_target(target_name)
-    tiles = compiled(spec, target, shortlist(plan(spec, target).ranking, count))
+    jobs = [_compiling(each, target_name, count) for each in (text, *ahead)]
+    tiles = [tile for tile, fits in jobs[0] if fits.result()]
     timer = _Timer(spec, target)
     times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
     finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
@@ -227,26 +233,30 @@ class _Timer:
         )
 
 
-def compiled(spec: ConvTransposeSpec, target: GpuTarget, tiles: list[Tile]) -> list[Tile]:
-    """Return those of `tiles` that fit `target` without spills; Triton's cache has them then."""
-    jobs = [_compilers().submit(_fits, str(spec), target.name, tile) for tile in tiles]
-    return [tile for tile, job in zip(tiles, jobs, strict=True) if job.result()]
+@functools.cache
+def _compiling(text: str, target_name: str, count: int) -> list[tuple[Tile, Future[bool]]]:
+    """Start to compile a spec's candidates; return them, and whether each fits without spills.
+
+    Triton's cache has them when that is known.
+    """
+    tiles = shortlist(plan(parse(text), find_target(target_name)).ranking, count)
+    return [(tile, _compilers().submit(_fits, text, target_name, tile)) for tile in tiles]
 
 
 @functools.cache
 def _compilers() -> Executor:
-    """Return this process' compilers: one process a core, started once for all specs."""
+    """Return this process' compilers: a process for each core but the one that measures."""
+    from .cubin import compilers
+
     if multiprocessing.current_process().daemon:  # as some engines' workers are: no children
         return ThreadPoolExecutor(1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"))
+    return compilers(1)
 
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:
     """Compile a tile; whether it fits the target without spills."""
-    from .cubin import compile_source
+    from .cubin import compile_for
 
     target = find_target(target_name)
-    source = compile_kernel(parse(text), target, tile)
-    binary = compile_source(source, int(target.arch.removeprefix("sm_")))
+    binary = compile_for(compile_kernel(parse(text), target, tile), target)
     return binary.spills <= MOST_SPILLS and binary.shared <= target.shared_per_block

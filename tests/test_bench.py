@@ -361,6 +361,15 @@ def test_a_broken_job_is_an_error_of_its_row():
     ]
 
 
+def test_what_is_emitted_is_compiled_before_it_is_timed(tmp_path, monkeypatch):
+    """Else the GPU waits for one compilation after another; a bad job must not stop the others."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    layers = [SMALL, SMALL.replace("stride=2", "stride=3"), "nonsense"]
+    jobs = [job("convgen_channels_first", layer) for layer in layers]
+    benchworker.compile_ahead([json.dumps(each) for each in (*jobs, job("default", SMALL))])
+    assert len(list(tmp_path.glob("*/*.cubin"))) == 2
+
+
 def test_nothing_stands_between_the_answers(tmp_path):
     """Libraries print to stdout, from Python and from C; a line of theirs is no answer."""
     noisy = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from convgen import find_target, parse
 from convgen.choices import key_of, text_of
 from convgen.cli import main
 from convgen.compiler import plan
+from convgen.cubin import compilers
 from convgen.plan import Tile
 from convgen.spec import SpecError
-from convgen.tune import shortlist, tune
+from convgen.tune import _fits, shortlist, tune
 
 LAYER = "ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False, input=(8, 32, 32, 32))"
 MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
@@ -70,6 +71,39 @@ def test_what_the_file_has_is_not_measured_again(tmp_path):
     before = output.read_bytes()
     assert list(tune([parse(LAYER)], H100, output, NoExecutor(), 4)) == []
     assert output.read_bytes() == before
+
+
+class Remembering(Executor):
+    """Measures nothing: remembers what it was asked for, and answers at once."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Any, ...]] = []
+
+    def submit(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        self.jobs.append(arguments)
+        row = rows(arguments[0])[0] | {"measured": MEASURED}
+        done: Future[Any] = Future()
+        done.set_result(row)
+        return done
+
+
+@pytest.mark.parametrize(("gpus", "ahead"), [(1, ["B", "C", None]), (2, ["C", None, None])])
+def test_a_worker_compiles_what_it_will_measure_next(tmp_path, gpus, ahead):
+    """Another worker's spec would be compiled twice, its own would wait for the compiler."""
+    texts = [LAYER.replace("8, 32", f"{batch}, 32") for batch in (1, 2, 4)]
+    executor = Remembering()
+    list(tune([parse(text) for text in texts], H100, tmp_path / "o.json", executor, 4, gpus))
+    names = dict(zip("ABC", map(key_of, map(parse, texts)), strict=True))
+    assert [job[0] for job in executor.jobs] == list(names.values())
+    assert [job[3] for job in executor.jobs] == [(names[a],) if a else () for a in ahead]
+
+
+def test_tiles_that_do_not_fit_are_not_timed():
+    """In processes of their own, as tune has them: this one has Triton for interpreting."""
+    large = dataclasses.replace(TILE, block_m=128, block_n=256, block_k=64, num_stages=4)
+    with compilers() as pool:
+        fits = [pool.submit(_fits, LAYER, "rtx4090", tile) for tile in (TILE, large)]
+        assert [job.result() for job in fits] == [True, False]
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):
