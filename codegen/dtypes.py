@@ -3,6 +3,7 @@
 Stage 0 (data). Input: a name of the language, output: a row. A new dtype or precision is one row.
 """
 
+import functools
 from dataclasses import dataclass
 
 
@@ -61,11 +62,13 @@ PRECISIONS = (
 )
 
 
+@functools.cache
 def find_dtype(name: str) -> DType:
     """Return the row of `name`; raises KeyError if there is none."""
     return {row.name: row for row in DTYPES}[name]
 
 
+@functools.cache
 def find_precision(name: str) -> Precision:
     """Return the row of `name`; raises KeyError if there is none."""
     return {row.name: row for row in PRECISIONS}[name]

@@ -12,6 +12,7 @@ program.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from sympy import Expr, Integer, Symbol
 INT32_MAX = 2**31 - 1
 
 
+@functools.cache
 def symbol(name: str) -> Symbol:
     """Return the integer symbol of that name; one name is one symbol everywhere."""
     return Symbol(name, integer=True)
@@ -91,11 +93,14 @@ class Space:
 
     def value(self, expr: Expr) -> Expr:
         """Return `expr` in numbers and run-time sizes alone."""
-        known = {size: value for size, value in self.sizes.items() if value is not None}
         expr = sympy.sympify(expr)
-        while any(size in known for size in expr.free_symbols):
+        while known := self._known(expr):
             expr = expr.xreplace(known)
         return sympy.expand(expr)
+
+    def _known(self, expr: Expr) -> dict[Symbol, Expr]:
+        values = ((symbol, self.sizes.get(symbol)) for symbol in expr.free_symbols)
+        return {symbol: value for symbol, value in values if value is not None}
 
     def number(self, expr: Expr) -> int | None:
         """Return the value of `expr` if the plan knows it."""
