@@ -115,7 +115,8 @@ def _reason(error: Exception) -> str:
 def tile_of(row: Any) -> Tile:
     """Return the tile that a file's object describes; raises ValueError if it is none."""
     names = [field.name for field in dataclasses.fields(Tile)]
-    if not isinstance(row, dict) or set(row) != set(names):
+    given = {"rows": 1, **row} if isinstance(row, dict) else {}
+    if set(given) != set(names):
         raise ValueError(f"a tile has {', '.join(names)}")
     for name, value in row.items():
         if name == "family":

@@ -8,7 +8,6 @@ there by the weights that lead to these outputs, all in the accumulator's precis
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from sympy import Integer
@@ -18,7 +17,10 @@ from .index import Coordinate
 from .kernel import (
     AccessText,
     Kernel,
+    LoadText,
     Loop,
+    OperandText,
+    StoreText,
     bias_coordinates,
     define_lane,
     define_positions,
@@ -27,7 +29,7 @@ from .kernel import (
     group_inputs,
     group_outputs,
     output_start,
-    pointers,
+    stores,
     tensor,
 )
 from .phases import decompose
@@ -47,8 +49,9 @@ class DirectContext:
         x, w, y, bias: the accesses.
         phases: outputs of a position; None if it is one.
         x_value, w_value: the tiles in the accumulator's precision.
-        output_lines: the lanes of the output.
-        pointer_lines, y_pointers: where its elements go.
+        inputs, w_tile, outputs: the tiles at x, w and y: one of each.
+        y_pointers: where the elements go.
+        result_lines: as of `GemmContext`.
         result: the accumulator as it is stored.
     """
 
@@ -64,9 +67,11 @@ class DirectContext:
     phases: str | None
     x_value: str
     w_value: str
-    output_lines: tuple[str, ...]
-    pointer_lines: tuple[str, ...]
+    inputs: tuple[OperandText, ...]
+    w_tile: LoadText
+    outputs: tuple[StoreText, ...]
     y_pointers: str
+    result_lines: tuple[str, ...]
     result: str
 
 
@@ -93,7 +98,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     steps = define_steps(kernel, lines["step"], phase, Integer(1))
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
     tap = define_flat_tap(kernel, lines, tap)
-    x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts))
+    x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts, 0))
     column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     w = [
@@ -104,9 +109,10 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     x_text = kernel.access("x", x, ("co", "position"))
     w_text = kernel.access("w", w, ("co", "phase") if lanes != 1 else ("co",))
     out = define_positions(kernel, lines["out"], start, lanes, "_out") if lanes != 1 else at
-    outputs = group_outputs(kernel, out, phase.residues)
+    outputs = group_outputs(kernel, out, phase.residues, 0)
     y = tensor(kernel, out.image, channel, "OUT", outputs)
-    y_text = kernel.access("y", y, ("co", "position_out" if lanes != 1 else "position"))
+    order = ("co", "position_out" if lanes != 1 else "position")
+    y_text, output_texts = stores(kernel, lambda row: y, order, lines["out"], added=True)
     element = plan.spec.element
     same, wide = element.triton == element.accumulator, f"tl.{element.accumulator}"
     return DirectContext(
@@ -117,13 +123,15 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         loop=steps.loop,
         x=x_text,
         w=w_text,
-        y=dataclasses.replace(y_text, lanes=y_text.lanes[:-1]),
+        y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
         phases=str(lanes) if lanes != 1 else None,
         x_value="x" if same or plan.spec.before else f"x.to({wide})",
         w_value="w" if same else f"w.to({wide})",
-        output_lines=tuple(lines["out"]),
-        pointer_lines=(pointers(y_text),),
+        inputs=(OperandText("", x_text.masked, x_text.mask_lines, ()),),
+        w_tile=LoadText("", w_text.masked, w_text.mask_lines),
+        outputs=output_texts,
         y_pointers="y_pointers",
+        result_lines=(),
         result="acc",
     )

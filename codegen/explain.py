@@ -85,11 +85,11 @@ def _phases(plan: KernelPlan) -> Rows:
 
 
 def _index(plan: KernelPlan) -> Rows:
-    sizes = make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping)
+    sizes = make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping, plan.block)
     context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
-        lines = [access.base, *access.lanes, *access.step_lines]
+        lines = [access.base, *access.lanes, *access.step_lines, *access.mask_lines]
         yield f"{name} access", "\n".join(line for line in lines if line)
         yield f"{name} mask", "needed" if access.masked else "none: the ranges prove every index"
 

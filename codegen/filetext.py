@@ -6,6 +6,7 @@ is already printed.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ _COMMENTS = {
     "SPAN": "neighbouring inputs of a row, taken together as channels",
     "PHASES": "neighbouring outputs of a row, computed together",
     "PHASE_LANES": "PHASES, up to a power of two",
+    "ROWS": "neighbouring rows of outputs, computed together",
+    "BLOCKS": "blocks of ROWS rows",
     "OFFSET": "outputs of a row's first group that lie before the row",
     "IN_GROUPS": "groups of SPAN inputs in a row",
     "GROUPS": "groups of PHASES outputs in a row",
@@ -56,7 +59,7 @@ class FileContext:
         kernel: the family's own context.
         formula: what the kernel computes, lines of its docstring.
         x_shape, w_shape, y_shape: the tensors' axes.
-        operand_lines, after, store: stages and casts around the product, and what is stored.
+        after, store: stages and casts behind the product, and what is stored.
         wrapper: what the wrapper functions and the module need.
     """
 
@@ -94,7 +97,6 @@ class FileContext:
     x_shape: str
     w_shape: str
     y_shape: str
-    operand_lines: tuple[str, ...]
     after: tuple[str, ...]
     store: str
     wrapper: WrapperContext
@@ -104,9 +106,9 @@ def file_context(plan: KernelPlan) -> FileContext:
     """Return every name the templates of `plan`'s family use."""
     spec = plan.spec
     family = find_family(plan.family)
-    sizes = make_sizes(spec, plan.phases, plan.tiles, plan.grouping)
+    sizes = make_sizes(spec, plan.phases, plan.tiles, plan.grouping, plan.block)
     scribe = Scribe(sizes.space)
-    kernel = family.context(plan, sizes, scribe)
+    kernel = _with_stages(spec, family.context(plan, sizes, scribe), products=family.products)
     constants, arguments, local_lines = _size_lines(sizes, scribe)
     tuned_blocks = tuple(name for name in BLOCKS if sizes.values[sizes.named(name)] is None)
     functions = _functions(spec)
@@ -147,7 +149,6 @@ def file_context(plan: KernelPlan) -> FileContext:
         kernel=kernel,
         formula=_formula(spec),
         **_tensor_shapes(plan),
-        operand_lines=_operand_lines(spec, kernel.x.masked, products=family.products),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
         store=_cast(spec, kernel.result),
         wrapper=wrapper_context(plan, sizes, arguments),
@@ -180,7 +181,10 @@ def _size_lines(
 
 def _constant(size: Size, sizes: Sizes) -> str:
     comment = None
-    if sizes.grouping is not None:
+    if sizes.block is not None and size.name == "BLOCK_M":
+        what = "groups of outputs" if sizes.grouping is not None else "outputs"
+        comment = f"positions of a tile: {what}, in each of ROWS rows"
+    elif sizes.grouping is not None:
         comment = {
             "BLOCK_M": "positions of a tile: groups of outputs",
             f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
@@ -213,8 +217,20 @@ def _cast(spec: ConvTransposeSpec, value: str) -> str:
     return value if same else f"{value}.to(tl.{spec.element.triton})"
 
 
-def _operand_lines(spec: ConvTransposeSpec, masked: bool, *, products: bool) -> tuple[str, ...]:
-    """Lines between the loads and the product, of matrix units or not."""
+def _with_stages(spec: ConvTransposeSpec, kernel: Any, *, products: bool) -> Any:
+    """Return a family's context, stages and rounding put before what it does to its inputs."""
+    tiles = []
+    for tile in kernel.inputs:
+        weights = [weight.name for weight in tile.weights] if products else []
+        lines = (*_stages_before(spec, tile.masked, weights, products=products), *tile.lines)
+        tiles.append(dataclasses.replace(tile, lines=lines))
+    return dataclasses.replace(kernel, inputs=tuple(tiles))
+
+
+def _stages_before(
+    spec: ConvTransposeSpec, masked: bool, weights: list[str], *, products: bool
+) -> tuple[str, ...]:
+    """Lines between a load and its products, in matrix units or not."""
     narrow = spec.element.triton != spec.element.accumulator
     lines: list[str] = []
     if spec.before:
@@ -230,8 +246,7 @@ def _operand_lines(spec: ConvTransposeSpec, masked: bool, *, products: bool) -> 
     if spec.dtype == "bfloat16":
         lines += [
             "if INTERPRETED:  # its tl.dot does not know bfloat16",
-            "    x = x.to(tl.float32)",
-            "    w = w.to(tl.float32)",
+            *(f"    {name} = {name}.to(tl.float32)" for name in ("x", *weights)),
         ]
     return tuple(lines)
 

@@ -11,16 +11,25 @@ from __future__ import annotations
 
 from sympy import Integer
 
-from .gemm import GemmContext, channel_lanes, triton_sees_rows, weight_coordinates
+from .gemm import (
+    GemmContext,
+    channel_lanes,
+    loads,
+    triton_sees_rows,
+    weight_coordinates,
+)
 from .index import Coordinate
 from .kernel import (
+    ONE,
     Kernel,
     bias_coordinates,
     define_lane,
     define_positions,
     define_program,
     define_start,
+    index_of,
     output_start,
+    stores,
     tensor,
 )
 from .plan import KernelPlan
@@ -44,17 +53,26 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
 
     last = plan.spec.layout == "channels_last"
     transposed = not last and not triton_sees_rows(kernel)
-    inputs, outputs = [], []
-    for (number, _, axis), position, shift, residue in zip(
-        kernel.axes, at.axes, shifts, phase.residues, strict=True
-    ):
-        output = axis.stride * position + residue
-        inputs.append([Coordinate(position + shift, sizes.input(number), Integer(1))])
-        outputs.append([Coordinate(output, sizes.output(number), Integer(1))])
-    x = tensor(kernel, at.image, ci, "IN", inputs)
-    y = tensor(kernel, at.image, co, "OUT", outputs)
-    w = weight_coordinates(kernel, kernel_index, (co, sizes.group_out), (ci, sizes.group_in))
-    y_text = kernel.access("y", y, ("position", "co") if last else ("co", "position"))
+    numbers = range(plan.spec.rank)
+
+    def inputs(row: int) -> list[Coordinate]:
+        indices = [index_of(kernel, number, at.axes[number], row) for number in numbers]
+        sums = [index + shift for index, shift in zip(indices, shifts, strict=True)]
+        axes = zip(sums, map(sizes.input, numbers), strict=True)
+        return tensor(kernel, at.image, ci, "IN", [[Coordinate(*one, ONE)] for one in axes])
+
+    def outputs(row: int) -> list[Coordinate]:
+        axes = []
+        for (number, _, axis), residue in zip(kernel.axes, phase.residues, strict=True):
+            index = axis.stride * index_of(kernel, number, at.axes[number], row) + residue
+            axes.append([Coordinate(index, sizes.output(number), ONE)])
+        return tensor(kernel, at.image, co, "OUT", axes)
+
+    weight = weight_coordinates(kernel, kernel_index, (co, sizes.group_out), (ci, sizes.group_in))
+    order = ("ci", "position") if transposed else ("position", "ci")
+    x, w, input_texts = loads(kernel, inputs, order, (weight, ("ci", "co")))
+    order = ("position", "co") if last else ("co", "position")
+    y, output_texts = stores(kernel, outputs, order, [], added=False)
     return GemmContext(
         program_lines=tuple(lines["program"]),
         phase_lines=tuple(lines["phase"]),
@@ -62,16 +80,16 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         step_lines=tuple(lines["step"]),
         loop=steps.loop,
         lane_lines=channel_lanes("ci", "co"),
-        x=kernel.access("x", x, ("ci", "position") if transposed else ("position", "ci")),
-        w=kernel.access("w", w, ("ci", "co")),
-        y=y_text,
+        x=x,
+        w=w,
+        y=y,
         bias=kernel.access("bias", bias_coordinates(kernel, co), ("co",)),
-        operand_lines=(),
+        inputs=input_texts,
+        outputs=output_texts,
         x_operand="tl.trans(x)" if transposed else "x",
         acc_shape="BLOCK_M, BLOCK_N",
         bias_lanes="co",
-        pointer_lines=(),
-        y_pointers=f"{y_text.pointer} + y_lanes",
-        output_lines=(),
+        y_pointers=f"{y.pointer} + y_lanes",
+        result_lines=(),
         result="acc" if last else "tl.trans(acc)",
     )

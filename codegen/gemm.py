@@ -7,12 +7,45 @@ block, tap) gathers the inputs that reach them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
 from .index import Coordinate
-from .kernel import AccessText, Kernel, Loop
+from .kernel import AccessText, Kernel, LoadText, Loop, OperandText, StoreText, row_offset
+from .rows import RowBlock
+
+
+@dataclass(frozen=True, slots=True)
+class WeightText(LoadText):
+    """One of the weight tiles of a step: its name, and what it needs of the step."""
+
+    name: str
+    step_lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProductText:
+    """A product of a step: the names of its accumulator and of its weight."""
+
+    acc: str
+    weight: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputText(OperandText):
+    """One of the input tiles of a step.
+
+    Attributes:
+        comment_lines: which of several it is.
+        weights: the weights that are loaded after it.
+        products: what it is multiplied for.
+    """
+
+    comment_lines: tuple[str, ...]
+    weights: tuple[WeightText, ...]
+    products: tuple[ProductText, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +60,12 @@ class GemmContext:
         loop: the loop over the steps, None for one step, which needs no loop.
         lane_lines: the lanes over channels.
         x, w, y, bias: the accesses.
-        operand_lines: lines that bring the x tile into the product's shape.
+        inputs, outputs: the tiles at x and y.
         x_operand: the x tile as left operand of the product, [positions, channels].
         acc_shape: extents of the product.
         bias_lanes: the bias of each of its columns.
-        pointer_lines, y_pointers: where the elements go.
-        output_lines: lines that bring the product into the output's shape, and its lanes there.
+        y_pointers: where the elements go.
+        result_lines: lines that bring the product into the output's shape.
         result: the product as it is stored.
     """
 
@@ -46,13 +79,13 @@ class GemmContext:
     w: AccessText
     y: AccessText
     bias: AccessText
-    operand_lines: tuple[str, ...]
+    inputs: tuple[InputText, ...]
+    outputs: tuple[StoreText, ...]
     x_operand: str
     acc_shape: str
     bias_lanes: str
-    pointer_lines: tuple[str, ...]
     y_pointers: str
-    output_lines: tuple[str, ...]
+    result_lines: tuple[str, ...]
     result: str
 
 
@@ -90,6 +123,60 @@ def weight_coordinates(
         Coordinate(row_index, rows, columns),
         Coordinate(column_index, columns, Integer(1)),
     ]
+
+
+def loads(
+    kernel: Kernel,
+    coordinates: Callable[[int], list[Coordinate]],
+    order: tuple[str, ...],
+    weight: tuple[list[Coordinate], tuple[str, ...]],
+    lines: tuple[str, ...] = (),
+) -> tuple[AccessText, AccessText, tuple[InputText, ...]]:
+    """Return the accesses of input and weight, and the input tiles: one, or those of a block.
+
+    Args:
+        kernel: the kernel.
+        coordinates: the input's, of a row of the block, row 0 without one.
+        order: lanes of the tile's two dimensions.
+        weight: the weight's coordinates and the lanes of its two dimensions.
+        lines: what brings an input tile into the product's shape, comments first.
+    """
+    x, w = kernel.access("x", coordinates(0), order), kernel.access("w", *weight)
+    block = kernel.plan.block
+    if block is None:
+        only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
+        one = (ProductText("acc", "w"),)
+        return x, w, (InputText("", x.masked, x.mask_lines, lines, (), (only,), one),)
+    weights = _block_weights(kernel, w, weight[0][0], block)
+    tiles = []
+    for row, pairs in block.inputs.items():
+        here = kernel.access("x", coordinates(row), order)
+        offset = row_offset(kernel, coordinates(0), row)
+        products = tuple(ProductText(f"acc_{output}", f"w_{index}") for output, index in pairs)
+        comment = (f"# The input row of {_rows(pairs)} of the block",)
+        tiles.append(
+            InputText(offset, here.masked, here.mask_lines, lines, comment, weights, products)
+        )
+        lines, weights = tuple(line for line in lines if not line.startswith("#")), ()
+    return x, w, tuple(tiles)
+
+
+def _block_weights(
+    kernel: Kernel, w: AccessText, tap: Coordinate, block: RowBlock
+) -> tuple[WeightText, ...]:
+    """Return the weights of all taps of a block."""
+    stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
+    weights = []
+    for index in range(block.axis.kernel):
+        once = (w.mask_lines, w.step_lines) if index == 0 else ((), ())
+        offset = kernel.offset(index * stride)
+        weights.append(WeightText(offset, w.masked, once[0], f"w_{index}", once[1]))
+    return tuple(weights)
+
+
+def _rows(pairs: tuple[tuple[int, int], ...]) -> str:
+    rows = sorted(row for row, _ in pairs)
+    return f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
 
 
 def channel_lanes(*names: str) -> tuple[str, ...]:

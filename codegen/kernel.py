@@ -7,6 +7,7 @@ kernel, and the sympy expressions of what they define.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sympy
@@ -29,7 +30,8 @@ class AccessText:
     Attributes:
         base: the line of `<name>_tile`, the pointer outside the loop; None if it is the tensor's.
         lanes: the lines of `<name>_lanes`, the offsets inside the tile.
-        step_lines: the lines of `<name>_step` and `<name>_mask`, where the access has them.
+        step_lines: the line of `<name>_step`, where the access has it.
+        mask_lines: the lines of `<name>_mask`, where the access has it.
         stepped: a step of the loop adds `<name>_step`.
         masked: `<name>_mask` says which elements exist; else all do.
         pointer: the name of the pointer that the lanes are added to.
@@ -38,9 +40,53 @@ class AccessText:
     base: str | None
     lanes: tuple[str, ...]
     step_lines: tuple[str, ...]
+    mask_lines: tuple[str, ...]
     stepped: bool
     masked: bool
     pointer: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadText:
+    """A tile that a step loads, at an access.
+
+    Attributes:
+        offset: what is added to the access' pointer, with its sign; empty for nothing.
+        masked: `<name>_mask` says which elements exist.
+        mask_lines: the lines of that mask, where it is not defined yet.
+    """
+
+    offset: str
+    masked: bool
+    mask_lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OperandText(LoadText):
+    """A tile of the input, and the lines of what becomes of it before it is multiplied."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreText:
+    """A tile that is stored, at an access.
+
+    Attributes:
+        acc: its accumulator's name.
+        offset, mask_lines: as of `LoadText`.
+        start_lines: the lines that begin it.
+        lane_lines, place_lines, pointer_lines: the lanes of the output, the access, the pointers
+            of its elements, where they are not defined yet.
+    """
+
+    acc: str
+    offset: str
+    mask_lines: tuple[str, ...]
+    start_lines: tuple[str, ...]
+    lane_lines: tuple[str, ...]
+    place_lines: tuple[str, ...]
+    pointer_lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +109,15 @@ class Kernel:
 
     @property
     def axes(self) -> list[tuple[int, str, AxisPhases]]:
-        """Number, letter and phases of each axis; a grouped one has stride 1, group by group."""
+        """Number, letter and phases of each axis, as the loop over taps sees it.
+
+        A grouped one has stride 1, group by group; one in blocks of rows has one tap.
+        """
         phases = list(self.plan.phases)
         if self.plan.grouping is not None:
             phases[-1] = self.plan.grouping.groups
+        if self.plan.block is not None:
+            phases[-2] = self.plan.block.taps
         return list(zip(range(3), AXES[self.plan.spec.rank], phases, strict=False))
 
     def tap_name(self, number: int, letter: str, axis: AxisPhases) -> str:
@@ -93,11 +144,19 @@ class Kernel:
         return AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
             lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
-            step_lines=(*lines, *mask),
+            step_lines=tuple(lines),
+            mask_lines=tuple(mask),
             stepped=step is not None,
             masked=bool(mask),
             pointer=f"{name}_tile" if base else f"{name}_ptr",
         )
+
+    def offset(self, expr: Expr) -> str:
+        """Print a scalar to be added to a pointer, with its sign; nothing for 0."""
+        text = self.scribe.scalar(expr) or ""
+        if text.startswith("-"):
+            return f" - {text[1:]}"
+        return text and f" + {text}"
 
 
 def define_program(kernel: Kernel, lines: list[str]) -> None:
@@ -174,7 +233,10 @@ def define_positions(
     scribe, sizes, folded = kernel.scribe, kernel.sizes, kernel.plan.fold_batch
     block, total, batch = sizes.named("BLOCK_M"), sizes.positions, sizes.named("BATCH")
     extents = [sizes.phase(axis) for axis, _, _ in kernel.axes]
-    names = [f"q_{letter}{suffix}" for letter in AXES[kernel.plan.spec.rank]]
+    names = [
+        f"{'block' if sizes.is_blocked(axis) else 'q'}_{letter}{suffix}"
+        for axis, letter, _ in kernel.axes
+    ]
     if folded:
         extents.insert(0, batch)
         names.insert(0, f"next_image{suffix}")
@@ -241,6 +303,45 @@ def tensor(
     ]
 
 
+def stores(
+    kernel: Kernel,
+    coordinates: Callable[[int], list[Coordinate]],
+    order: tuple[str, ...],
+    lane_lines: list[str],
+    added: bool,
+) -> tuple[AccessText, tuple[StoreText, ...]]:
+    """Return the output's access and the tiles at it: one, or those of the rows of a block.
+
+    Args:
+        kernel: the kernel.
+        coordinates: those of a row of the block, row 0 without one.
+        order: lanes of the tile's two dimensions.
+        lane_lines: the lanes of the output.
+        added: its lanes are added to the pointer one by one, which takes up to 50 registers a
+            thread less than summed first, for stores of whole groups (Triton 3.6 to 3.9, sm_90).
+    """
+    y = kernel.access("y", coordinates(0), order)
+    *parts, lanes = y.lanes
+    text = lanes.partition(" = ")[2]
+    pointers = (assignment("y_pointers", f"{y.pointer} + {text}", 4),) if added else ()
+    places = (*([y.base] if y.base else []), *(parts if added else y.lanes))
+    if kernel.plan.block is None:
+        return y, (StoreText("acc", "", y.mask_lines, (), tuple(lane_lines), places, pointers),)
+    tiles = []
+    for row in range(kernel.plan.block.rows):
+        masks = kernel.access("y", coordinates(row), order).mask_lines
+        begin = (f"# Row {row} of the block", f"acc = acc_{row}")
+        once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
+        offset = row_offset(kernel, coordinates(0), row)
+        tiles.append(StoreText(f"acc_{row}", offset, masks, begin, *once))
+    return y, tuple(tiles)
+
+
+def row_offset(kernel: Kernel, coordinates: list[Coordinate], row: int) -> str:
+    """Return the offset of a row, from the coordinates of image, group, channel and axes."""
+    return kernel.offset(row * coordinates[3 + kernel.plan.spec.rank - 2].stride)
+
+
 def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
     """Return coordinates in the bias."""
     sizes = kernel.sizes
@@ -250,12 +351,21 @@ def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
     ]
 
 
-def group_inputs(kernel: Kernel, at: Positions, shifts: list[Expr]) -> list[list[Coordinate]]:
+def index_of(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
+    """Return the index of a position along an axis; of a block of rows that of its `row`."""
+    if not kernel.sizes.is_blocked(number):
+        return position
+    return kernel.sizes.named("ROWS") * position + row
+
+
+def group_inputs(
+    kernel: Kernel, at: Positions, shifts: list[Expr], row: int
+) -> list[list[Coordinate]]:
     """Return the input's spatial coordinates; of a group its place, and its number in the row."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True):
-        extent, index = sizes.input(number), position + shift
+        extent, index = sizes.input(number), index_of(kernel, number, position, row) + shift
         if number < last or sizes.span == 1:
             axes.append([Coordinate(index, extent, Integer(1))])
         elif (sizes.space.number(extent) or 1) % _grouping(kernel).span == 0:
@@ -273,14 +383,17 @@ def group_inputs(kernel: Kernel, at: Positions, shifts: list[Expr]) -> list[list
     return axes
 
 
-def group_outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[list[Coordinate]]:
+def group_outputs(
+    kernel: Kernel, out: Positions, residues: list[Expr], row: int
+) -> list[list[Coordinate]]:
     """Return the output's spatial coordinates: a phase of each axis, all phases of the last."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):
         extent = sizes.output(number)
         if number < last:
-            axes.append([Coordinate(axis.stride * position + residue, extent, Integer(1))])
+            index = index_of(kernel, number, position, row)
+            axes.append([Coordinate(axis.stride * index + residue, extent, Integer(1))])
             continue
         phases = sizes.named("PHASES") if _grouping(kernel).width > 1 else Integer(1)
         before = sizes.named("OFFSET") if _grouping(kernel).offset else Integer(0)
@@ -293,13 +406,3 @@ def group_outputs(kernel: Kernel, out: Positions, residues: list[Expr]) -> list[
 def _grouping(kernel: Kernel) -> Grouping:
     assert kernel.plan.grouping is not None
     return kernel.plan.grouping
-
-
-def pointers(y: AccessText) -> str:
-    """Return the line of the output's pointers.
-
-    Added to the pointer one by one, its lanes take up to 50 registers a thread less than summed
-    first (Triton 3.6 to 3.9, sm_90).
-    """
-    lanes = y.lanes[-1].partition(" = ")[2]
-    return assignment("y_pointers", f"{y.pointer} + {lanes}", 4)

@@ -13,6 +13,7 @@ from sympy import Expr
 
 from .grouping import Grouping
 from .phases import AxisPhases
+from .rows import RowBlock
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
@@ -33,6 +34,7 @@ class Tile:
         num_stages: loads in flight ahead of the matrix units, Triton's pipeline depth.
         family: a name of `FAMILIES`.
         span: neighbouring inputs of a row that a position takes together (grouping.py).
+        rows: neighbouring rows of outputs that a program computes together (rows.py).
     """
 
     block_m: int
@@ -42,13 +44,14 @@ class Tile:
     num_stages: int
     family: str = "gather"
     span: int = 1
+    rows: int = 1
 
     def __str__(self) -> str:
         inputs = f" x {self.span} inputs" if self.span > 1 else ""
-        return (
-            f"{self.block_m} positions x {self.block_n} channels, {self.block_k}{inputs} deep, "
-            f"{self.num_warps} warps, {self.num_stages} stages"
-        )
+        rows = f" x {self.rows} rows" if self.rows > 1 else ""
+        shape = f"{self.block_m} positions{rows} x {self.block_n} channels"
+        depth = f"{self.block_k}{inputs} deep"
+        return f"{shape}, {depth}, {self.num_warps} warps, {self.num_stages} stages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class KernelPlan:
         target: the GPU it is planned for.
         phases: one entry a spatial axis.
         grouping: of the last axis, where the family groups it.
+        block: of the last axis but one, where a program has several of its rows.
         tile: the tile of the launch; with autotune, the first of `tuned`.
         tuned: the tiles that the emitted file tries on its first call, empty without autotune.
         fold_batch: images are flattened into the positions, so that small ones share a tile.
@@ -131,6 +135,7 @@ class KernelPlan:
     target: GpuTarget
     phases: tuple[AxisPhases, ...]
     grouping: Grouping | None
+    block: RowBlock | None
     tile: Tile
     tuned: tuple[Tile, ...]
     fold_batch: bool

@@ -15,10 +15,11 @@ from .index import Space
 from .phases import AxisPhases
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
 from .resources import check_limits, form_of
+from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
-from .tiling import cost_of, folds_batch, rank_tiles
+from .tiling import cost_of, folds_batch, least_of, rank_tiles
 
 Grid = tuple[tuple[GridCoordinate, ...], ...]
 TUNED = 6  # configs that an autotuned file tries
@@ -56,18 +57,20 @@ def plan_kernel(
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
     grouping = None if chosen.family == "gather" else Grouping(phases[-1], chosen.span)
-    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping)
+    block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
+    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block)
     grid, reason = _grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,
         target=target,
         phases=phases,
         grouping=grouping,
+        block=block,
         tile=chosen,
         tuned=tuned,
         fold_batch=fold,
         grid=grid,
-        cost=cost_of(spec, problem, form, chosen, target),
+        cost=cost_of(spec, problem, form, chosen, target, least_of(spec, problem, target)),
         nominal=problem.nominal,
         ranking=ranking,
         measured=measured,
@@ -101,11 +104,11 @@ def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) 
 
 
 def _launch(tile: Tile) -> tuple[int | str, ...]:
-    return tile.num_warps, tile.num_stages, tile.family, tile.span
+    return tile.num_warps, tile.num_stages, tile.family, tile.span, tile.rows
 
 
 def _blocks(tile: Tile) -> tuple[int | str, ...]:
-    return tile.block_m, tile.block_n, tile.block_k, tile.family, tile.span
+    return tile.block_m, tile.block_n, tile.block_k, tile.family, tile.span, tile.rows
 
 
 def _grid(

@@ -8,13 +8,17 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 
 from __future__ import annotations
 
-import dataclasses
-
 from sympy import Expr
 
-from .gemm import GemmContext, channel_lanes, triton_sees_rows, weight_coordinates
+from .gemm import (
+    GemmContext,
+    channel_lanes,
+    loads,
+    triton_sees_rows,
+    weight_coordinates,
+)
 from .grouping import refusal
-from .index import FloorDiv
+from .index import Coordinate, FloorDiv
 from .kernel import (
     Kernel,
     bias_coordinates,
@@ -25,7 +29,7 @@ from .kernel import (
     group_inputs,
     group_outputs,
     output_start,
-    pointers,
+    stores,
     tensor,
 )
 from .phases import decompose
@@ -79,24 +83,26 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         lane_lines.insert(1, f"row = tl.arange(0, BLOCK_K * {span})")
     transposed = span != 1 or not triton_sees_rows(kernel)
 
-    x = tensor(kernel, at.image, steps.channel + ci, "IN", group_inputs(kernel, at, shifts))
+    def inputs(row: int) -> list[Coordinate]:
+        axes = group_inputs(kernel, at, shifts, row)
+        return tensor(kernel, at.image, steps.channel + ci, "IN", axes)
+
+    def outputs(row: int) -> list[Coordinate]:
+        axes = group_outputs(kernel, out, phase.residues, row)
+        return tensor(kernel, out.image, co_start + co, "OUT", axes)
+
     w = weight_coordinates(
         kernel,
         tap,
         (co_start * lanes + column, sizes.group_out * lanes),
         (steps.channel * span + row, sizes.group_in * span),
     )
-    x_text = kernel.access("x", x, ("ci", "position") if transposed else ("position", "ci"))
-    w_text = kernel.access("w", w, ("row" if span != 1 else "ci", "column"))
+    order = ("ci", "position") if transposed else ("position", "ci")
+    w_order = ("row" if span != 1 else "ci", "column")
+    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), _operand_lines(span))
     out = define_positions(kernel, lines["out"], start, lanes, "_out")
-    lines["out"] += [
-        *channel_lanes("co"),
-        "# The columns of a channel, side by side",
-        f"acc = acc.reshape(BLOCK_M, BLOCK_N, {lanes}).permute(1, 0, 2)",
-        f"acc = acc.reshape(BLOCK_N, BLOCK_M * {lanes})",
-    ]
-    y = tensor(kernel, out.image, co_start + co, "OUT", group_outputs(kernel, out, phase.residues))
-    y_text = kernel.access("y", y, ("co", "position_out"))
+    lines["out"] += channel_lanes("co")
+    y_text, output_texts = stores(kernel, outputs, ("co", "position_out"), lines["out"], added=True)
     bias = bias_coordinates(kernel, co_start + FloorDiv(column, lanes))
     return GemmContext(
         program_lines=tuple(lines["program"]),
@@ -107,15 +113,19 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         lane_lines=tuple(lane_lines),
         x=x_text,
         w=w_text,
-        y=dataclasses.replace(y_text, lanes=y_text.lanes[:-1]),
+        y=y_text,
         bias=kernel.access("bias", bias, ("column",)),
-        operand_lines=_operand_lines(span),
+        inputs=input_texts,
+        outputs=output_texts,
         x_operand="tl.trans(x)" if transposed and span == 1 else "x",
         acc_shape=f"BLOCK_M, BLOCK_N * {lanes}",
         bias_lanes=f"column // {lanes}",
-        pointer_lines=(pointers(y_text),),
         y_pointers="y_pointers",
-        output_lines=tuple(lines["out"]),
+        result_lines=(
+            "# The columns of a channel, side by side",
+            f"acc = acc.reshape(BLOCK_M, BLOCK_N, {lanes}).permute(1, 0, 2)",
+            f"acc = acc.reshape(BLOCK_N, BLOCK_M * {lanes})",
+        ),
         result="acc",
     )
 

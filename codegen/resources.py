@@ -6,6 +6,8 @@ not fit a `GpuTarget`. They are estimates; the compiler has the last word (cubin
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +17,20 @@ from .grouping import Grouping
 from .phases import AxisPhases
 from .plan import Problem, Tile
 from .polyphase import SPANS, span_refusal
+from .rows import RowBlock, rows_refusal
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
 
 WARP = 32
+# Of 313 tiles with rows that were compiled (Triton 3.6, sm_89 and sm_90; kernels 3 x 3, 3 x 7 and
+# 5 x 5, float32 and float16), those within these bounds spilled 8 bytes at most.
+OTHER_ROWS = 96
+MOST_ROW_ACCUMULATORS = 128
+MOST_ROW_BYTES = 64  # of a step's depth
+FEW_ROW_ACCUMULATORS = 64  # in float64, of open sizes, or where operands crowd the registers
+WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
+MOST_FRAGMENT_COLUMNS = 64  # where both operands pass through registers
+ROWS = (2, 4)  # of a block
 # Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
 OTHER_REGISTERS = 48
 OTHER_GROUPED = 32
@@ -40,10 +52,12 @@ class Form:
     Attributes:
         family: a name of `FAMILIES`.
         span: inputs that a position takes together.
+        rows: rows of outputs that a program has of each position.
         lanes: columns of the product for each output channel.
         positions: positions of a phase of one image.
         phases: phases that have programs of their own.
-        taps: taps of a phase, on average.
+        taps: taps of a phase that have steps of their own, on average.
+        inputs, weights: input tiles and weights that a step loads; each row meets each weight.
     """
 
     family: str
@@ -52,6 +66,19 @@ class Form:
     positions: int
     phases: int
     taps: float
+    rows: int = 1
+    inputs: int = 1
+    weights: int = 1
+
+    @property
+    def products(self) -> int:
+        """Products of a step."""
+        return self.rows * self.weights
+
+    def step_elements(self, tile: Tile) -> int:
+        """Return elements that a step of a tile loads."""
+        lines = self.inputs * tile.block_m + self.weights * self.columns(tile)
+        return lines * self.depth(tile)
 
     def columns(self, tile: Tile) -> int:
         """Return columns of the product of a tile: its channels, `lanes` of each."""
@@ -65,7 +92,7 @@ class Form:
 def forms(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
 ) -> Iterator[Form]:
-    """Yield every form that serves `spec`."""
+    """Yield every form of one row that serves `spec`."""
     count = math.prod(axis.stride for axis in phases)
     # Taps of all phases together are the layer's taps: a phase has its share.
     kernel = math.prod(axis.kernel for axis in phases)
@@ -87,6 +114,23 @@ def forms(
         yield _grouped("polyphase", Grouping(last, span), phases, problem)
 
 
+def forms_with_rows(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+) -> Iterator[Form]:
+    """Yield every form of several rows that serves `spec`."""
+    for form, rows in itertools.product(forms(spec, phases, problem), ROWS):
+        if form.family != "direct" and rows_refusal(spec, rows) is None:
+            extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
+            yield dataclasses.replace(
+                form,
+                positions=form.positions // extent * -(-extent // rows),
+                taps=form.taps / block.axis.kernel,
+                rows=rows,
+                inputs=len(block.inputs),
+                weights=block.axis.kernel,
+            )
+
+
 def _grouped(
     family: str, grouping: Grouping, phases: tuple[AxisPhases, ...], problem: Problem
 ) -> Form:
@@ -106,10 +150,12 @@ def form_of(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem, tile: Tile
 ) -> Form:
     """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
-    for form in forms(spec, phases, problem):
-        if (form.family, form.span) == (tile.family, tile.span):
+    found = forms if tile.rows == 1 else forms_with_rows
+    for form in found(spec, phases, problem):
+        if (form.family, form.span, form.rows) == (tile.family, tile.span, tile.rows):
             return form
-    raise SpecError(f"no kernel of family {tile.family} and span {tile.span} serves {spec}")
+    kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}"
+    raise SpecError(f"no kernel of {kind} serves {spec}")
 
 
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
@@ -119,7 +165,9 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
         return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
-    accumulators = tile.block_m * columns * wide // threads
+    if form.rows > 1:
+        return OTHER_ROWS + _held(spec, form, tile)
+    accumulators = _held(spec, form, tile)
     # Products of several terms hold each operand in two or three parts.
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     operands = (tile.block_m + columns) * depth * wide * parts // threads
@@ -147,9 +195,9 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     size = spec.element.itemsize
     if form.family == "direct":  # the way from the loads' layout to the store's
         return tile.block_m * form.columns(tile) * size
-    columns, depth = form.columns(tile), form.depth(tile)
-    step = (tile.block_m + columns) * depth * size
-    weight = columns * depth * size
+    columns = form.columns(tile)
+    step = form.step_elements(tile) * size
+    weight = form.weights * form.columns(tile) * form.depth(tile) * size
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
     return max((tile.num_stages - 1) * step + weight, store)
 
@@ -161,6 +209,9 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
     if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
         return False
+    if form.rows > 1:
+        shared = shared_memory(spec, form, tile) <= target.shared_per_block
+        return shared and _rows_fit(spec, form, tile, target)
     return (
         held * parts <= MOST_OPERANDS
         and registers(spec, form, tile) <= target.registers_per_thread - _margin(form, target)
@@ -168,10 +219,34 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     )
 
 
+def _held(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+    """Return registers of a thread's accumulators."""
+    wide = 2 if spec.dtype == "float64" else 1
+    return form.rows * tile.block_m * form.columns(tile) * wide // (WARP * tile.num_warps)
+
+
+def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether a tile of several rows is one of those that were found not to spill."""
+    if form.depth(tile) * spec.element.itemsize > MOST_ROW_BYTES:
+        return False
+    if target.multiplies_from_shared and tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
+        return False
+    if spec.product is not None and spec.product.products > 1:  # operands in parts
+        return False
+    plain = spec.dtype != "float64" and None not in spec.spatial
+    if not plain or target.multiplies_from_shared:
+        most = MOST_ROW_ACCUMULATORS if plain else FEW_ROW_ACCUMULATORS
+    else:
+        fragments = form.columns(tile) <= MOST_FRAGMENT_COLUMNS
+        roomy = fragments and (form.rows == ROWS[0] or form.span > 1)
+        most = MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS
+    return _held(spec, form, tile) <= most
+
+
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
     """Raise SpecError for a tile that no estimate can save: of a file of choices."""
     shared = shared_memory(spec, form, tile)
-    held = tile.block_m * form.columns(tile) // (WARP * tile.num_warps)
+    held = _held(spec, form, tile)
     if shared > target.shared_per_block or held > target.registers_per_thread:
         raise SpecError(
             f"{tile} cannot run on {target.name}: {shared} bytes of shared memory of "

@@ -7,6 +7,7 @@ one that follows from others at run time is a local of the kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .grouping import Grouping
 from .index import Space, symbol
 from .phases import AxisPhases
 from .plan import Tile
+from .rows import RowBlock
 from .spec import ConvTransposeSpec
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
@@ -55,6 +57,7 @@ class Sizes:
     tiles: tuple[Tile, ...]
     phases: tuple[AxisPhases, ...]
     grouping: Grouping | None
+    block: RowBlock | None
 
     @property
     def values(self) -> dict[Symbol, Expr | None]:
@@ -95,7 +98,9 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_OUT")
 
     def phase(self, axis: int) -> Expr:
-        """Positions along a spatial axis: outputs of a phase, or groups of outputs."""
+        """Positions along a spatial axis: outputs of a phase, groups of outputs, blocks of rows."""
+        if self.is_blocked(axis):
+            return self.named(f"{self.letter(axis)}_BLOCKS")
         if self.is_grouped(axis):
             return self.named(f"{self.letter(axis)}_GROUPS")
         if self.phases[axis].stride == 1:
@@ -114,6 +119,10 @@ class Sizes:
         """Whether a spatial axis is taken in groups; only the last one may be."""
         return self.grouping is not None and axis == self.rank - 1
 
+    def is_blocked(self, axis: int) -> bool:
+        """Whether a program has blocks of a spatial axis; only the last one but one may be."""
+        return self.block is not None and axis == self.rank - 2
+
     @property
     def span(self) -> Expr:
         """Inputs of a group."""
@@ -131,6 +140,8 @@ class Sizes:
     def taps(self, axis: int) -> Expr | None:
         """Taps along a spatial axis of every phase outside gaps, None if phases differ."""
         phases = self.phases[axis]
+        if self.is_blocked(axis):
+            return Integer(1)
         if self.is_grouped(axis):
             return self.kernel(axis)
         if phases.kernel % phases.tap_step:
@@ -182,10 +193,11 @@ def make_sizes(
     phases: tuple[AxisPhases, ...],
     tiles: tuple[Tile, ...],
     grouping: Grouping | None,
+    block: RowBlock | None,
 ) -> Sizes:
     """Return the sizes of a kernel for `spec` that runs with any of `tiles`.
 
-    A `grouping` with a span above 1 needs a known last extent.
+    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one.
     """
     # To the direct family a channel is no group: its programs take several.
     groups = 1 if tiles[0].family == "direct" else spec.groups
@@ -208,11 +220,13 @@ def make_sizes(
     if grouping is not None:
         table += _group_sizes(spec, grouping)
         taps[-1] = grouping.taps
+    if block is not None:
+        table += _row_sizes(spec, block)
     table += [Size(f"TAPS_{letter}", n) for letter, n in zip(letters, taps, strict=True)]
-    for block in BLOCKS:
-        values = {getattr(tile, block.lower()) for tile in tiles}
-        table.append(Size(block, values.pop() if len(values) == 1 else None))
-    sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping)
+    for name in BLOCKS:
+        values = {getattr(tile, name.lower()) for tile in tiles}
+        table.append(Size(name, values.pop() if len(values) == 1 else None))
+    sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping, block)
     counts = (
         ("tiles", sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
@@ -220,7 +234,7 @@ def make_sizes(
         ("channel_blocks", sizes.group_in, "BLOCK_K"),
     )
     table += [_count(sizes, *count) for count in counts]
-    return Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping)
+    return dataclasses.replace(sizes, table=tuple(table))
 
 
 def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
@@ -237,6 +251,12 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
         Size(f"{letter}_GROUPS", groups, definition),
         Size("OFFSET", grouping.offset),
     ]
+
+
+def _row_sizes(spec: ConvTransposeSpec, block: RowBlock) -> list[Size]:
+    letter, output = AXES[spec.rank][-2].upper(), spec.output_spatial[-2]
+    assert output is not None
+    return [Size("ROWS", block.rows), Size(f"{letter}_BLOCKS", -(-output // block.rows))]
 
 
 def _channels(spec: ConvTransposeSpec, groups: int) -> list[Size]:

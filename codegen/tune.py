@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from .choices import key_of, read_choices, text_of
-from .compiler import compile_kernel, plan
+from .compiler import compile_kernel
 from .language import parse
+from .phases import decompose
 from .plan import Candidate, Tile
 from .project import write_text
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget, find_target
+from .tiling import rank_tiles
 
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
 MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
@@ -83,15 +85,15 @@ def _take_gpu(gpus: Any) -> None:
 
 
 def shortlist(ranking: Sequence[Candidate], count: int, seed: int = 0) -> list[Tile]:
-    """Return up to `count` tiles: the model's first ones of every family and span, then others.
+    """Return up to `count` tiles: the model's first ones of every form, then others.
 
     The model is right about the first few more often than not; the rest is drawn from the better
     half, so that its errors can be seen.
     """
-    forms: dict[tuple[str, int], list[Tile]] = {}
+    forms: dict[tuple[str, int, int], list[Tile]] = {}
     for candidate in ranking:
         tile = candidate.tile
-        forms.setdefault((tile.family, tile.span), []).append(tile)
+        forms.setdefault((tile.family, tile.span, tile.rows), []).append(tile)
     share = max(1, count // (2 * len(forms)))
     chosen = [candidate.tile for candidate in ranking[: count // 4]]
     chosen += [tile for tiles in forms.values() for tile in tiles[:share]]
@@ -239,7 +241,8 @@ def _compiling(text: str, target_name: str, count: int) -> list[tuple[Tile, Futu
 
     Triton's cache has them when that is known.
     """
-    tiles = shortlist(plan(parse(text), find_target(target_name)).ranking, count)
+    spec, target = parse(text), find_target(target_name)
+    tiles = shortlist(rank_tiles(spec, decompose(spec), target, with_rows=True), count)
     return [(tile, _compilers().submit(_fits, text, target_name, tile)) for tile in tiles]
 
 

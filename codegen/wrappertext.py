@@ -257,6 +257,9 @@ class _Names:
             output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
             offset = f" + {grouping.offset}" if grouping.offset else ""
             return f"triton.cdiv({output}{offset}, PHASES.value)"
+        if entry.name.endswith("_BLOCKS"):
+            output = self._variable(entry.name.replace("_BLOCKS", "_OUT"))
+            return f"triton.cdiv({output}, ROWS.value)"
         if entry.name.endswith(("_PHASE", "_GROUPS")):
             letter = entry.name.partition("_")[0]
             axis = AXES[self.plan.spec.rank].index(letter.lower())
@@ -367,6 +370,8 @@ class _Names:
                 span = self.plan.grouping.span
                 known = self.space.number(count)  # as it is with a span above 1
                 count = count if known is None else Integer(known)
+            if self.plan.block is not None and sizes.is_blocked(axis):  # its extents are known
+                count = Integer(self.plan.block.rows * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
         direct = self.plan.family == "direct"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from convgen import ConvTransposeSpec, SpecError
-from convgen.compiler import compile_kernel, plan
+from convgen import ConvTransposeSpec, SpecError, find_target
+from convgen.compiler import compile_kernel
+from convgen.phases import decompose
 from convgen.plan import Tile
 from convgen.render import KernelSource
+from convgen.tiling import rank_tiles
 
 DTYPES = ("float32", "float32", "float16", "bfloat16", "float64")
 PRECISIONS = ("tf32", "tf32", "tf32x3", "bf16x3", "bf16x6", "ieee")
@@ -77,16 +79,18 @@ def _open(source: random.Random, spec: ConvTransposeSpec) -> ConvTransposeSpec:
 
 
 def forms(spec: ConvTransposeSpec) -> dict[str, list[Tile]]:
-    """Return the tiles of each family and span that serve `spec`, best first."""
+    """Return the tiles of each form (family, span, rows) that serves `spec`, best first."""
     found: dict[str, list[Tile]] = {}
-    for candidate in plan(spec).ranking:
+    target = find_target(spec.target or "rtx4090")
+    for candidate in rank_tiles(spec, decompose(spec), target, with_rows=True):
         tile = candidate.tile
-        found.setdefault(f"{tile.family} {tile.span}", []).append(tile)
+        rows = f" rows {tile.rows}" if tile.rows > 1 else ""
+        found.setdefault(f"{tile.family} {tile.span}{rows}", []).append(tile)
     return found
 
 
 def each_form(spec: ConvTransposeSpec, seed: int | str = 0) -> dict[str, KernelSource]:
-    """Return a file of each family and span that serve `spec`, each with one of its best tiles.
+    """Return a file of each form that serves `spec`, each with one of its best tiles.
 
     The planner takes one of them; the others are a measured choice, or another card, away.
     """

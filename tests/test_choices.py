@@ -101,7 +101,7 @@ def test_a_tile_that_cannot_serve_its_layer_is_refused():
     spec = parse("ConvTranspose2d(64, 64, 3, input=(8, 64, 32, None))")
     wrong = dataclasses.replace(TILE, span=2)
     table = Choices("h100", {key_of(spec): Measured(wrong, 0.5, 7, "a card")})
-    with pytest.raises(SpecError, match="no kernel of family polyphase and span 2 serves"):
+    with pytest.raises(SpecError, match="no kernel of family polyphase, span 2 and rows 1 serves"):
         plan(spec, find_target("h100"), choices=table)
 
 

@@ -176,7 +176,8 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
     return found
 
 
-CAST = ("result",)  # what file_context casts to the output's dtype and hands on as `store`
+# What Python hands on in other fields: the result, cast, as `store`; the access as `outputs`.
+CAST = ("result", "y")
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -19,16 +19,22 @@ from click.testing import CliRunner
 from convgen import find_target, parse
 from convgen.choices import key_of, text_of
 from convgen.cli import main
-from convgen.compiler import plan
 from convgen.cubin import compilers
-from convgen.plan import Tile
+from convgen.phases import decompose
+from convgen.plan import Candidate, Tile
 from convgen.spec import SpecError
+from convgen.tiling import rank_tiles
 from convgen.tune import _fits, shortlist, tune
 
 LAYER = "ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False, input=(8, 32, 32, 32))"
 MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
 TILE = Tile(block_m=32, block_n=32, block_k=16, num_warps=4, num_stages=2)
 H100 = find_target("h100")
+
+
+def ranking_of(text: str) -> tuple[Candidate, ...]:
+    """Return what tune chooses from."""
+    return rank_tiles(parse(text), decompose(parse(text)), H100, with_rows=True)
 
 
 class NoExecutor(Executor):
@@ -44,24 +50,24 @@ def rows(text: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("count", [1, 4, 8, 48])
 def test_a_shortlist_has_the_model_s_choice_and_every_form(count):
-    ranking = plan(parse(LAYER), H100).ranking
+    ranking = ranking_of("ConvTranspose2d(32, 32, 3, padding=1, input=(8, 32, 32, 32))")
     tiles = shortlist(ranking, count)
     assert len(tiles) == len(set(tiles)) == count
-    forms = {(c.tile.family, c.tile.span) for c in ranking}
+    forms = {(c.tile.family, c.tile.span, c.tile.rows) for c in ranking}
     if count >= 2 * len(forms):
-        assert {(tile.family, tile.span) for tile in tiles} == forms
+        assert {(tile.family, tile.span, tile.rows) for tile in tiles} == forms
     if count >= 4:
         assert ranking[0].tile in tiles
 
 
 def test_a_shortlist_is_the_same_every_time():
     """Another draw after an interruption would measure other tiles than before."""
-    ranking = plan(parse(LAYER), H100).ranking
+    ranking = ranking_of(LAYER)
     assert shortlist(ranking, 30) == shortlist(ranking, 30)
 
 
 def test_a_small_layer_is_tried_whole():
-    ranking = plan(parse(LAYER), H100).ranking[:5]
+    ranking = ranking_of(LAYER)[:5]
     assert set(shortlist(ranking, 48)) == {candidate.tile for candidate in ranking}
 
 

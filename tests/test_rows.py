@@ -1,0 +1,175 @@
+"""Blocks of rows, against the definition they are derived from, and what they compute.
+
+scattering.py enumerates the definition; nothing there knows of blocks. What would break it: a row
+that misses a tap or meets one twice, an input beyond the image, a block that hangs over the last
+row, and the mask of one row that is used for another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from convgen import ConvTransposeSpec, SpecError, find_target, parse
+from convgen.choices import Choices, key_of
+from convgen.compiler import plan
+from convgen.loading import load_module
+from convgen.phases import decompose
+from convgen.plan import Measured
+from convgen.render import KernelSource
+from convgen.resources import ROWS
+from convgen.rows import MOST_INPUTS, RowBlock, rows_refusal
+from convgen.tiling import rank_tiles
+from convgen.verify import allowed, measure
+from drawing import draw, each_form
+from scattering import axis_of, output_extent, random_parameters, scattered
+
+H100 = find_target("h100")
+
+
+def gathered(block: RowBlock, size: int, extent: int) -> dict[int, list[tuple[int, int]]]:
+    """Return what `scattered` does, as a program's loads and products have it."""
+    pairs = defaultdict(list)
+    for number in range(-(-extent // block.rows)):
+        for offset, served in block.inputs.items():
+            i = block.rows * number + block.taps.first(0) + offset
+            for row, k in served if 0 <= i < size else ():
+                pairs[block.rows * number + row].append((i, k))
+    return pairs
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 8])
+def test_blocks_give_each_output_the_pairs_that_reach_it_once(rows: int) -> None:
+    rng = random.Random(rows)
+    for _ in range(100):
+        kernel, _, padding, _, dilation = parameters = random_parameters(rng, 1)
+        smallest = next(n for n in range(1, 500) if output_extent(n, *parameters) > 0)
+        size = smallest + rng.randint(0, 2 * kernel + 3)
+        extent = output_extent(size, *parameters)
+        told = gathered(RowBlock(axis_of(*parameters), rows), size, extent)
+        pairs = scattered(size, extent, kernel, 1, padding, dilation)
+        # The last block may hang over the image: those rows are not stored.
+        assert {o: sorted(told[o]) for o in pairs} == {o: sorted(pairs[o]) for o in pairs}
+
+
+def test_a_block_loads_an_input_once_for_all_its_rows() -> None:
+    """Else it would only be a larger tile."""
+    block = RowBlock(axis_of(3), 4)
+    assert list(block.inputs) == [-2, -1, 0, 1, 2, 3]
+    assert block.inputs[0] == ((0, 0), (1, 1), (2, 2))
+    assert sum(map(len, block.inputs.values())) == 4 * 3
+
+
+REFUSED = {
+    "ConvTranspose1d(4, 4, 3, input=(1, 4, 64))": "rank 1",
+    "ConvTranspose2d(4, 4, 3, stride=(2, 1), input=(1, 4, 64, 64))": "stride",
+    "ConvTranspose2d(4, 4, (1, 3), input=(1, 4, 64, 64))": "share no input",
+    "ConvTranspose2d(4, 4, 3, dilation=(4, 1), input=(1, 4, 64, 64))": "share no input",
+    "ConvTranspose2d(4, 4, 3, input=(1, 4, None, 64))": "run time",
+    "ConvTranspose2d(4, 4, 3, padding=1, input=(1, 4, 3, 64))": "3 rows",
+    "ConvTranspose2d(4, 4, (8, 3), input=(1, 4, 64, 64))": "11 rows",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_blocks_cannot_serve(text: str) -> None:
+    reason = rows_refusal(parse(text), 4)
+    assert reason is not None
+    assert REFUSED[text] in reason
+    ranking = rank_tiles(parse(text), decompose(parse(text)), H100, with_rows=True)
+    assert all(candidate.tile.rows != 4 for candidate in ranking)
+
+
+def test_a_measured_block_that_cannot_serve_is_refused() -> None:
+    tile = dataclasses.replace(plan(parse(SERVED["plain"])).tile, rows=4)
+    with pytest.raises(SpecError, match=r"family .*, span .* and rows 4 serves"):
+        plan(parse(next(iter(REFUSED))), H100, tile)
+
+
+SERVED = {
+    "plain": "ConvTranspose2d(5, 3, 3, bias=False, input=(2, 5, 9, 8))",
+    "padded": "ConvTranspose2d(20, 18, (3, 2), padding=(1, 0), input=(2, 20, 7, 10))",
+    "one column": "ConvTranspose2d(3, 4, (3, 1), padding=(1, 0), input=(2, 3, 6, 5))",
+    "much padding": "ConvTranspose2d(3, 2, 3, padding=4, input=(2, 3, 13, 11))",
+    "dilated": "ConvTranspose2d(4, 2, (2, 3), dilation=(3, 1), input=(2, 4, 5, 6))",
+    "images that share a tile": "ConvTranspose2d(3, 4, 3, padding=1, input=(5, 3, 5, 4))",
+    "groups of channels": "ConvTranspose2d(6, 4, (2, 3), groups=2, input=(2, 6, 3, 7))",
+    "strided columns": "ConvTranspose2d(6, 4, 4, (1, 2), 1, input=(2, 6, 5, 8))",
+    "volumes": "ConvTranspose3d(4, 2, 3, (2, 1, 1), 1, input=(2, 4, 2, 4, 6), grid=1)",
+    "channels_last": "ConvTranspose2d(8, 6, 3, 1, 1, input=(2, 8, 5, 7), layout=channels_last)",
+    "open sizes": "ConvTranspose2d(None, None, 3, padding=1, input=(None, None, 6, None))",
+}
+
+
+def blocks_of(spec: ConvTransposeSpec, seed: int | str = 0) -> dict[str, KernelSource]:
+    """Return a file of each form with rows."""
+    return {form: source for form, source in each_form(spec, seed).items() if "rows" in form}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("stages", ["{}", "add(1.0) | sigmoid | {} | tanh"])
+@pytest.mark.parametrize("layer", SERVED)
+def test_blocks_are_exact_in_every_form(
+    layer: str, stages: str, tmp_path: Path, device: str
+) -> None:
+    """The stages make something of zero: a load that is not masked would show."""
+    emitted = parse(stages.format(SERVED[layer]))
+    known = emitted
+    if None in (emitted.in_channels, *(emitted.input or ())):
+        known = dataclasses.replace(
+            emitted, in_channels=6, out_channels=4, input=(2, 6, 6, 11), bias=True
+        )
+    sources = blocks_of(emitted)
+    wanted = {f"gather 1 rows {n}" for n in ROWS if rows_refusal(emitted, n) is None}
+    assert "gather 1 rows 4" in wanted <= set(sources)
+    for form, source in sources.items():
+        module = load_module(source.text, form.replace(" ", "_"), tmp_path)
+        exact, error, faithful = measure(known, module, device, 6)
+        assert exact is not False, (form, str(source.plan.tile))
+        assert error <= allowed(known, faithful), (form, str(source.plan.tile))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("number", ["tf32", "ieee", "float16", "bfloat16", "float64"])
+def test_blocks_have_the_error_of_dtype_and_precision(
+    number: str, tmp_path: Path, device: str
+) -> None:
+    """Every input tile of a block is rounded, not the first alone."""
+    spec = parse(SERVED["padded"])
+    if "float" in number:
+        spec = dataclasses.replace(spec, dtype=number, precision=None)
+    else:
+        spec = dataclasses.replace(spec, precision=number)
+    for form, source in blocks_of(spec, number).items():
+        module = load_module(source.text, form.replace(" ", "_"), tmp_path)
+        exact, error, faithful = measure(spec, module, device, 1)
+        assert exact, form
+        assert error <= allowed(spec, faithful), form
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_kernel_has_a_load_for_each_input_and_a_product_for_each_row_and_tap(seed: int) -> None:
+    known = draw(seed)[0]
+    while known.rank == 1 or rows_refusal(known, 2):
+        seed += 100
+        known = draw(seed)[0]
+    for source in blocks_of(known, seed).values():
+        block = source.plan.block
+        taps = known.kernel_size[-2]
+        assert source.text.count(" = tl.dot(") == block.rows * taps
+        assert source.text.count("x = tl.load(") == len(block.inputs) <= MOST_INPUTS
+        assert source.text.count("tl.store(") == block.rows
+
+
+def test_blocks_are_taken_where_they_were_measured() -> None:
+    """Not by the model alone; a file of choices may name them."""
+    spec = parse(SERVED["plain"])
+    ranking = rank_tiles(spec, decompose(spec), H100, with_rows=True)
+    tile = next(candidate.tile for candidate in ranking if candidate.tile.rows == 2)
+    assert all(candidate.tile.rows == 1 for candidate in plan(spec, H100).ranking)
+    choices = Choices("h100", {key_of(spec): Measured(tile, 0.5, 7, "a card")})
+    assert plan(spec, H100, choices=choices).tile == tile
