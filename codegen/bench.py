@@ -25,7 +25,7 @@ import click
 from . import __version__
 from .benchcases import CEILINGS, Case, Way
 from .benchreport import finished, judged, row_of
-from .project import write_text
+from .files import write_text
 from .spec import SpecError
 
 WORKER = (sys.executable, "-m", "convgen.benchworker")

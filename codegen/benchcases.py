@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .project import on_disk
+from .files import on_disk
 from .sources import resolve
 from .spec import LAYOUTS, ConvTransposeSpec, SpecError, nearest, shown
 

@@ -104,7 +104,7 @@ def emit(
 ) -> None:
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
     from .compiler import compile_kernel
-    from .project import write_text
+    from .files import write_text
     from .sources import destinations, resolve
 
     statements = resolve(spec, flags)
@@ -293,9 +293,9 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
 @_guarded
 def list_files(root: Path, as_json: bool) -> None:
     """List the files that `build` would write, for build systems."""
-    from . import project
+    from .table import read_table
 
-    paths = [str(kernel.path) for kernel in project.read_project(root)[1]]
+    paths = [str(kernel.path) for kernel in read_table(root).kernels]
     if as_json:
         _print_json("list-files", {"files": paths})
     else:
@@ -379,7 +379,7 @@ def bench(
     from .benchcases import read_cases, read_ways
     from .benchplot import draw_plot, require_matplotlib
     from .benchreport import table
-    from .project import write_text
+    from .files import write_text
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     _read_choices(choices)  # the workers read them, but a bad file should stop the run

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import ProjectError, on_disk
 from .flags import spec_from_flags
 from .language import parse_document
-from .project import Build, Drift, ProjectError, on_disk, read_document
+from .project import Build, Drift
 from .render import is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
+from .table import read_document
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
 
 SUFFIX = ".convgen"

@@ -29,10 +29,10 @@ from typing import Any
 
 from .choices import key_of, read_choices, text_of
 from .compiler import compile_kernel
+from .files import write_text
 from .language import parse
 from .phases import decompose
 from .plan import Candidate, Tile
-from .project import write_text
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget, find_target
 from .tiling import rank_tiles

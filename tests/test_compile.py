@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from convgen import TARGETS, find_target
-from convgen.project import read_project
+from convgen.table import read_table
 
 # One target an architecture that the table has.
 ARCHITECTURES = {t.compute_capability: t.name for t in reversed(TARGETS)}
@@ -51,7 +51,7 @@ def compiled(jobs: list[tuple[str, str, int]]) -> list[dict[str, int]]:
 @pytest.mark.parametrize("capability", sorted(ARCHITECTURES), ids=lambda c: f"sm_{c[0]}{c[1]}")
 def test_files_fit_the_card(capability: tuple[int, int], root: Path) -> None:
     target = find_target(ARCHITECTURES[capability])
-    kernels = read_project(root)[1]
+    kernels = read_table(root).kernels
     # Those of several targets are planned anew for this one.
     layers = dict.fromkeys(str(replace(kernel.spec, target=None)) for kernel in kernels)
     specs = [*layers, *OTHERS]

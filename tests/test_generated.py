@@ -12,11 +12,12 @@ import pytest
 from convgen import find_target
 from convgen.compiler import plan
 from convgen.families import FAMILIES
-from convgen.project import check, generate, read_project
+from convgen.project import check, generate
 from convgen.rules import check_rules
+from convgen.table import read_table
 
 ROOT = Path(__file__).parent.parent
-KERNELS = read_project(ROOT)[1]
+KERNELS = read_table(ROOT).kernels
 SPECS = [kernel.spec for kernel in KERNELS]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import convgen
-from convgen.project import ProjectError, generate, read_project, write
+from convgen.project import ProjectError, generate, write
+from convgen.table import read_table
 from running import SMALL, make_project, rows, run
 
 LONG_AGO = 10**18  # nanoseconds
@@ -198,7 +199,7 @@ def test_the_nearest_target_wins(tmp_path, table, row, spec, winner):
     """From far to near: the default, the table, the kernel's row, the argument in the spec."""
     text = f'target = "{table}"\n' * (table is not None) + rows("up", spec=spec)
     text += f'target = "{row}"\n' * (row is not None)
-    (kernel,) = read_project(make_project(tmp_path, text))[1]
+    (kernel,) = read_table(make_project(tmp_path, text)).kernels
     assert (kernel.path.name, kernel.target) == ("up.py", winner)
     assert f"# target: {winner} (" in generate(tmp_path).texts[kernel.path]
 
@@ -215,7 +216,7 @@ def test_a_document_s_target_is_nearer_than_the_table_s(tmp_path, table, documen
     """It counts for every statement of its file but those that name their own."""
     table += 'output = "kernels"\nspecs = ["all.convgen"]'
     document += f"far = {LAYER}\nnear = {FOR_H100}\n"
-    kernels = read_project(make_project(tmp_path, table, all=document))[1]
+    kernels = read_table(make_project(tmp_path, table, all=document)).kernels
     assert {k.path.name: k.target for k in kernels} == {"far.py": winner, "near.py": "h100"}
 
 

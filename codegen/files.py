@@ -1,0 +1,52 @@
+"""Files on disk: read whole, written whole or not at all.
+
+Beside the stages. Input: paths and text; output: files, or an error that names the path.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .spec import SpecError
+
+_SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
+
+
+class ProjectError(SpecError):
+    """A project that cannot be built: its table, a file it names, or a folder in the way."""
+
+
+def on_disk(path: Path) -> str:
+    """Return the text of a file that may be anybody's; raises ProjectError if it has none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that should be UTF-8; raises ProjectError naming it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; raises ProjectError if the folder does not allow it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)  # mkstemp's own is 0600
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise ProjectError(f"cannot write {str(path)[:_SHOWN]}: {error.strerror}") from None
