@@ -133,6 +133,42 @@ def test_blocks_are_exact_in_every_form(
         assert error <= allowed(known, faithful), (form, str(source.plan.tile))
 
 
+def of_stride_1(spec: ConvTransposeSpec) -> ConvTransposeSpec:
+    """Return `spec` with stride 1 along the last axis but one, in a precision of one product."""
+
+    def with_row(values: tuple[int, ...], row: int) -> tuple[int, ...]:
+        return (*values[:-2], row, values[-1])
+
+    padding = min(spec.output_padding[-2], spec.dilation[-2] - 1)
+    return dataclasses.replace(
+        spec,
+        stride=with_row(spec.stride, 1),
+        output_padding=with_row(spec.output_padding, padding),
+        precision="tf32" if spec.precision not in (None, "ieee") else spec.precision,
+    )
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("share", range(4))
+def test_blocks_of_drawn_specs_are_exact_on_integers(
+    share: int, tmp_path: Path, device: str
+) -> None:
+    met: set[str] = set()
+    for seed in range(5000 + share, 5160, 4):
+        drawn = draw(seed)[0]
+        try:
+            spec = of_stride_1(drawn) if drawn.rank > 1 else drawn
+        except SpecError:  # such as an output of no elements
+            continue
+        for form, source in blocks_of(spec, seed).items():
+            module = load_module(source.text, f"{form}_{seed}".replace(" ", "_"), tmp_path)
+            exact, error, faithful = measure(spec, module, device, seed)
+            assert exact, f"{form}, {source.plan.tile}: {spec}"
+            assert error <= allowed(spec, faithful), f"{form}, {source.plan.tile}: {spec}"
+            met.add(form)
+    assert met >= {"gather 1 rows 2", "gather 1 rows 4"}
+
+
 @pytest.mark.interpreter
 @pytest.mark.parametrize("number", ["tf32", "ieee", "float16", "bfloat16", "float64"])
 def test_blocks_have_the_error_of_dtype_and_precision(
