@@ -283,7 +283,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
                 click.echo(f"{name if dry else verbs[name]} {path}", err=True)
         count = sum(map(len, rows.values()))
         verb = "differ" if dry else "brought up to date"
-        click.echo(f"{len(made.texts)} kernels, {count} {verb}", err=True)
+        click.echo(f"{len(made.texts)} files, {count} {verb}", err=True)
     sys.exit(1 if dry and drift else 0)
 
 
@@ -293,9 +293,10 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
 @_guarded
 def list_files(root: Path, as_json: bool) -> None:
     """List the files that `build` would write, for build systems."""
+    from .project import files
     from .table import read_table
 
-    paths = [str(kernel.path) for kernel in read_table(root).kernels]
+    paths = [str(path) for path in files(read_table(root))]
     if as_json:
         _print_json("list-files", {"files": paths})
     else:

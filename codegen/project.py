@@ -12,8 +12,9 @@ from pathlib import Path
 from .choices import read_choices
 from .compiler import compile_kernel
 from .files import ProjectError, on_disk, write_text
+from .package import MANIFEST, manifest_is_intact, manifest_text, needs_package, package_text
 from .render import body_is_intact, is_generated
-from .table import read_table
+from .table import Table, read_table
 from .targets import find_target
 
 
@@ -54,11 +55,37 @@ def generate(root: Path) -> Build:
     """Compile every kernel of the project at `root`; raises as `read_table`."""
     table = read_table(root)
     choices = None if table.choices is None else read_choices(table.choices)
-    texts = {
-        k.path: compile_kernel(k.spec, find_target(k.target), choices=choices).text
-        for k in table.kernels
-    }
+    texts = {}
+    for kernel in table.kernels:
+        text = compile_kernel(kernel.spec, find_target(kernel.target), choices=choices).text
+        texts[kernel.path] = _licensed(text, table.license)
+    package = package_text(table)
+    if package is not None:
+        texts[table.output / "__init__.py"] = _licensed(package, table.license)
+    named = {path.name: text for path, text in texts.items()}
+    texts[table.output / MANIFEST] = manifest_text(table, named)
     return Build(table.output, texts)
+
+
+def files(table: Table) -> list[Path]:
+    """Return the files that a build of `table` has, without compiling it."""
+    paths = [kernel.path for kernel in table.kernels]
+    paths += [table.output / "__init__.py"] * needs_package(table)
+    return sorted([*paths, table.output / MANIFEST])
+
+
+def _licensed(text: str, license: str | None) -> str:
+    """Return a generated file with its licence below the first line of the header."""
+    if license is None:
+        return text
+    first, _, rest = text.partition("\n")
+    return f"{first}\n# SPDX-License-Identifier: {license}\n{rest}"
+
+
+def is_intact(path: Path) -> bool:
+    """Whether the file at `path` is as a build wrote it."""
+    text = on_disk(path)
+    return manifest_is_intact(text) if path.name == MANIFEST else body_is_intact(text)
 
 
 def check(build: Build) -> Drift:
@@ -79,7 +106,7 @@ def write(build: Build, *, force: bool = False) -> Drift:
     """
     drift = check(build)
     for path in drift.changed:
-        if not force and not body_is_intact(on_disk(path)):
+        if not force and not is_intact(path):
             raise ProjectError(
                 f"{path} was not generated, or was edited since; --force overwrites it"
             )
@@ -87,7 +114,7 @@ def write(build: Build, *, force: bool = False) -> Drift:
         write_text(path, build.texts[path])
     removed = tuple(path for path in drift.extra if body_is_intact(on_disk(path)))
     for path in removed:
-        path.unlink()
+        path.unlink(missing_ok=True)  # another build may have been here
     kept = tuple(path for path in drift.extra if path not in removed)
     return Drift(drift.missing, drift.changed, removed, kept)
 

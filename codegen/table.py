@@ -5,6 +5,7 @@ Input: the root of a project; output: a `Table`, every word of it checked.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +17,30 @@ from .language import NamedSpec, check_name, parse, parse_document
 from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
 from .targets import DEFAULT_TARGET
 
-KEYS = ("output", "target", "specs", "choices", "kernel")
-KERNEL_KEYS = ("name", "spec", "target")
+KEYS = ("output", "target", "specs", "choices", "license", "build-backend", "kernel")
+KERNEL_KEYS = ("name", "spec", "target", "class-name")
+BACKEND = "setuptools.build_meta"
+LICENSE = r"[A-Za-z0-9 .+()-]{1,200}"  # an SPDX expression
+# Names that the package's own __init__.py uses.
+TAKEN = ("FILES", "importlib", "math", "nn", "torch")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One file of a project: where it goes, and what is compiled for which target."""
+    """One file of a project.
+
+    Attributes:
+        path: where it goes.
+        name: the kernel's, which files for several targets share.
+        spec, target: what is compiled for which GPU.
+        class_name: what the package calls the layer, None for nothing.
+    """
 
     path: Path
+    name: str
     spec: ConvTransposeSpec
     target: str
+    class_name: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +49,18 @@ class Table:
 
     Attributes:
         output: the folder for the files.
+        several: `target` is a list: a file for each, and the package picks.
         choices: the file of measured choices, None without one.
-        kernels: in order of their paths.
+        license: an SPDX expression for the files' headers, None for no line.
+        build_backend: whom the wrapper backend (pep517.py) delegates to.
+        kernels: in order of names and paths.
     """
 
     output: Path
+    several: bool
     choices: Path | None
+    license: str | None
+    build_backend: str
     kernels: tuple[Kernel, ...]
 
 
@@ -51,6 +71,20 @@ class Row:
     name: str
     spec: ConvTransposeSpec
     target: str | None
+    class_name: str | None = None
+
+
+def has_table(root: Path) -> bool:
+    """Whether the project at `root` has the table; False if its pyproject.toml cannot be read.
+
+    What runs in builds of every project asks this first.
+    """
+    try:
+        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+        # Parsing takes longer than most builds should wait for what is not their concern.
+        return "convgen" in text and "convgen" in tomllib.loads(text).get("tool", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError):
+        return False
 
 
 def read_table(root: Path) -> Table:
@@ -71,17 +105,43 @@ def read_table(root: Path) -> Table:
         for target in common if row.target is None else (row.target,):
             chosen = check_target(target)
             stem = f"{row.name}_{chosen}" if several else row.name
-            kernels.append(Kernel(output / f"{stem}.py", row.spec, chosen))
+            path = output / f"{stem}.py"
+            kernels.append(Kernel(path, row.name, row.spec, chosen, row.class_name))
+    _check_names(kernels)
+    choices = table.get("choices")
+    return Table(
+        output=output,
+        several=several,
+        choices=None if choices is None else _inside(root, choices, "choices"),
+        license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
+        build_backend=_text(table, "build-backend", r"\S+", "a backend such as flit_core.buildapi")
+        or BACKEND,
+        kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),
+    )
+
+
+def _check_names(kernels: list[Kernel]) -> None:
+    """Refuse two of a name, among files and among what the package offers."""
     paths = [kernel.path for kernel in kernels]
     for path in sorted(set(paths)):
         if paths.count(path) > 1:
             raise ProjectError(f"two kernels are called {path.stem}", "name")
-    choices = table.get("choices")
-    return Table(
-        output=output,
-        choices=None if choices is None else _inside(root, choices, "choices"),
-        kernels=tuple(sorted(kernels, key=lambda kernel: kernel.path)),
-    )
+    offered = {kernel.name: kernel.name for kernel in kernels}
+    for kernel in kernels:
+        for name in (kernel.name, kernel.class_name):
+            if name in TAKEN or name == "__init__":
+                raise ProjectError(f"the name {name} is taken", "name")
+        if kernel.class_name is not None:
+            owner = offered.setdefault(kernel.class_name, kernel.name)
+            if owner != kernel.name or kernel.class_name == kernel.name:
+                raise ProjectError(f"class-name {kernel.class_name} is taken", "class-name")
+
+
+def _text(table: dict[str, Any], key: str, pattern: str, what: str) -> str | None:
+    value = table.get(key)
+    if value is None or (isinstance(value, str) and re.fullmatch(pattern, value)):
+        return value
+    raise ProjectError(f"{key} of [tool.convgen] must be {what}, got {shown(value)}", key)
 
 
 def _table(root: Path) -> dict[str, Any]:
@@ -126,14 +186,30 @@ def _rows(root: Path, table: dict[str, Any]) -> Iterator[Row]:
             if statement.name is None:
                 raise ProjectError(f"{path}: {statement.spec} needs a name: `name = …`", "specs")
             yield Row(statement.name, statement.spec, statement.spec.target or target)
-    for row in _list(table, "kernel"):
-        if not isinstance(row, dict) or not {"name", "spec"} <= set(row):
-            raise ProjectError("[[tool.convgen.kernel]] needs name and spec", "kernel")
-        _check_keys(row, KERNEL_KEYS, "[[tool.convgen.kernel]]")
-        if not isinstance(row["name"], str) or not isinstance(row["spec"], str):
-            raise ProjectError("name and spec of [[tool.convgen.kernel]] must be strings", "kernel")
-        spec = parse(row["spec"])
-        yield Row(check_name(row["name"]), spec, spec.target or row.get("target"))
+    for number, row in enumerate(_list(table, "kernel"), 1):
+        where = f"[[tool.convgen.kernel]] number {number}"
+        if isinstance(row, dict) and isinstance(row.get("name"), str):
+            where = f"[[tool.convgen.kernel]] {shown(row['name'])}"
+        try:
+            yield _row(row)
+        except SpecError as error:
+            raise ProjectError(f"{where}: {error}", error.argument) from None
+
+
+def _row(row: object) -> Row:
+    if not isinstance(row, dict) or not {"name", "spec"} <= set(row):
+        raise ProjectError("it needs name and spec", "kernel")
+    _check_keys(row, KERNEL_KEYS, "it")
+    for key, value in row.items():
+        if not isinstance(value, str):
+            raise ProjectError(f"{key} must be a string, got {shown(value)}", key)
+    spec, class_name = parse(row["spec"]), row.get("class-name")
+    if class_name is not None:
+        check_name(class_name)
+    target = spec.target or row.get("target")
+    if target is not None:
+        check_target(target)
+    return Row(check_name(row["name"]), spec, target, class_name)
 
 
 def _list(table: dict[str, Any], key: str) -> list[Any]:

@@ -183,22 +183,21 @@ def test_build_check_and_diff_exit_1_on_drift(tmp_path):
     (folder / "four.py").write_text(made)
     done = run("build", tmp_path, "--check")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert [line.split()[0] for line in done.stderr.splitlines()[:-1]] == [
-        "missing",
-        "changed",
-        "extra",
-    ]
+    words = [line.split()[0] for line in done.stderr.splitlines()[:-1]]
+    assert words == ["missing", "changed", "extra"]
     done = run("build", tmp_path, "--diff")
     assert done.exit_code == 1
     assert "+BLOCK_M = " in done.stdout
     assert "-BLOCK_Z = " in done.stdout
-    assert sorted(path.name for path in folder.iterdir()) == ["four.py", "three.py", "two.py"]
+    left = ["four.py", "manifest.json", "three.py", "two.py"]
+    assert sorted(path.name for path in folder.iterdir()) == left
 
 
 def test_list_files_names_what_build_writes(tmp_path):
     make_project(tmp_path, rows("b", "a"))
     listed = run("list-files", tmp_path).stdout.splitlines()
-    assert listed == [str(tmp_path / "kernels" / f"{name}.py") for name in ("a", "b")]
+    names = ("a.py", "b.py", "manifest.json")
+    assert listed == [str(tmp_path / "kernels" / name) for name in names]
     run("build", tmp_path)
     assert sorted(map(str, (tmp_path / "kernels").iterdir())) == listed
 

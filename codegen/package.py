@@ -1,0 +1,137 @@
+"""The files beside the kernels of a project: the package's `__init__.py`, and the manifest.
+
+The last part of a build. Input: a `Table` and the text of each kernel; output: their text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from . import __version__
+from .render import HEADER_LINE, environment
+from .table import Kernel, Table
+from .targets import find_target
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """A file of a kernel, and what the package chooses it by: numbers of its target.
+
+    Attributes:
+        stem: its name without the ending.
+        capability: compute capability, 89 for 8.9.
+        sms: streaming multiprocessors.
+        shared: bytes of shared memory that a block can have.
+    """
+
+    stem: str
+    capability: int
+    sms: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelText:
+    """A kernel as the package offers it: its name, its class' name if it has one, its files."""
+
+    name: str
+    class_name: str | None
+    op: str
+    layer: str
+    files: tuple[FileText, ...]
+
+
+def needs_package(table: Table) -> bool:
+    """Whether the folder has an `__init__.py` of its own: to pick a target, or to name a class."""
+    return table.several or any(kernel.class_name is not None for kernel in table.kernels)
+
+
+def package_text(table: Table) -> str | None:
+    """Return the text of `__init__.py`; None for a table that needs none."""
+    if not needs_package(table):
+        return None
+    kernels = tuple(
+        _kernel(list(group)) for _, group in itertools.groupby(table.kernels, lambda k: k.name)
+    )
+    names = [k.class_name for k in kernels if k.class_name is not None]
+    if table.several:
+        names += [kernel.name for kernel in kernels]
+        summary = "The kernels of this package, each with the file for the GPU at hand."
+    else:
+        summary = "The layers of this package."
+    body = (
+        environment()
+        .get_template("package.py.jinja")
+        .render(
+            summary=summary,
+            several=table.several,
+            kernels=kernels,
+            names=", ".join(f'"{name}"' for name in sorted(names)),
+        )
+    )
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f"{HEADER_LINE}{__version__}. DO NOT EDIT.\n# body sha256: {digest}\n\n{body}"
+
+
+def _kernel(files: list[Kernel]) -> KernelText:
+    first, rank = files[0], files[0].spec.rank
+    return KernelText(
+        name=first.name,
+        class_name=first.class_name,
+        op=f"conv_transpose{rank}d",
+        layer=f"ConvTranspose{rank}d",
+        files=tuple(map(_file, files)),
+    )
+
+
+def _file(kernel: Kernel) -> FileText:
+    target = find_target(kernel.target)
+    major, minor = target.compute_capability
+    return FileText(
+        stem=kernel.path.stem,
+        capability=10 * major + minor,
+        sms=target.sms,
+        shared=target.shared_per_block,
+    )
+
+
+def manifest_text(table: Table, texts: dict[str, str]) -> str:
+    """Return the text of the manifest: of each file its kernel, target, spec and hash.
+
+    Args:
+        table: the project's.
+        texts: name to text of the files.
+    """
+    rows = [
+        {
+            "file": kernel.path.name,
+            "name": kernel.name,
+            "target": kernel.target,
+            "spec": str(kernel.spec),
+            "sha256": _digest(texts[kernel.path.name]),
+        }
+        for kernel in table.kernels
+    ]
+    content = {"schema": SCHEMA, "generator": f"convgen {__version__}", "kernels": rows}
+    return json.dumps(content | {"sha256": _digest(json.dumps(content))}, indent=2) + "\n"
+
+
+def manifest_is_intact(text: str) -> bool:
+    """Whether `text` is a manifest as it was written."""
+    try:
+        content: Any = json.loads(text)
+        digest = content.pop("sha256")
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return False
+    return bool(digest == _digest(json.dumps(content)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
