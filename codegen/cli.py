@@ -1,14 +1,12 @@
 """The command line: parse, call, print, exit code; no logic of its own.
 
-Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 drift or failed verification, 2
-usage or spec error, 123 internal error. Commands import what they need when they run, so that
-`convgen --help` pays for nothing else.
+Data goes to stdout, messages to stderr; exit codes are cli_common.py's. Commands import what they
+need when they run, so that `convgen --help` pays for nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -18,34 +16,10 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_common import guarded, print_json
+from .cli_project import build, init, list_files
 from .flags import SPEC_OPTIONS
 from .spec import SpecError
-
-INTERNAL_ERROR = 123
-
-
-def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors into one message and an exit code."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except SpecError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
-            raise
-        except Exception as error:
-            given = options.get("spec") or {k: v for k, v in options.items() if v is not None}
-            click.echo(
-                f"internal error: {type(error).__name__}: {str(error)[:500]}\n  for: {given}\n"
-                "  this is a bug of convgen, not of the spec; please report it with this text",
-                err=True,
-            )
-            sys.exit(INTERNAL_ERROR)
-
-    return run
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,10 +51,6 @@ def _torch_for(command: str) -> Iterator[None]:
         raise SpecError(f"{command} needs {error.name}: pip install 'convgen[torch]'") from None
 
 
-def _print_json(command: str, data: dict[str, Any]) -> None:
-    click.echo(json.dumps({"schema": 1, "command": command, **data}, indent=2))
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="convgen")
 def main() -> None:
@@ -93,7 +63,7 @@ def main() -> None:
 @click.option("-o", "--output", help="File, or folder for a .convgen file; - is stdout.")
 @click.option("--force", is_flag=True, help="Overwrite a file that convgen did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def emit(
     spec: str | None,
     choices: Path | None,
@@ -131,14 +101,14 @@ def emit(
             }
             for statement, source, path in zip(statements, sources, paths, strict=True)
         ]
-        _print_json("emit", {"kernels": rows})
+        print_json("emit", {"kernels": rows})
 
 
 @main.command()
 @_spec_options
 @_choices_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) -> None:
     """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter."""
     from .sources import resolve
@@ -149,7 +119,7 @@ def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) 
     measured = _read_choices(choices)
     reports = [run(s.spec, s.target, choices=measured) for s in statements]
     if as_json:
-        _print_json("verify", {"kernels": [report.as_dict() for report in reports]})
+        print_json("verify", {"kernels": [report.as_dict() for report in reports]})
     else:
         for report in reports:
             click.echo(str(report))
@@ -165,7 +135,7 @@ def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) 
     help="One stage only.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def explain(
     spec: str | None, choices: Path | None, stage: str | None, as_json: bool, **flags: Any
 ) -> None:
@@ -193,14 +163,14 @@ def explain(
                 for line in lines[1:]:
                     click.echo(f"    {line}")
     if as_json:
-        _print_json("explain", {"kernels": kernels})
+        print_json("explain", {"kernels": kernels})
 
 
 @main.command("compile")
 @_spec_options
 @_choices_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def compile_command(
     spec: str | None, choices: Path | None, as_json: bool, target: str | None, **flags: Any
 ) -> None:
@@ -229,7 +199,7 @@ def compile_command(
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--tiles", default=48, type=click.IntRange(1, 4096), help="Candidates a spec (48).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any) -> None:
     """Time SPEC's candidates on the GPU at hand; write the fastest to a file of choices.
 
@@ -251,62 +221,14 @@ def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any
             rows.append(row)
             bar.update(1)
     if as_json:
-        _print_json("tune", {"target": target.name, "choices": rows})
+        print_json("tune", {"target": target.name, "choices": rows})
     else:
         click.echo(f"{len(rows)} of {len(specs)} specs measured, the rest was there", err=True)
 
 
 @main.command()
-@click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
-@click.option("--diff", is_flag=True, help="Write nothing; print a unified diff.")
-@click.option("--force", is_flag=True, help="Overwrite files that were edited by hand.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
-def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> None:
-    """Generate all of [tool.convgen] in ROOT/pyproject.toml; write only what changed."""
-    from . import project
-    from .sources import unified_diff
-
-    made = project.generate(root)
-    dry = check or diff
-    drift = project.check(made) if dry else project.write(made, force=force)
-    if diff and not as_json:
-        click.echo(unified_diff(made, drift), nl=False)
-    rows = {name: [str(path) for path in getattr(drift, name)] for name in drift.__slots__}
-    if as_json:
-        _print_json("build", {"written": not dry, **rows})
-    else:
-        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove", "kept": "keep"}
-        for name, paths in rows.items():
-            for path in paths:
-                click.echo(f"{name if dry else verbs[name]} {path}", err=True)
-        count = sum(map(len, rows.values()))
-        verb = "differ" if dry else "brought up to date"
-        click.echo(f"{len(made.texts)} files, {count} {verb}", err=True)
-    sys.exit(1 if dry and drift else 0)
-
-
-@main.command("list-files")
-@click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
-def list_files(root: Path, as_json: bool) -> None:
-    """List the files that `build` would write, for build systems."""
-    from .project import files
-    from .table import read_table
-
-    paths = [str(path) for path in files(read_table(root))]
-    if as_json:
-        _print_json("list-files", {"files": paths})
-    else:
-        for path in paths:
-            click.echo(path)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def targets(as_json: bool) -> None:
     """List the GPUs that can be planned for; * is the default."""
     from dataclasses import asdict
@@ -314,7 +236,7 @@ def targets(as_json: bool) -> None:
     from .targets import DEFAULT_TARGET, TARGETS
 
     if as_json:
-        _print_json("targets", {"targets": [asdict(target) for target in TARGETS]})
+        print_json("targets", {"targets": [asdict(target) for target in TARGETS]})
         return
     for t in TARGETS:
         mark = "*" if t.name == DEFAULT_TARGET else " "
@@ -327,14 +249,14 @@ def targets(as_json: bool) -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def families(as_json: bool) -> None:
     """List the kernel families; the planner ranks the tiles of all that serve a spec."""
     from .families import FAMILIES
 
     if as_json:
         rows = [{"name": f.name, "serves": f.serves, "idea": f.idea} for f in FAMILIES]
-        _print_json("families", {"families": rows})
+        print_json("families", {"families": rows})
         return
     for family in FAMILIES:
         click.echo(f"{family.name:8} serves {family.serves}: {family.idea}")
@@ -359,7 +281,7 @@ def families(as_json: bool) -> None:
     help="File for bars and roofline, as SVG; needs matplotlib.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_guarded
+@guarded
 def bench(
     cases: str,
     only: str,
@@ -393,3 +315,7 @@ def bench(
         click.echo(json.dumps(report))
     else:
         click.echo(table(report))
+
+
+for _command in (init, build, list_files):
+    main.add_command(_command)

@@ -29,7 +29,7 @@ def on_disk(path: Path) -> str:
 def read_text(path: Path) -> str:
     """Return the text of a file that should be UTF-8; raises ProjectError naming it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None

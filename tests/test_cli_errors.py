@@ -5,6 +5,9 @@ What a user types never runs, never shows a traceback, and never reaches an emit
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -237,6 +240,43 @@ def test_a_project_that_is_none(tmp_path):
     assert "there is no " in refused("build", tmp_path)
     (tmp_path / "pyproject.toml").write_text("tool = 3\n")
     assert "has no table [tool.convgen]" in refused("list-files", tmp_path)
+
+
+@pytest.mark.parametrize("row", ['name = "up"', 'name = "up"\nspec = "Conv"', 'spec = "Conv"', ""])
+def test_a_wrong_row_is_told_by_name_or_number(tmp_path, row):
+    """Of twenty rows the message must say which."""
+    table = f"{rows('first')}[[tool.convgen.kernel]]\n{row}"
+    name = "'up'" if "up" in row else "number 2"
+    assert f"[[tool.convgen.kernel]] {name}: " in refused("build", make_project(tmp_path, table))
+
+
+@pytest.mark.parametrize("value", ["3", '""', '"a b"'])
+def test_a_backend_is_a_name(tmp_path, value):
+    table = f"build-backend = {value}\n{rows('up')}"
+    message = refused("build", make_project(tmp_path, table))
+    assert "build-backend of [tool.convgen] must be a backend such as" in message
+
+
+# ---- places ----
+
+
+def test_a_document_of_another_editor_is_read(tmp_path):
+    """A byte order mark and line ends of Windows are no part of a spec."""
+    path = tmp_path / "a.convgen"
+    path.write_bytes(f"\ufeffone = {SMALL}\r\n\r\n# two\r\ntwo = {SMALL}\r\n".encode())
+    done = run("emit", path, "-o", tmp_path / "out")
+    assert done.exit_code == 0
+    assert sorted(made.name for made in (tmp_path / "out").iterdir()) == ["one.py", "two.py"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize("command", ["emit --k 3", "explain --k 3", "targets"])
+def test_output_that_is_full_is_no_bug(command):
+    with open("/dev/full", "wb") as full:
+        line = [sys.executable, "-m", "convgen", *command.split()]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"cannot write the output: No space left on device" in done.stderr
 
 
 # ---- bugs ----

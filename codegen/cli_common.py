@@ -1,0 +1,54 @@
+"""What all commands share: errors to one message and an exit code, JSON with its schema.
+
+Part of the command line. Exit codes: 0 done, 1 drift, a failed verification or output that cannot
+be written, 2 usage or spec error, 123 internal error.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .spec import SpecError
+
+INTERNAL_ERROR = 123
+# What stdout may say; files of their own are written by files.py, which names them.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn errors into one message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except SpecError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                click.echo(f"error: cannot write the output: {error.strerror}", err=True)
+                sys.exit(1)
+            given = options.get("spec") or {k: str(v) for k, v in options.items() if v is not None}
+            click.echo(
+                f"internal error: {type(error).__name__}: {str(error)[:500]}\n  for: {given}\n"
+                "  this is a bug of convgen, not of the spec; please report it with this text",
+                err=True,
+            )
+            sys.exit(INTERNAL_ERROR)
+
+    return run
+
+
+def print_json(command: str, data: dict[str, Any]) -> None:
+    """Print a command's JSON object."""
+    click.echo(json.dumps({"schema": 1, "command": command, **data}, indent=2))
