@@ -74,6 +74,21 @@ def shipped(target: str) -> Choices:
     return dataclasses.replace(found, digest=None)
 
 
+def choices_for(path: Path | None, targets: set[str]) -> Choices | None:
+    """Return the choices in a file, None for no file.
+
+    Raises:
+        SpecError: the file cannot be used, or is for none of `targets`.
+    """
+    if path is None:
+        return None
+    found = read_choices(path)
+    if found.target not in targets:
+        names = ", ".join(sorted(targets))
+        raise SpecError(f"{path} has choices for {found.target}, not for {names}", "choices")
+    return found
+
+
 def read_choices(path: Path) -> Choices:
     """Return the choices in a file; raises SpecError if it has none that can be used."""
     try:

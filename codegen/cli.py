@@ -36,10 +36,10 @@ _choices_option = click.option(
 )
 
 
-def _read_choices(path: Path | None) -> Any:
-    from .choices import read_choices
+def _choices(path: Path | None, statements: list[Any]) -> Any:
+    from .choices import choices_for
 
-    return None if path is None else read_choices(path)
+    return choices_for(path, {statement.target.name for statement in statements})
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def emit(
 
     statements = resolve(spec, flags)
     paths = destinations(statements, spec, output, force=force)
-    measured = _read_choices(choices)
+    measured = _choices(choices, statements)
     sources = [compile_kernel(s.spec, s.target, choices=measured) for s in statements]
     for source, path in zip(sources, paths, strict=True):
         if path is not None:
@@ -116,7 +116,7 @@ def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) 
     statements = resolve(spec, flags)
     with _torch_for("verify"):
         from .verify import verify as run
-    measured = _read_choices(choices)
+    measured = _choices(choices, statements)
     reports = [run(s.spec, s.target, choices=measured) for s in statements]
     if as_json:
         print_json("verify", {"kernels": [report.as_dict() for report in reports]})
@@ -144,8 +144,9 @@ def explain(
     from .explain import explain as sections_of
     from .sources import resolve
 
-    kernels, measured = [], _read_choices(choices)
-    for statement in resolve(spec, flags):
+    statements = resolve(spec, flags)
+    kernels, measured = [], _choices(choices, statements)
+    for statement in statements:
         made = plan(statement.spec, statement.target, choices=measured)
         sections = sections_of(made, stage)
         if as_json:
@@ -181,7 +182,7 @@ def compile_command(
     with _torch_for("compile"):
         from .cubin import resources_of
 
-        measured = _read_choices(choices)
+        measured = _choices(choices, pairs)
         rows = [resources_of(statement, measured) for statement in pairs]
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
@@ -302,10 +303,12 @@ def bench(
     from .benchcases import read_cases, read_ways
     from .benchplot import draw_plot, require_matplotlib
     from .benchreport import table
+    from .choices import read_choices
     from .files import write_text
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
-    _read_choices(choices)  # the workers read them, but a bad file should stop the run
+    if choices is not None:
+        read_choices(choices)  # the workers read them, but a bad file should stop the run
     if plot is not None:
         require_matplotlib()
     report = run(found, chosen, output, choices)

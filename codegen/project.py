@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .choices import read_choices
+from .choices import choices_for
 from .compiler import compile_kernel
 from .files import ProjectError, on_disk, write_text
 from .package import MANIFEST, manifest_is_intact, manifest_text, needs_package, package_text
@@ -54,7 +54,7 @@ class Drift:
 def generate(root: Path) -> Build:
     """Compile every kernel of the project at `root`; raises as `read_table`."""
     table = read_table(root)
-    choices = None if table.choices is None else read_choices(table.choices)
+    choices = choices_for(table.choices, {kernel.target for kernel in table.kernels})
     texts = {}
     for kernel in table.kernels:
         text = compile_kernel(kernel.spec, find_target(kernel.target), choices=choices).text

@@ -21,6 +21,7 @@ from convgen.explain import explain
 from convgen.plan import Measured, Tile, problem_of
 from convgen.resources import form_of, shared_memory
 from convgen.spec import SpecError
+from running import run
 
 LAYER = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, input=(8, 64, 32, 32))"
 TILE = Tile(block_m=32, block_n=32, block_k=16, num_warps=4, num_stages=2, family="polyphase")
@@ -59,6 +60,16 @@ def test_choices_stay_with_their_target(tmp_path):
     for target in TARGETS:
         made = plan(parse(LAYER), target, choices=choices)
         assert (made.measured is not None) == (target.name == "h100"), target.name
+
+
+def test_a_file_for_another_target_is_told(tmp_path):
+    """Left aside in silence, it would pass for used."""
+    path = written(tmp_path, row())
+    for command in ("emit", "explain"):
+        done = run(command, LAYER, "--target", "a100", "--choices", path)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"{path} has choices for h100, not for a100" in done.stderr
+        assert run(command, LAYER, "--target", "h100", "--choices", path).exit_code == 0
 
 
 @pytest.mark.parametrize(
