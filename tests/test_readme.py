@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from convgen.project import generate
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+TABLES = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:40])
@@ -36,6 +39,15 @@ def test_shown_output_is_real(block: str, tmp_path: Path) -> None:
     assert re.fullmatch(pattern, done.stdout + done.stderr, re.DOTALL), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("block", TABLES, ids=range(len(TABLES)))
+def test_shown_tables_are_read(block: str, tmp_path: Path) -> None:
+    """A newcomer copies them."""
+    (tmp_path / "pyproject.toml").write_text(block)
+    (tmp_path / "kernels.convgen").write_text("up = ConvTranspose1d(4, 2, 4)\n")
+    assert generate(tmp_path).texts
+
+
 def test_there_is_something_to_check() -> None:
     """A README whose blocks are no longer found would pass every test."""
     assert len(BLOCKS) >= 5
+    assert len(TABLES) == 2
