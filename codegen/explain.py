@@ -15,6 +15,7 @@ from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .resources import form_of, registers, shared_memory
 from .sizes import AXES, make_sizes
+from .tiling import multiplied
 
 STAGES = ("spec", "phases", "index", "plan", "candidates")
 MOST_PHASES = 16  # of an axis that are listed
@@ -96,7 +97,8 @@ def _index(plan: KernelPlan) -> Rows:
 
 def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
-    form = form_of(plan.spec, plan.phases, problem_of(plan.spec, plan.phases), tile)
+    problem = problem_of(plan.spec, plan.phases)
+    form = form_of(plan.spec, plan.phases, problem, tile)
     family = find_family(plan.family)
     if plan.nominal:
         yield "note", "sizes are left to run time: figures are for nominal ones"
@@ -120,6 +122,12 @@ def _plan(plan: KernelPlan) -> Rows:
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"
     yield "tail", f"{100 * cost.tail:.0f} % of the last wave stands empty"
     yield "FLOPs", f"{cost.flops / 1e9:.3f} GFLOP"
+    if family.products:
+        done = multiplied(plan.spec, problem, form, tile, cost)
+        yield (
+            "multiplied",
+            f"{done / 1e9:.3f} GFLOP: with what hangs over blocks and edges, and zeros of groups",
+        )
     yield (
         "bytes",
         f"{cost.dram_bytes / 1e6:.3f} MB at least; {cost.l2_bytes / 1e6:.3f} MB through L2",
@@ -151,6 +159,7 @@ def _blocks(candidate: Candidate) -> tuple[int, int, int]:
 
 
 def _candidates(plan: KernelPlan) -> Rows:
+    yield "order", "model time in steps of 1 %; within one, smaller tiles and deeper pipelines"
     for candidate in plan.ranking[:MOST_CANDIDATES]:
         cost = candidate.cost
         yield (

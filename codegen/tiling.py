@@ -260,6 +260,15 @@ def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     return form.rows * tile.block_m * form.columns(tile) * store
 
 
+def multiplied(
+    spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile, cost: Cost
+) -> int:
+    """Return operations that the matrix units do for `cost.flops` of the layer's, two a product."""
+    steps = form.taps * math.ceil(problem.in_channels // spec.groups / tile.block_k)
+    each = 2 * form.products * tile.block_m * form.columns(tile) * form.depth(tile)
+    return round(cost.programs * steps * each)
+
+
 def layer_flops(spec: ConvTransposeSpec, problem: Problem) -> int:
     """Return operations of the layer, two a product; each input meets every tap of its group."""
     taps = math.prod(spec.kernel_size)

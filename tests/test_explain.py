@@ -41,6 +41,8 @@ def test_the_brief_s_problem():
         4_303_511_552,
     )
     assert (plan["programs"], plan["FLOPs"]) == (65_800, "618.475 GFLOP")
+    # 65 800 tiles of 128 positions by 64 channels, each product 64 channels times 9 taps deep.
+    assert plan["multiplied"].startswith("620.967 GFLOP")
     assert plan["bytes"].startswith("4303.512 MB at least")
     assert plan["occupancy"].startswith("3 programs an SM (12 of 48 warps; ")
     assert plan["waves"] == "171.35 over 128 SMs x 3 programs"
