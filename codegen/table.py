@@ -54,6 +54,7 @@ class Table:
         license: an SPDX expression for the files' headers, None for no line.
         build_backend: whom the wrapper backend (pep517.py) delegates to.
         kernels: in order of names and paths.
+        sources: what the table names beside pyproject.toml: documents and choices.
     """
 
     output: Path
@@ -62,6 +63,7 @@ class Table:
     license: str | None
     build_backend: str
     kernels: tuple[Kernel, ...]
+    sources: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,10 @@ def has_table(root: Path) -> bool:
     What runs in builds of every project asks this first.
     """
     try:
-        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+        text = read_text(root / "pyproject.toml")
         # Parsing takes longer than most builds should wait for what is not their concern.
         return "convgen" in text and "convgen" in tomllib.loads(text).get("tool", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError):
+    except (ProjectError, tomllib.TOMLDecodeError, TypeError):
         return False
 
 
@@ -108,15 +110,18 @@ def read_table(root: Path) -> Table:
             path = output / f"{stem}.py"
             kernels.append(Kernel(path, row.name, row.spec, chosen, row.class_name))
     _check_names(kernels)
-    choices = table.get("choices")
+    given = table.get("choices")
+    choices = None if given is None else _inside(root, given, "choices")
+    documents = [_inside(root, entry, "specs") for entry in _list(table, "specs")]
     return Table(
         output=output,
         several=several,
-        choices=None if choices is None else _inside(root, choices, "choices"),
+        choices=choices,
         license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
         build_backend=_text(table, "build-backend", r"\S+", "a backend such as flit_core.buildapi")
         or BACKEND,
         kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),
+        sources=tuple(dict.fromkeys([*documents, *([choices] if choices else [])])),
     )
 
 

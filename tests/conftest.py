@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from building import Builder, download, once
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
@@ -34,3 +36,26 @@ def device() -> str:
 def root() -> Path:
     """The root of the repository."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def builder(root: Path, shared: Path) -> Builder:
+    """What builds packages offline."""
+    return Builder(once(shared, "wheels", lambda folder: download(root, folder)))
+
+
+@pytest.fixture(scope="session")
+def build_python(builder: Builder, shared: Path) -> Path:
+    """An interpreter that has convgen and the backends, as the environment of a build has."""
+
+    def make(folder: Path) -> None:
+        builder.install(folder, "convgen", "hatchling", "setuptools", "flit-core")
+
+    return once(shared, "environment", make) / "bin" / "python"

@@ -13,7 +13,7 @@ import pytest
 
 import convgen
 from convgen.project import ProjectError, generate, write
-from convgen.table import read_table
+from convgen.table import has_table, read_table
 from running import SMALL, make_project, rows, run
 
 LONG_AGO = 10**18  # nanoseconds
@@ -178,6 +178,26 @@ def test_a_project_stays_inside_its_folder(tmp_path, key):
         assert done.exit_code == 2
         assert f"{key} must stay inside the project" in done.stderr
     assert [path.name for path in (tmp_path / "next_door").iterdir()] == ["a.convgen"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'[tool.convgen]\noutput = "k"\n', True),
+        (b'\xef\xbb\xbf[tool.convgen]\r\noutput = "k"\r\n', True),
+        (b"[tool.other]\nconvgen = 1\n", False),
+        (b'[project]\ndependencies = ["convgen"]\n', False),
+        (b"tool = 3 # convgen\n", False),
+        (b"[tool.convgen", False),
+        (b"\xff convgen", False),
+        (None, False),
+    ],
+)
+def test_builds_of_other_projects_are_none_of_ours(tmp_path, text, found):
+    """The entry point of setuptools asks this in every build."""
+    if text is not None:
+        (tmp_path / "pyproject.toml").write_bytes(text)
+    assert has_table(tmp_path) is found
 
 
 # ---- targets ----

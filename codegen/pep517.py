@@ -1,0 +1,93 @@
+"""The wrapper backend: `build-backend = "convgen.pep517"` generates, then another backend builds.
+
+Beside the stages. `[tool.convgen] build-backend` names the other one. Input: the calls of a build
+frontend (PEP 517, PEP 660), made in the project's folder; output: the other backend's answers.
+
+Only what builds generates: requirements and metadata are asked for far more often, and from
+environments that may not be complete yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .hooks import errors_end_the_build, generate_into
+from .table import read_table
+
+ASKING = (
+    "get_requires_for_build_wheel",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+)
+BUILDING = ("build_wheel", "build_sdist", "build_editable")
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Return a hook of the other backend; it has those that the other one has.
+
+    Raises:
+        AttributeError: it has no such hook, as frontends test by `hasattr`.
+        SystemExit: the table names no backend that can be used.
+    """
+    if name not in (*ASKING, *BUILDING):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hook: Callable[..., Any] = getattr(_delegate(), name)
+    return _generating(hook, name) if name in BUILDING else hook
+
+
+def _delegate() -> Any:
+    """Return the other backend: a module, or `module:object`."""
+    with errors_end_the_build():
+        backend = read_table(Path()).build_backend
+    name, _, attributes = backend.partition(":")
+    try:
+        module = importlib.import_module(name)
+        delegate = functools.reduce(getattr, filter(None, attributes.split(".")), module)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise SystemExit(
+            f"convgen: error: cannot use {backend}, the build-backend of [tool.convgen]: {error}; "
+            "what it belongs to must stand in requires of [build-system]"
+        ) from None
+    if delegate is sys.modules[__name__]:
+        raise SystemExit(
+            "convgen: error: build-backend of [tool.convgen] is the backend that builds after "
+            f"{__name__}, such as setuptools.build_meta or flit_core.buildapi; got {backend}"
+        )
+    return delegate
+
+
+def _generating(hook: Callable[..., str], name: str) -> Callable[..., str]:
+    @functools.wraps(hook)
+    def run(directory: str, *arguments: Any, **options: Any) -> str:
+        generated = generate_into(Path())
+        basename = hook(directory, *arguments, **options)
+        if name == "build_sdist":
+            _check_sdist(Path(directory, basename), generated.sources)
+        return basename
+
+    return run
+
+
+def _check_sdist(archive: Path, sources: tuple[Path, ...]) -> None:
+    """Refuse an sdist that does not build: backends leave out what lies outside the package.
+
+    Raises:
+        SystemExit: a source of the kernels is not in the archive.
+    """
+    with tarfile.open(archive) as opened:
+        inside = {Path(*Path(name).parts[1:]) for name in opened.getnames()}
+    for path in sources:
+        if path not in inside:
+            archive.unlink()
+            raise SystemExit(
+                f"convgen: error: {path} would be missing from the sdist, and no wheel could be "
+                "built from it; list the file where the build backend takes more files for sdists"
+            )

@@ -1,0 +1,242 @@
+"""Packages with kernels, built by real backends in environments that have neither torch nor triton.
+
+What would break it: a hook that a backend does not call, files that are generated but not shipped,
+a build that needs what a downstream project does not have, or one that leaves half its files.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from building import (
+    DOCUMENT,
+    GENERATED,
+    KERNELS,
+    LAYER,
+    TABLE,
+    WAYS,
+    Builder,
+    Way,
+    inside,
+    lend_torch,
+    make_package,
+    tree,
+)
+from convgen import oracle, parse
+from convgen.hooks import generate_into
+from convgen.project import generate
+from running import rows, run
+
+pytestmark = pytest.mark.build
+
+every_way = pytest.mark.parametrize("name", WAYS)
+
+
+# ---- what is shipped ----
+
+
+def test_build_environments_have_no_torch(builder, build_python):
+    """Everything below proves that builds do without it only as long as there is none to find."""
+    names = {path.name.partition("-")[0] for path in builder.wheels.iterdir()}
+    assert {"convgen", "sympy", "hatchling", "flit_core"} <= names
+    assert not names & {"torch", "triton", "numpy"}
+    for module in ("torch", "triton", "numpy"):
+        assert builder.run(build_python, "-c", f"import {module}").returncode == 1
+
+
+@every_way
+def test_wheels_ship_the_generated_files(tmp_path, builder, name):
+    """From the tree and from an sdist, in other folders: the same files and the same wheel."""
+    project = make_package(tmp_path / "tree", WAYS[name])
+    wheel = builder.wheel(project, "--wheel")
+    listed = run("list-files", project).stdout.splitlines()
+    assert sorted(Path(path).name for path in listed) == GENERATED
+    shipped = inside(wheel, "small_up/_kernels")
+    assert sorted(shipped) == GENERATED
+    texts = generate(project).texts
+    assert shipped == {path.name: text.encode() for path, text in texts.items()}
+    assert shipped == tree(project / KERNELS)
+
+    elsewhere = make_package(tmp_path / "elsewhere" / "again", WAYS[name])
+    assert builder.wheel(elsewhere) == wheel
+    one, other = (next((folder / "dist").glob("*.whl")) for folder in (project, elsewhere))
+    assert one.read_bytes() == other.read_bytes()
+
+
+# ---- what is installed ----
+
+RUN = """
+import sys, warnings
+sys.modules["convgen"] = None  # an import of it fails
+import numpy, torch
+import small_up._kernels
+from small_up._kernels import after, up
+warnings.simplefilter("error")  # a layer that torch computes warns
+numbers = numpy.load(sys.argv[1])
+for made in (small_up._kernels.Up(), after.ModelNew()):
+    with torch.no_grad():
+        made.weight.copy_(torch.from_numpy(numbers["weight"]))
+        made.bias.copy_(torch.from_numpy(numbers["bias"]))
+        y = made(torch.from_numpy(numbers["x"]))
+        numpy.save(f"{sys.argv[1]}.{type(made).__module__}.npy", y)
+print(up.__file__)
+"""
+
+
+def outputs(builder: Builder, python: Path, folder: Path) -> tuple[Path, float, float]:
+    """Run both layers of an installed package.
+
+    Returns:
+        The file of the first, and how far each is from a scatter and from the scatter's relu.
+    """
+    random = np.random.default_rng(57)
+    x, weight, bias = (random.standard_normal(s) for s in ((3, 4, 7), (4, 2, 4), (2,)))
+    np.savez(folder / "in.npz", x=x, weight=weight, bias=bias)
+    lend_torch(python)
+    done = builder.run(python, "-c", RUN, folder / "in.npz", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    wanted = oracle.scatter(parse(LAYER), x, weight, bias)
+    up, after = (
+        np.load(folder / f"in.npz.small_up._kernels.{name}.npy") for name in ("up", "after")
+    )
+    differences = np.abs(up - wanted).max(), np.abs(after - np.maximum(wanted, 0)).max()
+    return Path(done.stdout.splitlines()[-1]), *differences
+
+
+@every_way
+def test_an_installed_package_computes_without_convgen(tmp_path, builder, name):
+    project = make_package(tmp_path / "project", WAYS[name])
+    python = builder.install(tmp_path / "environment", project)
+    shutil.rmtree(project)
+    path, up, after = outputs(builder, python, tmp_path)
+    assert path.is_relative_to(tmp_path / "environment")
+    assert up < 1e-12
+    assert after < 1e-12
+
+
+@every_way
+def test_an_editable_package_has_what_convgen_build_writes(tmp_path, builder, name):
+    """The files are those of the project: a frozen copy would ignore every later build."""
+    project = make_package(tmp_path / "project", WAYS[name])
+    (project / "small.convgen").write_text("after = ConvTranspose1d(4, 2, 4)\n")
+    python = builder.install(tmp_path / "environment", "--editable", project)
+    assert sorted(tree(project / KERNELS)) == GENERATED
+    (project / "small.convgen").write_text(DOCUMENT)
+    assert f"rewrite {project / KERNELS / 'after.py'}" in run("build", project).stderr
+    path, up, after = outputs(builder, python, tmp_path)
+    assert path == project / KERNELS / "up.py"
+    assert up < 1e-12
+    assert after < 1e-12
+
+
+# ---- what goes wrong ----
+
+
+@every_way
+def test_a_wrong_table_fails_the_build_with_its_message(tmp_path, builder, build_python, name):
+    """Whoever builds reads what is wrong and nothing else, and no file has changed."""
+    table = TABLE.replace("stride=2", "stride=0")
+    project = make_package(tmp_path / "project", WAYS[name], table)
+    before = tree(project)
+    for hook in ("build_wheel", "build_sdist", "build_editable"):
+        done = builder.call(build_python, project, WAYS[name].backend, hook, tmp_path)
+        assert done.returncode == 1
+        assert done.stdout.startswith("convgen: error: [[tool.convgen.kernel]] 'up': stride")
+        assert "Traceback" not in done.stdout
+        assert tree(project) == before
+
+
+def test_frontends_show_the_message(tmp_path, builder):
+    project = make_package(tmp_path / "project", WAYS["hatchling"], TABLE.replace("=2", "=0"))
+    done = builder.build(project, "--wheel")
+    assert done.returncode == 1
+    assert "\nconvgen: error: [[tool.convgen.kernel]] 'up': stride" in done.stdout
+    assert not (project / KERNELS).exists()
+
+
+def test_an_edited_file_stops_the_build(tmp_path):
+    """A build must not overwrite somebody's work, nor ship it as generated."""
+    project = make_package(tmp_path, WAYS["setuptools"])
+    generate_into(project)
+    path = project / KERNELS / "up.py"
+    path.write_text(path.read_text() + "# mine\n")
+    before = tree(project)
+    with pytest.raises(SystemExit, match=re.escape(f"convgen: error: {path} was not generated")):
+        generate_into(project)
+    assert tree(project) == before
+
+
+def test_two_builds_at_once_leave_whole_files(tmp_path, builder, build_python):
+    project = make_package(tmp_path / "project", WAYS["hatchling"])
+    code = "import sys, hatchling.build as backend; backend.build_wheel(sys.argv[1])"
+    running = [
+        subprocess.Popen([build_python, "-c", code, tmp_path / str(i)], cwd=project)
+        for i in range(2)
+    ]
+    assert [process.wait(300) for process in running] == [0, 0]
+    texts = generate(project).texts
+    assert tree(project / KERNELS) == {path.name: text.encode() for path, text in texts.items()}
+    one, other = ((tmp_path / str(i) / "small_up-0.1.0-py3-none-any.whl") for i in range(2))
+    assert one.stat().st_size == other.stat().st_size
+
+
+def test_ten_kernels_cost_a_build_little(tmp_path, builder, build_python, capsys):
+    seconds = {}
+    for name, settings in (("with", WAYS["hatchling"].settings), ("without", "")):
+        way = Way('"hatchling"', "hatchling.build", settings)
+        layers = (
+            f"ConvTranspose2d({32 * i}, {16 * i}, 4, stride=2, padding=1)" for i in range(1, 11)
+        )
+        table = "".join(
+            rows(f"up{i}", spec=layer).partition("\n")[2] for i, layer in enumerate(layers)
+        )
+        output = f'[tool.convgen]\noutput = "{KERNELS}"\n'
+        project = make_package(tmp_path / name, way, output + table)
+        start = time.perf_counter()
+        done = builder.call(build_python, project, "hatchling.build", "build_wheel", tmp_path)
+        seconds[name] = time.perf_counter() - start
+        assert done.returncode == 0, done.stdout
+    assert len(tree(tmp_path / "with" / KERNELS)) == 11
+    assert not (tmp_path / "without" / KERNELS).exists()
+    difference = seconds["with"] - seconds["without"]
+    with capsys.disabled():
+        print(f"\nten kernels add {difference:.2f} s to a build of {seconds['without']:.2f} s")
+    assert difference < 6
+
+
+# ---- the examples ----
+
+EXAMPLES = {
+    "downstream_hatch": """
+from unet_decoder import UNetDecoder
+decoder, sizes = UNetDecoder(classes=2), ((64, 16), (128, 8), (256, 4), (512, 2))
+skips = [torch.rand(1, channels, size, size) for channels, size in sizes]
+print(tuple(decoder(torch.rand(1, 1024, 1, 1), skips).shape))
+""",
+    "downstream_setuptools": """
+from hifigan_upsampler import Upsampler
+print(tuple(Upsampler()(torch.rand(1, 80, 2)).shape))
+""",
+}
+SHAPES = {"downstream_hatch": "(1, 2, 16, 16)", "downstream_setuptools": "(1, 1, 512)"}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs(tmp_path, root, builder, name):
+    """As its README says, but without a GPU: in Triton's interpreter, no layer left to torch."""
+    project = tmp_path / "project"
+    shutil.copytree(root / "examples" / name, project, ignore=shutil.ignore_patterns("_kernels"))
+    python = builder.install(tmp_path / "environment", "--no-deps", project)
+    lend_torch(python)
+    code = "import sys, warnings\nsys.modules['convgen'] = None\nimport torch\n"
+    code += "warnings.simplefilter('error')\ntorch.set_grad_enabled(False)\n" + EXAMPLES[name]
+    done = builder.run(python, "-c", code, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1:] == [SHAPES[name]], done.stdout

@@ -1,0 +1,204 @@
+"""What the build hooks leave alone, what setuptools' settings do to them, whom the wrapper calls.
+
+What would break it: a hook that works where nobody builds, or in other people's projects; backends
+whose settings hide what was generated; a wrapper that has other hooks than its backend.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from building import GENERATED, KERNELS, WAYS, Way, copy_of_checkout, inside, make_package, tree
+from convgen import pep517
+from convgen.setuptools_hook import owned_package
+
+pytestmark = pytest.mark.build
+
+every_way = pytest.mark.parametrize("name", WAYS)
+
+
+# ---- what builds leave alone ----
+
+
+@every_way
+def test_requirements_and_metadata_generate_nothing(tmp_path, builder, build_python, name):
+    """Resolvers ask for them of projects that they never build."""
+    project = make_package(tmp_path / "project", WAYS[name])
+    backend = WAYS[name].backend
+    for kind in ("wheel", "sdist", "editable"):
+        done = builder.call(build_python, project, backend, f"get_requires_for_build_{kind}")
+        assert done.returncode == 0, done.stdout
+    for kind in ("wheel", "editable"):
+        hook = f"prepare_metadata_for_build_{kind}"
+        (tmp_path / kind).mkdir()
+        done = builder.call(build_python, project, backend, hook, tmp_path / kind)
+        assert done.returncode == 0, done.stdout
+    assert not (project / KERNELS).exists()
+
+
+def test_setuptools_leaves_projects_without_the_table_alone(tmp_path, builder):
+    """The entry point runs in every build of an environment that happens to have convgen."""
+    project = make_package(tmp_path / "project", WAYS["setuptools"], table="")
+    before = tree(project)
+    wheel = builder.wheel(project, "--wheel")
+    assert [name for name in wheel if "dist-info" not in name] == ["small_up/__init__.py"]
+    ours = {k: v for k, v in tree(project).items() if "egg-info" not in k}
+    assert {k: v for k, v in ours.items() if not k.startswith(("build/", "dist/"))} == before
+
+
+def test_the_entry_point_costs_other_projects_nothing(build_python, builder):
+    """Sympy takes half a second, in every build of everything."""
+    code = "import sys, convgen.setuptools_hook; print({'sympy', 'jinja2'} & set(sys.modules))"
+    assert builder.run(build_python, "-c", code).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_convgen_is_built_as_ever_where_convgen_is_installed(
+    tmp_path, root, builder, build_python, hook
+):
+    """Its own table is for a folder outside its package, checked in by the next version's hand."""
+    checkout = copy_of_checkout(root, tmp_path / "checkout")
+    (checkout / "generated" / "seed.py").unlink()
+    before = tree(checkout / "generated")
+    done = builder.call(build_python, checkout, "setuptools.build_meta", hook, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert tree(checkout / "generated") == before
+    if hook == "build_wheel":
+        (made,), (clean,) = (folder.glob("convgen-*.whl") for folder in (tmp_path, builder.wheels))
+        assert made.read_bytes() == clean.read_bytes()
+
+
+# ---- setuptools' own settings ----
+
+SETUP = """
+from setuptools import find_packages, setup
+
+setup(
+    name="small-up",
+    version="0.1.0",
+    packages=find_packages("src"),
+    package_dir={"": "src"},
+    package_data={"small_up": ["own.txt"]},
+)
+"""
+LISTED = """
+[tool.setuptools]
+packages = ["small_up"]
+package-dir = { "small_up" = "src/small_up" }
+include-package-data = false
+
+[tool.setuptools.package-data]
+small_up = ["own.txt"]
+"""
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_sdist"])
+@pytest.mark.parametrize("way", ["setup.py", "listed"])
+def test_packages_found_before_the_files_are_there_get_them(
+    tmp_path, builder, build_python, way, hook
+):
+    """setup.py looks for packages before any plugin runs; a list of packages names no new one."""
+    settings = LISTED if way == "listed" else ""
+    chosen = Way('"setuptools"', "setuptools.build_meta", settings)
+    project = make_package(tmp_path / "project", chosen)
+    (project / "src" / "small_up" / "own.txt").write_text("mine")
+    if way == "setup.py":
+        (project / "setup.py").write_text(SETUP)
+    done = builder.call(build_python, project, "setuptools.build_meta", hook, tmp_path)
+    assert done.returncode == 0, done.stdout
+    (archive,) = (*tmp_path.glob("*.whl"), *tmp_path.glob("*.tar.gz"))
+    shutil.unpack_archive(archive, tmp_path / "out", "zip" if hook == "build_wheel" else None)
+    found = tree(tmp_path / "out")
+    prefix = "" if hook == "build_wheel" else "small_up-0.1.0/src/"
+    assert sorted(inside(found, f"{prefix}small_up/_kernels")) == GENERATED
+    assert f"{prefix}small_up/own.txt" in found
+    assert hook == "build_wheel" or "small_up-0.1.0/small.convgen" in found
+
+
+@pytest.mark.parametrize(
+    ("folder", "folders", "packages", "name"),
+    [
+        ("src/a/k", {"": "src"}, ["a"], "a.k"),
+        ("src/a/k", {"a": "src/a"}, ["a", "a.k"], "a.k"),
+        ("lib/k", {"": "src", "b.c": "lib"}, ["b.c"], "b.c.k"),
+        ("k", {}, ["k"], "k"),
+        ("k", {}, ["a"], None),
+        ("ab/k", {}, ["a"], None),
+        ("k", {"": "src"}, ["k"], None),
+        ("generated", {"a": "codegen"}, ["a"], None),
+    ],
+)
+def test_a_folder_s_package(folder, folders, packages, name):
+    """A wrong name would add the manifest to nothing, or to somebody else's package."""
+    assert owned_package(Path(folder), folders, packages) == name
+
+
+# ---- the wrapper ----
+
+PLAIN = """
+class Backend:
+    def build_wheel(self, directory, settings=None, metadata=None): ...
+    def build_sdist(self, directory, settings=None): ...
+
+backend = Backend()
+"""
+
+
+def go_to(folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str):
+    """Go to a project where the wrapper delegates to that backend."""
+    way = Way('"setuptools"', "convgen.pep517", table=f'build-backend = "{backend}"')
+    monkeypatch.chdir(make_package(folder / "project", way))
+    (folder / "plain_backend.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize(
+    ("backend", "optional"),
+    [
+        ("plain_backend:backend", False),
+        ("setuptools.build_meta", True),
+        ("flit_core.buildapi", True),
+    ],
+)
+def test_the_wrapper_has_the_hooks_of_its_backend(tmp_path, monkeypatch, backend, optional):
+    """Frontends take a hook that is there for one that works."""
+    go_to(tmp_path, monkeypatch, backend)
+    assert hasattr(pep517, "build_wheel")
+    assert hasattr(pep517, "build_sdist")
+    for hook in (
+        "build_editable",
+        "get_requires_for_build_wheel",
+        "prepare_metadata_for_build_wheel",
+    ):
+        assert hasattr(pep517, hook) == optional
+    assert not hasattr(pep517, "build_anything")
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("convgen.pep517", "is the backend that builds after convgen.pep517"),
+        ("convgen:pep517", "is the backend that builds after convgen.pep517"),
+        ("no_such_backend", "cannot use no_such_backend, .* No module named 'no_such_backend'"),
+        ("plain_backend:other", "cannot use plain_backend:other, .* has no attribute 'other'"),
+        (":backend", "cannot use :backend"),
+    ],
+)
+def test_the_wrapper_says_what_it_cannot_delegate_to(tmp_path, monkeypatch, backend, message):
+    """It would call itself for ever, or fail far from the line that is wrong."""
+    go_to(tmp_path, monkeypatch, backend)
+    with pytest.raises(SystemExit, match=message):
+        pep517.build_wheel  # noqa: B018
+
+
+def test_an_sdist_without_its_sources_is_refused(tmp_path, builder, build_python):
+    """Flit ships what it is told to; the failure would come to those who install the sdist."""
+    way = Way('"flit-core"', "convgen.pep517", table=WAYS["wrapped flit"].table)
+    project = make_package(tmp_path / "project", way)
+    done = builder.call(build_python, project, "convgen.pep517", "build_sdist", tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("convgen: error: small.convgen would be missing from the sdist")
+    assert not list(tmp_path.glob("*.tar.gz"))
