@@ -39,7 +39,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; raises ProjectError if the folder does not allow it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # An ending that build backends leave out: another build may pack the folder now.
+        handle, temporary = tempfile.mkstemp(".pyc", f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)

@@ -30,6 +30,7 @@ from building import (
     tree,
 )
 from convgen import oracle, parse
+from convgen.files import write_text
 from convgen.hooks import generate_into
 from convgen.project import generate
 from running import rows, run
@@ -185,6 +186,19 @@ def test_two_builds_at_once_leave_whole_files(tmp_path, builder, build_python):
     assert tree(project / KERNELS) == {path.name: text.encode() for path, text in texts.items()}
     one, other = ((tmp_path / str(i) / "small_up-0.1.0-py3-none-any.whl") for i in range(2))
     assert one.stat().st_size == other.stat().st_size
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_file_that_another_build_is_writing_is_not_shipped(tmp_path, builder, monkeypatch, name):
+    """Flit packs all that lies in the package, and another build may be half way."""
+    names = []
+    monkeypatch.setattr("os.replace", lambda source, _: names.append(Path(source).name))
+    write_text(tmp_path / "up.py", "half a ker")
+    monkeypatch.undo()
+    project = make_package(tmp_path / "project", WAYS[name])
+    (project / KERNELS).mkdir()
+    (project / KERNELS / names[0]).write_text("half a ker")
+    assert not [file for file in builder.wheel(project, "--wheel") if names[0] in file]
 
 
 def test_ten_kernels_cost_a_build_little(tmp_path, builder, build_python, capsys):
