@@ -5,6 +5,7 @@ Beside the stages. Input: paths and text; output: files, or an error that names 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_text(path: Path) -> str:
         raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a file whole or not at all; raises ProjectError if the folder does not allow it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +45,11 @@ def write_text(path: Path, text: str) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
-            os.chmod(temporary, 0o644)  # mkstemp's own is 0600
+            os.chmod(temporary, mode)  # mkstemp's own is 0600
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):  # it was moved by then
+                os.unlink(temporary)
             raise
     except OSError as error:
         raise ProjectError(f"cannot write {str(path)[:_SHOWN]}: {error.strerror}") from None

@@ -153,7 +153,7 @@ def loads(
         here = kernel.access("x", coordinates(row), order)
         offset = row_offset(kernel, coordinates(0), row)
         products = tuple(ProductText(f"acc_{output}", f"w_{index}") for output, index in pairs)
-        comment = (f"# The input row of {_rows(pairs)} of the block",)
+        comment = (f"# Input row {row} of the block, for {_rows(pairs)}",)
         tiles.append(
             InputText(offset, here.masked, here.mask_lines, lines, comment, weights, products)
         )
@@ -166,6 +166,8 @@ def _block_weights(
 ) -> tuple[WeightText, ...]:
     """Return the weights of all taps of a block."""
     stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
+    # Of the weight's shape, as its comment has it; the loop has no need of it.
+    kernel.scribe.used |= kernel.sizes.kernel(kernel.plan.spec.rank - 2).free_symbols
     weights = []
     for index in range(block.axis.kernel):
         once = (w.mask_lines, w.step_lines) if index == 0 else ((), ())
@@ -175,8 +177,8 @@ def _block_weights(
 
 
 def _rows(pairs: tuple[tuple[int, int], ...]) -> str:
-    rows = sorted(row for row, _ in pairs)
-    return f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
+    rows = ", ".join(f"{row} with w_{index}" for row, index in pairs)
+    return f"output row{'s' * (len(pairs) > 1)} {rows}"
 
 
 def channel_lanes(*names: str) -> tuple[str, ...]:

@@ -29,6 +29,10 @@ class ConvgenBuildHook(BuildHookInterface[BuilderConfig]):
             SystemExit: the project cannot be generated.
         """
         root = Path(self.root)
+        if self.target_name == "wheel":
+            # Asked before there are artifacts, which would pass for a choice of files: hatchling
+            # says here where it finds no package.
+            _ = getattr(self.build_config, "default_file_selection_options", None)
         generated = generate_into(root)
         build_data["artifacts"] += [_pattern(path) for path in generated.files]
         if self.target_name == "sdist":  # which may select folders that do not hold the sources

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,10 @@ def generate_into(root: Path) -> Generated:
 
     with errors_end_the_build():
         build = generate(root)
-        write(build)
+        drift = write(build)
+        for verb, paths in (("removed", drift.extra), ("kept the edited", drift.kept)):
+            for path in paths:
+                print(f"convgen: {verb} {path}, which no kernel names", file=sys.stderr)
         return Generated(
             output=_relative(build.output, root),
             files=tuple(_relative(path, root) for path in build.texts),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .hooks import errors_end_the_build, generate_into
-from .table import read_table
+from .table import read_build_backend
 
 ASKING = (
     "get_requires_for_build_wheel",
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Callable[..., Any]:
 def _delegate() -> Any:
     """Return the other backend: a module, or `module:object`."""
     with errors_end_the_build():
-        backend = read_table(Path()).build_backend
+        backend = read_build_backend(Path())
     name, _, attributes = backend.partition(":")
     try:
         module = importlib.import_module(name)

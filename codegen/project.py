@@ -89,12 +89,15 @@ def is_intact(path: Path) -> bool:
 
 
 def check(build: Build) -> Drift:
-    """Compare a build with the disk."""
-    missing = tuple(path for path in build.texts if not path.is_file())
-    changed = tuple(
-        path for path, text in build.texts.items() if path.is_file() and on_disk(path) != text
-    )
-    return Drift(missing, changed, _extra(build))
+    """Compare a build with the disk; raises ProjectError if its folder cannot be read."""
+    try:
+        missing = tuple(path for path in build.texts if not path.is_file())
+        changed = tuple(
+            path for path, text in build.texts.items() if path.is_file() and on_disk(path) != text
+        )
+        return Drift(missing, changed, _extra(build))
+    except OSError as error:
+        raise ProjectError(f"cannot read {build.output}: {error.strerror}") from None
 
 
 def write(build: Build, *, force: bool = False) -> Drift:
@@ -105,10 +108,14 @@ def write(build: Build, *, force: bool = False) -> Drift:
             written then, unless `force`.
     """
     drift = check(build)
+    for path in drift.missing:
+        if path.is_dir():
+            raise ProjectError(f"{path} is a folder; a file has to go there")
     for path in drift.changed:
         if not force and not is_intact(path):
             raise ProjectError(
-                f"{path} was not generated, or was edited since; --force overwrites it"
+                f"{path} was not generated, or was edited since; "
+                "`convgen build --force` overwrites it"
             )
     for path in (*drift.missing, *drift.changed):
         write_text(path, build.texts[path])

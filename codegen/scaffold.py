@@ -6,13 +6,16 @@ table, and what is left to do by hand.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .files import ProjectError, read_text, write_text
+from .table import BACKEND
 from .targets import DEFAULT_TARGET
 
 TABLE = """
@@ -20,7 +23,7 @@ TABLE = """
 # installed package needs torch and triton, not convgen. `convgen build` generates them in place.
 [tool.convgen]
 output = "{output}"  # a folder of this package
-target = "{target}"  # one of `convgen targets`, or a list: the package picks at run time
+{backend}target = "{target}"  # one of `convgen targets`, or a list: the package picks at run time
 # specs = ["kernels.convgen"]  # files with more kernels, `name = ConvTranspose2d(…)` a line
 # license = "MIT"  # an SPDX expression for the files' headers
 # choices = "choices.json"  # tiles measured by `convgen tune`
@@ -45,27 +48,40 @@ def start(root: Path) -> Started:
     """Add the table to ROOT/pyproject.toml; nothing else of the file changes.
 
     Raises:
-        ProjectError: there is no such file, it is no TOML, or it has the table.
+        ProjectError: there is no such file, it is no TOML, may not be written, or has the table.
     """
     path = root / "pyproject.toml"
     if not path.is_file():
         raise ProjectError(f"there is no {path}; convgen init adds its table to one")
     text = _verbatim(path)
-    document = _parsed(path, text)
-    if "convgen" in document.get("tool", {}):
+    document = _parsed(text, f"cannot read {path}")
+    if "convgen" in _at(document, "tool"):
         raise ProjectError(f"{path} has a table [tool.convgen] already")
-    added = TABLE.format(output=_output(root, document), target=DEFAULT_TARGET)
-    backend = str(document.get("build-system", {}).get("build-backend", ""))
-    hatch = backend.startswith("hatchling")
-    if hatch and "convgen" not in _hooks(document):
-        added += HATCH
+    backend = str(_at(document, "build-system").get("build-backend", BACKEND))
+    added = _added(root, document, backend)
     if not text.endswith("\n"):
         added = f"\n{added}"
     if "\r\n" in text:
         added = added.replace("\n", "\r\n")
-    _parsed(path, text + added)
-    write_text(path, text + added)
-    return Started(path, _steps(document, backend, hatch=hatch))
+    _parsed(text + added, f"[tool.convgen] does not fit at the end of {path}; add it by hand")
+    if not os.access(path, os.W_OK):
+        raise ProjectError(f"cannot write {path}: Permission denied")
+    real = path.resolve()  # a link stays one
+    write_text(real, text + added, stat.S_IMODE(real.stat().st_mode))
+    return Started(path, _steps(document, backend))
+
+
+def _added(root: Path, document: dict[str, Any], backend: str) -> str:
+    """Return the table, with what the project's build backend needs in it."""
+    own = "" if _is_known(backend) else f'build-backend = "{backend}"  # after convgen.pep517\n'
+    added = TABLE.format(output=_output(root, document), target=DEFAULT_TARGET, backend=own)
+    hooks = _at(document, "tool", "hatch", "build", "hooks")
+    return added + HATCH * (backend.startswith("hatchling") and "convgen" not in hooks)
+
+
+def _is_known(backend: str) -> bool:
+    """Whether convgen plugs into `backend` by itself, or is the backend already."""
+    return backend.startswith(("hatchling", "setuptools")) or backend == "convgen.pep517"
 
 
 def _verbatim(path: Path) -> str:
@@ -74,34 +90,40 @@ def _verbatim(path: Path) -> str:
     return path.read_bytes().decode("utf-8")
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(text: str, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text.removeprefix("\ufeff").replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
-        raise ProjectError(f"cannot read {path}: {error}") from None
+        raise ProjectError(f"{what}: {error}") from None
 
 
-def _hooks(document: dict[str, Any]) -> dict[str, Any]:
-    hooks = document.get("tool", {}).get("hatch", {}).get("build", {}).get("hooks", {})
-    return hooks if isinstance(hooks, dict) else {}
+def _at(document: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the table at `keys`, an empty one where there is none."""
+    found: Any = document
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _output(root: Path, document: dict[str, Any]) -> str:
     """Return a folder in the project's package, by its name and where it lies."""
-    name = str(document.get("project", {}).get("name", "package"))
+    name = str(_at(document, "project").get("name", "package"))
     package = re.sub(r"[^A-Za-z0-9]+", "_", name).lower()
     flat = (root / package).is_dir() and not (root / "src" / package).is_dir()
     return f"{package}/_kernels" if flat else f"src/{package}/_kernels"
 
 
-def _steps(document: dict[str, Any], backend: str, *, hatch: bool) -> tuple[str, ...]:
+def _steps(document: dict[str, Any], backend: str) -> tuple[str, ...]:
     """Return what is left: requires and build-backend stand where the table cannot."""
     steps = []
-    requires = document.get("build-system", {}).get("requires", [])
-    if not any(str(entry).startswith("convgen") for entry in requires):
+    system = _at(document, "build-system")
+    requires = system.get("requires", [])
+    entries = requires if isinstance(requires, list) else []
+    names = [re.match(r"[\w.-]*", str(entry)) for entry in entries]
+    if not system:
+        steps.append('add [build-system] with requires = ["setuptools", "convgen"]')
+    elif not any(name and name[0].lower() == "convgen" for name in names):
         steps.append('add "convgen" to requires of [build-system]')
-    if not hatch and backend != "convgen.pep517":
+    if not _is_known(backend):
         steps.append('set build-backend of [build-system] to "convgen.pep517"')
-        if backend and not backend.startswith("setuptools"):
-            steps.append(f'set build-backend of [tool.convgen] to "{backend}"')
     return (*steps, "name your layers in [tool.convgen], then run `convgen build`")

@@ -5,8 +5,11 @@ Input: the root of a project; output: a `Table`, every word of it checked.
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +112,7 @@ def read_table(root: Path) -> Table:
             stem = f"{row.name}_{chosen}" if several else row.name
             path = output / f"{stem}.py"
             kernels.append(Kernel(path, row.name, row.spec, chosen, row.class_name))
-    _check_names(kernels)
+    _check_names(kernels, several=several)
     given = table.get("choices")
     choices = None if given is None else _inside(root, given, "choices")
     documents = [_inside(root, entry, "specs") for entry in _list(table, "specs")]
@@ -118,28 +121,43 @@ def read_table(root: Path) -> Table:
         several=several,
         choices=choices,
         license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
-        build_backend=_text(table, "build-backend", r"\S+", "a backend such as flit_core.buildapi")
-        or BACKEND,
+        build_backend=_backend(table),
         kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),
         sources=tuple(dict.fromkeys([*documents, *([choices] if choices else [])])),
     )
 
 
-def _check_names(kernels: list[Kernel]) -> None:
-    """Refuse two of a name, among files and among what the package offers."""
-    paths = [kernel.path for kernel in kernels]
-    for path in sorted(set(paths)):
-        if paths.count(path) > 1:
-            raise ProjectError(f"two kernels are called {path.stem}", "name")
-    offered = {kernel.name: kernel.name for kernel in kernels}
+def read_build_backend(root: Path) -> str:
+    """Return whom the wrapper backend delegates to, without reading what the table names.
+
+    Raises:
+        ProjectError: there is no readable table, or it names no backend so.
+    """
+    return _backend(_table(root))
+
+
+def _backend(table: dict[str, Any]) -> str:
+    what = "a backend such as flit_core.buildapi"
+    return _text(table, "build-backend", r"\S+", what) or BACKEND
+
+
+def _check_names(kernels: list[Kernel], *, several: bool) -> None:
+    """Refuse names that hide another: of a file, of a layer, or of what `__init__.py` uses."""
+    stems = {kernel.path.stem for kernel in kernels}
+    folded = Counter(kernel.path.stem.lower() for kernel in kernels)
+    owners: dict[str, tuple[str, ConvTransposeSpec, str | None]] = {}
     for kernel in kernels:
-        for name in (kernel.name, kernel.class_name):
-            if name in TAKEN or name == "__init__":
-                raise ProjectError(f"the name {name} is taken", "name")
-        if kernel.class_name is not None:
-            owner = offered.setdefault(kernel.class_name, kernel.name)
-            if owner != kernel.name or kernel.class_name == kernel.name:
-                raise ProjectError(f"class-name {kernel.class_name} is taken", "class-name")
+        if folded[kernel.path.stem.lower()] > 1:  # some systems' files differ in no less than that
+            raise ProjectError(f"two kernels are called {kernel.path.stem}", "name")
+        layer = dataclasses.replace(kernel.spec, target=None)
+        owner = (kernel.name, layer, kernel.class_name)
+        for key, name in (("name", kernel.name), ("class-name", kernel.class_name)):
+            # A kernel's name is one in __init__.py only where that has a function for it.
+            said = several or key == "class-name"
+            used = said and (name in TAKEN or name in dir(builtins) or name in stems)
+            other = name is not None and owners.setdefault(name, owner) != owner
+            if used or other or (key == "class-name" and name == kernel.name):
+                raise ProjectError(f"{key} {name} is taken", key)
 
 
 def _text(table: dict[str, Any], key: str, pattern: str, what: str) -> str | None:

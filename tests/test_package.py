@@ -178,9 +178,34 @@ WRONG = {
     'class-name = "3D"': "a name must be an ASCII identifier",
     'class-name = "up"': "class-name up is taken",
     'class-name = "torch"': "the name torch is taken",
+    'class-name = "super"': "class-name super is taken",
+    'class-name = "up_a100"': "class-name up_a100 is taken",
     "class-name = 3": "class-name must be a string, got 3",
     'class = "Up"': "class-name",
 }
+
+
+CLASHES = {
+    "another layer": 'name = "up"\nspec = "ConvTranspose2d(4, 2, 4)"\ntarget = "b200"',
+    "another class": f'name = "up"\nspec = "{SPEC}"\ntarget = "b200"\nclass-name = "Other"',
+    "a file's name": f'name = "up_a100"\nspec = "{SPEC}"',
+    "a builtin": f'name = "min"\nspec = "{SPEC}"',
+    "a class": f'name = "Up"\nspec = "{SPEC}"',
+}
+
+
+@pytest.mark.parametrize("clash", CLASHES)
+def test_a_name_hides_no_other(tmp_path: Path, clash: str) -> None:
+    """A module would take a function's place at its first call, one layer another's."""
+    table = f"{SEVERAL}[[tool.convgen.kernel]]\n{CLASHES[clash]}\n"
+    with pytest.raises(ProjectError, match=r"is taken|two kernels are called"):
+        read_table(make_project(tmp_path, table))
+
+
+def test_names_differ_in_more_than_case(tmp_path: Path) -> None:
+    """Some systems would write both to one file."""
+    with pytest.raises(ProjectError, match="two kernels are called"):
+        read_table(make_project(tmp_path, rows("up", "UP")))
 
 
 @pytest.mark.parametrize("line", WRONG)

@@ -153,7 +153,10 @@ def test_a_file_in_the_way_stops_the_whole_build(tmp_path, text):
     (folder / "stale.py").write_text(stale)
     done = run("build", tmp_path)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert f"{folder / 'b.py'} was not generated, or was edited since; --force" in done.stderr
+    assert (
+        f"{folder / 'b.py'} was not generated, or was edited since; `convgen build --force`"
+        in done.stderr
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["b.py", "stale.py"]
     assert (folder / "b.py").read_bytes() == text
 
@@ -161,6 +164,30 @@ def test_a_file_in_the_way_stops_the_whole_build(tmp_path, text):
     assert (folder / "b.py").read_bytes() == text
     assert run("build", tmp_path, "--force").exit_code == 0
     assert contents(folder) == dict.fromkeys(("a.py", "b.py", "c.py"), stale)
+
+
+def test_a_folder_in_the_way_stops_the_whole_build(tmp_path):
+    """Before anything is written: half a build would be a folder of two versions."""
+    make_project(tmp_path, rows("a", "b"))
+    (tmp_path / "kernels" / "manifest.json").mkdir(parents=True)
+    done = run("build", tmp_path, "--force")
+    assert done.exit_code == 2
+    assert "manifest.json is a folder" in done.stderr
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("command", [("build",), ("build", "--check")])
+def test_a_folder_that_cannot_be_read_is_no_bug(tmp_path, monkeypatch, command):
+    """Permissions do not bind root, so that the system's answer stands in for them."""
+    make_project(tmp_path, rows("a"))
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    done = run(command[0], tmp_path, *command[1:])
+    assert done.exit_code == 2
+    assert f"cannot read {tmp_path / 'kernels'}: Permission denied" in done.stderr
 
 
 @pytest.mark.parametrize("key", ["output", "specs"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from convgen.project import generate
+from convgen.table import read_table
 from running import run
 
 SETUPTOOLS = """[build-system]
@@ -26,16 +27,16 @@ version = "1"
 HATCH = SETUPTOOLS.replace("setuptools.build_meta", "hatchling.build").replace(
     '"setuptools"', '"hatchling"'
 )
+FLIT = HATCH.replace("hatchling.build", "flit_core.buildapi")
 STEPS = {
-    SETUPTOOLS: ['add "convgen" to requires', 'set build-backend of [build-system] to "convgen'],
+    SETUPTOOLS: ['add "convgen" to requires'],
     HATCH: ['add "convgen" to requires'],
-    HATCH.replace('["hatchling"]', '["hatchling", "convgen>=0.1"]'): [],
-    HATCH.replace("hatchling.build", "flit_core.buildapi"): [
-        'add "convgen" to requires',
-        'set build-backend of [build-system] to "convgen.pep517"',
-        'set build-backend of [tool.convgen] to "flit_core.buildapi"',
-    ],
-    "": ['add "convgen" to requires', 'set build-backend of [build-system] to "convgen.pep517"'],
+    HATCH.replace('["hatchling"]', '["hatchling", "Convgen>=0.1"]'): [],
+    HATCH.replace('["hatchling"]', '["convgen-plugin"]'): ['add "convgen" to requires'],
+    FLIT: ['add "convgen" to requires', 'set build-backend of [build-system] to "convgen.pep517"'],
+    "": ["add [build-system] with requires"],
+    'project = "x"\nbuild-system = "x"\n': ["add [build-system] with requires"],
+    "[build-system]\nrequires = 3\n": ['add "convgen" to requires'],
 }
 
 
@@ -52,7 +53,7 @@ def test_the_table_is_added_and_the_steps_are_told(tmp_path: Path, text: str) ->
     hooks = tomllib.loads(path.read_text())["tool"].get("hatch")
     assert hooks == ({"build": {"hooks": {"convgen": {}}}} if "hatchling.build" in text else None)
     names = {made.relative_to(tmp_path).as_posix() for made in generate(tmp_path).texts}
-    folder = "src/my_net" if text else "src/package"
+    folder = "src/my_net" if "My-Net" in text else "src/package"
     assert names == {f"{folder}/_kernels/up.py", f"{folder}/_kernels/manifest.json"}
 
 
@@ -79,8 +80,28 @@ def test_the_file_s_own_ways_are_kept(tmp_path: Path, text: str) -> None:
     assert run("build", tmp_path).exit_code == 0
 
 
+def test_the_backend_that_stood_there_builds_after_convgen(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(FLIT)
+    assert run("init", tmp_path).exit_code == 0
+    assert read_table(tmp_path).build_backend == "flit_core.buildapi"
+
+
+def test_links_and_permissions_stay(tmp_path: Path) -> None:
+    """The table belongs into the file that the link leads to."""
+    real, path = tmp_path / "real.toml", tmp_path / "pyproject.toml"
+    real.write_text(SETUPTOOLS)
+    real.chmod(0o600)
+    path.symlink_to(real)
+    assert run("init", tmp_path).exit_code == 0
+    assert path.is_symlink()
+    assert "[tool.convgen]" in real.read_text()
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
 WRONG = {
     "[tool.convgen]\n": "has a table [tool.convgen] already",
+    "tool = 3\n": "does not fit at the end of",
+    "tool = {other = {}}\n": "does not fit at the end of",
     "[project\n": "cannot read",
     "\xff": "cannot read",
 }
