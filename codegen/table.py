@@ -105,6 +105,9 @@ def read_table(root: Path) -> Table:
     common = tuple(check_target(target) for target in (targets if several else [targets]))
     if not common:
         raise ProjectError("target of [tool.convgen] names no GPU", "target")
+    for target, count in Counter(common).items():
+        if count > 1:
+            raise ProjectError(f"target of [tool.convgen] names {target} twice", "target")
     kernels: list[Kernel] = []
     for row in _rows(root, table):
         for target in common if row.target is None else (row.target,):
@@ -197,7 +200,8 @@ def _inside(root: Path, value: object, key: str) -> Path:
         raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project", key)
     path = root / value
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ProjectError(f"{key} must stay inside the project, got {shown(value)}", key)
+        where = f", which is {path.resolve()}" if path.is_symlink() else ""
+        raise ProjectError(f"{key} must stay inside the project, got {shown(value)}{where}", key)
     return path
 
 
@@ -238,7 +242,8 @@ def _row(row: object) -> Row:
 def _list(table: dict[str, Any], key: str) -> list[Any]:
     value = table.get(key, [])
     if not isinstance(value, list):
-        raise ProjectError(f"{key} of [tool.convgen] must be a list, got {shown(value)}", key)
+        hint = ", written [[tool.convgen.kernel]]" if key == "kernel" else ""
+        raise ProjectError(f"{key} of [tool.convgen] must be a list{hint}, got {shown(value)}", key)
     return value
 
 

@@ -228,6 +228,8 @@ def test_a_statement_without_a_place(tmp_path):
         ('output = "kernels"\nspecs = ["none.convgen"]', "none.convgen: No such file"),
         ('output = "kernels"\nkernel = ["up"]', "needs name and spec"),
         (rows("up", "up"), "two kernels are called up"),
+        (f'target = ["a100", "a100"]\n{rows("up")}', "names a100 twice"),
+        ('output = "k"\n[tool.convgen.kernel]\nname = "up"', "[[tool.convgen.kernel]]"),
         (rows("up").replace("Conv", "Cnov"), "(did you mean ConvTranspose1d"),
         ("output = kernels", "cannot read"),
     ],

@@ -204,6 +204,8 @@ def test_a_project_stays_inside_its_folder(tmp_path, key):
         done = run("build", make_project(tmp_path / "downstream", text))
         assert done.exit_code == 2
         assert f"{key} must stay inside the project" in done.stderr
+        if place == "link" and key == "output":
+            assert f"which is {tmp_path / 'next_door'}" in done.stderr
     assert [path.name for path in (tmp_path / "next_door").iterdir()] == ["a.convgen"]
 
 
