@@ -16,7 +16,7 @@ from typing import Any
 
 from setuptools import Distribution
 
-from .files import read_text
+from .files import on_disk, read_text
 from .hooks import Generated, errors_end_the_build, generate_into
 from .table import has_table, read_table
 
@@ -82,13 +82,24 @@ def _shipping(base: type[Any], generated: Generated) -> type[Any]:
             super().finalize_options()
             folders = self.distribution.package_dir or {}
             packages = self.distribution.packages or []
-            package = owned_package(generated.output, folders, packages)
+            package = self._ours = owned_package(generated.output, folders, packages)
             if package is None:
                 return
             if package not in packages:
                 self.packages = self.distribution.packages = [*packages, package]
             data = [path.name for path in generated.files if path.suffix != ".py"]
             self.package_data[package] = [*self.package_data.get(package, []), *data]
+
+        def run(self) -> None:
+            """Remove what an earlier table left in build/, which setuptools packs as it is."""
+            from .render import is_generated
+
+            super().run()
+            names = {path.name for path in generated.files}
+            built = Path(self.build_lib, *(self._ours or "").split("."))
+            for path in built.glob("*.py") if self._ours and not self.editable_mode else ():
+                if path.name not in names and is_generated(on_disk(path)):
+                    path.unlink()
 
         def get_source_files(self) -> list[str]:
             """Add what the kernels are made of to the sdist."""

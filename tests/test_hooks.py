@@ -55,6 +55,18 @@ def test_the_entry_point_costs_other_projects_nothing(build_python, builder):
     assert builder.run(build_python, "-c", code).stdout == "set()\n"
 
 
+@pytest.mark.parametrize("name", [name for name in WAYS if "setuptools" in WAYS[name].requires])
+def test_a_kernel_that_is_gone_is_not_shipped(tmp_path, builder, name):
+    """Setuptools packs its folder build/ as an earlier build left it."""
+    project = make_package(tmp_path / "project", WAYS[name])
+    assert "up.py" in inside(builder.wheel(project, "--wheel"), "small_up/_kernels")
+    path = project / "pyproject.toml"
+    path.write_text(path.read_text().partition("[[tool.convgen.kernel]]")[0])
+    shutil.rmtree(project / "dist")
+    shipped = inside(builder.wheel(project, "--wheel"), "small_up/_kernels")
+    assert sorted(shipped) == ["after.py", "manifest.json"]
+
+
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
 def test_convgen_is_built_as_ever_where_convgen_is_installed(
     tmp_path, root, builder, build_python, hook
