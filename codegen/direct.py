@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sympy import Integer
 
+from .grouped import group_inputs, group_outputs
 from .grouping import refusal
 from .index import Coordinate
 from .kernel import (
@@ -26,8 +27,6 @@ from .kernel import (
     define_positions,
     define_program,
     define_start,
-    group_inputs,
-    group_outputs,
     output_start,
     stores,
     tensor,

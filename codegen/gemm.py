@@ -130,6 +130,7 @@ def loads(
     coordinates: Callable[[int], list[Coordinate]],
     order: tuple[str, ...],
     weight: tuple[list[Coordinate], tuple[str, ...]],
+    comment: tuple[str, ...] = (),
     lines: tuple[str, ...] = (),
 ) -> tuple[AccessText, AccessText, tuple[InputText, ...]]:
     """Return the accesses of input and weight, and the input tiles: one, or those of a block.
@@ -139,25 +140,31 @@ def loads(
         coordinates: the input's, of a row of the block, row 0 without one.
         order: lanes of the tile's two dimensions.
         weight: the weight's coordinates and the lanes of its two dimensions.
-        lines: what brings an input tile into the product's shape, comments first.
+        comment: what the first of `lines` is for.
+        lines: what brings an input tile into the product's shape.
     """
     x, w = kernel.access("x", coordinates(0), order), kernel.access("w", *weight)
     block = kernel.plan.block
     if block is None:
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = (ProductText("acc", "w"),)
-        return x, w, (InputText("", x.masked, x.mask_lines, lines, (), (only,), one),)
+        whole = (*comment, *lines)
+        return x, w, (InputText("", x.masked, x.mask_lines, whole, (), (only,), one),)
     weights = _block_weights(kernel, w, weight[0][0], block)
     tiles = []
-    for row, pairs in block.inputs.items():
+    for number, (row, pairs) in enumerate(block.inputs.items()):
         here = kernel.access("x", coordinates(row), order)
-        offset = row_offset(kernel, coordinates(0), row)
-        products = tuple(ProductText(f"acc_{output}", f"w_{index}") for output, index in pairs)
-        comment = (f"# Input row {row} of the block, for {_rows(pairs)}",)
         tiles.append(
-            InputText(offset, here.masked, here.mask_lines, lines, comment, weights, products)
+            InputText(
+                offset=row_offset(kernel, coordinates(0), row),
+                masked=here.masked,
+                mask_lines=here.mask_lines,
+                lines=lines if number else (*comment, *lines),
+                comment_lines=(f"# Input row {row} of the block, for {_rows(pairs)}",),
+                weights=() if number else weights,
+                products=tuple(ProductText(f"acc_{o}", f"w_{index}") for o, index in pairs),
+            )
         )
-        lines, weights = tuple(line for line in lines if not line.startswith("#")), ()
     return x, w, tuple(tiles)
 
 

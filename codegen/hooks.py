@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .spec import SpecError
-from .table import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def generate_into(root: Path) -> Generated:
         return Generated(
             output=_relative(build.output, root),
             files=tuple(_relative(path, root) for path in build.texts),
-            sources=tuple(_relative(path, root) for path in read_table(root).sources),
+            sources=tuple(_relative(path, root) for path in build.sources),
         )
 
 

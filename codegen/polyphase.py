@@ -17,6 +17,7 @@ from .gemm import (
     triton_sees_rows,
     weight_coordinates,
 )
+from .grouped import group_inputs, group_outputs
 from .grouping import refusal
 from .index import Coordinate, FloorDiv
 from .kernel import (
@@ -26,8 +27,6 @@ from .kernel import (
     define_positions,
     define_program,
     define_start,
-    group_inputs,
-    group_outputs,
     output_start,
     stores,
     tensor,
@@ -99,7 +98,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     )
     order = ("ci", "position") if transposed else ("position", "ci")
     w_order = ("row" if span != 1 else "ci", "column")
-    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), _operand_lines(span))
+    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), *_operand_lines(span))
     out = define_positions(kernel, lines["out"], start, lanes, "_out")
     lines["out"] += channel_lanes("co")
     y_text, output_texts = stores(kernel, outputs, ("co", "position_out"), lines["out"], added=True)
@@ -130,11 +129,12 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     )
 
 
-def _operand_lines(span: Expr) -> tuple[str, ...]:
+def _operand_lines(span: Expr) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a comment, and the lines it is of."""
     if span == 1:
-        return ()
+        return (), ()
     # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
     # passes once a tap: an aligned load is cheaper than keeping it.
     shape = f"x.reshape(BLOCK_K, BLOCK_M, {span}).permute(1, 0, 2)"
     comment = "# Channel and place in the group become one axis, as in the packed weight"
-    return (comment, f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})")
+    return (comment,), (f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})",)

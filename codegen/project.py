@@ -25,10 +25,12 @@ class Build:
     Attributes:
         output: the folder they go to.
         texts: path to text, in order of the paths.
+        sources: what the table names beside pyproject.toml: documents and choices.
     """
 
     output: Path
     texts: dict[Path, str]
+    sources: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def generate(root: Path) -> Build:
         texts[table.output / "__init__.py"] = _licensed(package, table.license)
     named = {path.name: text for path, text in texts.items()}
     texts[table.output / MANIFEST] = manifest_text(table, named)
-    return Build(table.output, texts)
+    return Build(table.output, texts, table.sources)
 
 
 def files(table: Table) -> list[Path]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .phases import AxisPhases
+from .phases import AxisPhases, decompose
 from .spec import ConvTransposeSpec
 
 # Each input of a block has its own lines in the kernel, which should stay readable.
@@ -65,5 +65,5 @@ def rows_refusal(spec: ConvTransposeSpec, rows: int) -> str | None:
         return "the last extent but one is left to run time"
     if extent < rows:
         return f"it has {extent} rows of outputs"
-    inputs = len({row - dilation * index for row in range(rows) for index in range(kernel)})
+    inputs = len(RowBlock(decompose(spec)[-2], rows).inputs)
     return f"a block would read {inputs} rows" if inputs > MOST_INPUTS else None

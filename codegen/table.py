@@ -150,7 +150,7 @@ def _check_names(kernels: list[Kernel], *, several: bool) -> None:
     folded = Counter(kernel.path.stem.lower() for kernel in kernels)
     owners: dict[str, tuple[str, ConvTransposeSpec, str | None]] = {}
     for kernel in kernels:
-        if folded[kernel.path.stem.lower()] > 1:  # some systems' files differ in no less than that
+        if folded[kernel.path.stem.lower()] > 1:  # some file systems take them for one
             raise ProjectError(f"two kernels are called {kernel.path.stem}", "name")
         layer = dataclasses.replace(kernel.spec, target=None)
         owner = (kernel.name, layer, kernel.class_name)
