@@ -1,13 +1,15 @@
 """Compiling an emitted file to machine code, with no GPU.
 
-Used by tests and reports; needs torch and triton, which the compiler does not. Input: a
-`KernelSource` and a compute capability; output: registers, spills and shared memory as ptxas and
-Triton report them. Signature, constants and attributes are those of the file's own launch: its
-wrapper is run on meta tensors, and the launch it makes is compiled instead of run.
+Beside the stages; needs triton, which the compiler does not, but no torch. Input: the text of an
+emitted file and a compute capability; output: a `Binary`, the machine code and what it takes.
+Signature, constants and launch options are those of the file's own launch, read from its text.
 """
 
 from __future__ import annotations
 
+import ast
+import json
+import linecache
 import multiprocessing
 import os
 import re
@@ -20,58 +22,98 @@ from typing import Any
 
 from .choices import Choices
 from .compiler import compile_kernel
-from .loading import load_module
-from .plan import problem_of
 from .render import KernelSource
 from .resources import resident
 from .sources import Statement
-from .spec import ConvTransposeSpec
 from .targets import GpuTarget
+
+KERNEL = "_kernel"  # what the kernel's name ends with
+_POINTER = "_ptr"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """What the machine code of one kernel takes.
+    """The machine code of one kernel, and what it takes.
 
     Attributes:
         registers: registers a thread.
         spills: bytes a thread keeps in local memory.
         shared: bytes of shared memory a program.
         num_warps: warps a program.
-        ptx: the PTX it was assembled from.
+        cubin: the machine code.
+        kernel: the kernel's name in it.
+        key: hash under which Triton's cache has it: of the kernel's source, signature, options,
+            architecture and Triton itself.
+        metadata: what Triton keeps beside it, as it stands in JSON.
     """
 
     registers: int
     spills: int
     shared: int
     num_warps: int
-    ptx: str
+    cubin: bytes
+    kernel: str
+    key: str
+    metadata: dict[str, Any]
 
 
-def argument_shapes(spec: ConvTransposeSpec, source: KernelSource) -> dict[str, tuple[int, ...]]:
-    """Return shapes of input, weight and bias for `spec`, nominal where it leaves them open."""
-    problem = problem_of(spec, source.plan.phases)
-    return {
-        "input": (problem.batch, problem.in_channels, *problem.extents),
-        "weight": (problem.in_channels, problem.out_channels // spec.groups, *spec.kernel_size),
-        "bias": (problem.out_channels,),
-    }
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The launch of an emitted file: what its kernel is compiled for.
+
+    Attributes:
+        kernel: the kernel's name.
+        arguments: those the launch gives, by their names in the kernel; pointers end in `_ptr`.
+        options: launch options, such as num_warps.
+    """
+
+    kernel: str
+    arguments: tuple[str, ...]
+    options: dict[str, Any]
 
 
 def module_name(source: KernelSource) -> str:
-    """Return the name to load a file under: Triton's cache knows a kernel by its module's name."""
+    """Return the name to load a file under, so that a profiler can tell it from others."""
     return f"convgen_{source.body_sha256[:16]}"
 
 
-def compile_source(source: KernelSource, capability: int) -> Binary:
-    """Compile the kernel of `source` for a compute capability such as 89.
+def read_launch(text: str) -> Launch:
+    """Return the one launch that the emitted file `text` has."""
+    tree = ast.parse(text)
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    kernel = next(node for node in functions if node.name.endswith(KERNEL))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    call = next(node for node in calls if _is_launch(node, kernel.name))
+    given = kernel.args.args[: len(call.args)]
+    options = {str(pair.arg): ast.literal_eval(pair.value) for pair in call.keywords}
+    return Launch(kernel.name, tuple(argument.arg for argument in given), options)
+
+
+def _is_launch(call: ast.Call, kernel: str) -> bool:
+    """Whether `call` is `kernel[grid](…)`."""
+    value = call.func.value if isinstance(call.func, ast.Subscript) else None
+    return isinstance(value, ast.Name) and value.id == kernel
+
+
+def compile_text(text: str, dtype: str, name: str, capability: int) -> Binary:
+    """Compile the kernel of the emitted file `text` for a compute capability such as 89.
+
+    Sizes that the file leaves open are compiled for as numbers below 2**31, pointers as multiples
+    of 16, as those that torch allocates are; an autotuned file with the first of its configs.
 
     Clears TRITON_INTERPRET for this process, so triton must not be imported yet where it is set.
+
+    Args:
+        text: the emitted file.
+        dtype: its spec's.
+        name: what line information calls it.
+        capability: ten times the major version plus the minor one.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
-    import torch
     import triton
+    import triton.language as tl
     from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import MockTensor
 
     class Stub:
         """A driver that knows its target and launches nothing."""
@@ -85,37 +127,53 @@ def compile_source(source: KernelSource, capability: int) -> Binary:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    spec = source.plan.spec
-    with tempfile.TemporaryDirectory() as folder:
-        module = load_module(source.text, module_name(source), Path(folder))
-        kernel_name = f"conv_transpose{spec.rank}d_kernel"
-        launch = _Launch()
-        kernel = getattr(module, kernel_name)
-        setattr(module, kernel_name, launch)
-        dtype = getattr(torch, spec.dtype)
-        shapes = argument_shapes(spec, source)
-        tensors = {k: torch.empty(s, dtype=dtype, device="meta") for k, s in shapes.items()}
-        if spec.layout == "channels_last":
-            last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
-            tensors["input"] = tensors["input"].contiguous(memory_format=last)
-        weight = module.pack_weight(tensors["weight"])
-        module._launch(tensors["input"], weight, tensors["bias"] if spec.bias else None)
-        triton.runtime.driver.set_active(Stub())
-        jit = getattr(kernel, "fn", kernel) if source.plan.tuned else kernel
-        options = dict(launch.options)
-        if source.plan.tuned:
-            options |= kernel.configs[0].all_kwargs()
-        try:
-            compiled = jit.warmup(*launch.arguments, grid=launch.grid_of(options), **options)
-        finally:
-            if torch.cuda.is_available():  # else there is no other driver to go back to
-                triton.runtime.driver.reset_active()
-        return _binary(compiled, Path(folder), triton)
+    launch = read_launch(text)
+    names = _device_part(text, name)
+    kernel, configs = names[launch.kernel], names.get("CONFIGS")
+    tensor = MockTensor(getattr(tl, dtype))
+    arguments = [tensor if a.endswith(_POINTER) else 2 for a in launch.arguments]
+    options = launch.options | (configs[0].all_kwargs() if configs else {})
+    jit = kernel.fn if configs else kernel
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(Stub())
+    try:
+        compiled = jit.warmup(*arguments, grid=(1,), **options)
+    finally:
+        triton.runtime.driver._active = before
+    return _binary(compiled, triton)
+
+
+def _device_part(text: str, name: str) -> dict[str, Any]:
+    """Run what of the emitted file `text` the kernel is made of; return the names it defines.
+
+    The rest, the wrapper, needs torch. Lines keep their numbers, which Triton's key depends on.
+    """
+    tree = ast.parse(text)
+    body = [node for node in tree.body if _is_for_device(node)]
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    names: dict[str, Any] = {"__name__": Path(name).stem}
+    exec(compile(ast.Module(body, []), name, "exec"), names)
+    return names
+
+
+def _is_for_device(node: ast.stmt) -> bool:
+    """Whether a statement imports triton, defines one of its constants or configs, or a kernel."""
+    if isinstance(node, ast.Import):
+        return all(alias.name.startswith("triton") for alias in node.names)
+    if isinstance(node, ast.Assign):
+        return any(word in ast.unparse(node.value) for word in ("tl.constexpr(", "triton.Config("))
+    return isinstance(node, ast.FunctionDef) and bool(node.decorator_list)
 
 
 def compile_for(source: KernelSource, target: GpuTarget) -> Binary:
     """Compile the kernel of `source` for a target."""
-    return compile_source(source, int(target.arch.removeprefix("sm_")))
+    name = f"{module_name(source)}.py"
+    return compile_text(source.text, source.plan.spec.dtype, name, capability_of(target.arch))
+
+
+def capability_of(arch: str) -> int:
+    """Return the number in the name of an architecture: 89 for ``sm_89``."""
+    return int(arch.removeprefix("sm_"))
 
 
 def compilers(spared: int = 0) -> ProcessPoolExecutor:
@@ -123,10 +181,14 @@ def compilers(spared: int = 0) -> ProcessPoolExecutor:
 
     They start afresh: a process that has Triton for interpreting cannot compile.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max(1, cores - spared), mp_context=context)
+    return ProcessPoolExecutor(max(1, cores() - spared), mp_context=context)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def resources_of(statement: Statement, choices: Choices | None) -> dict[str, Any]:
@@ -144,33 +206,24 @@ def resources_of(statement: Statement, choices: Choices | None) -> dict[str, Any
     }
 
 
-class _Launch:
-    """Stands for the kernel in the wrapper: remembers the launch."""
-
-    def __getitem__(self, grid: Any) -> Any:
-        self.grid = grid
-        return self._take
-
-    def _take(self, *arguments: Any, **options: Any) -> None:
-        self.arguments, self.options = arguments, options
-
-    def grid_of(self, options: dict[str, Any]) -> Any:
-        return self.grid(options) if callable(self.grid) else self.grid
-
-
-def _binary(compiled: Any, folder: Path, triton: Any) -> Binary:
+def _binary(compiled: Any, triton: Any) -> Binary:
     """Read the resources of a compiled kernel with the cuobjdump that Triton ships."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
+    code, metadata = compiled.asm["cubin"], compiled.metadata
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    report = subprocess.run(
-        [str(tool), "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
-    ).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(code)
+        command = [str(tool), "--dump-resource-usage", str(cubin)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+    path = next(p for file, p in compiled.metadata_group.items() if file.endswith(".json"))
     return Binary(
         registers=numbers["REG"],
         spills=numbers["STACK"] + numbers["LOCAL"],
-        shared=compiled.metadata.shared,
-        num_warps=compiled.metadata.num_warps,
-        ptx=compiled.asm["ptx"],
+        shared=metadata.shared,
+        num_warps=metadata.num_warps,
+        cubin=code,
+        kernel=metadata.name,
+        key=compiled.hash,
+        metadata=json.loads(Path(path).read_text()),
     )

@@ -1,7 +1,7 @@
 """Compile emitted files to machine code and print what they take, as JSON.
 
 A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
-`[spec, target, capability]`, prints a JSON line for each.
+`[spec, target]`, prints a JSON line for each.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import sys
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import compile_source
+from convgen.cubin import compile_for
 
 
 def main() -> None:
     for line in sys.stdin:
-        text, target, capability = json.loads(line)
-        binary = compile_source(compile_kernel(parse(text), find_target(target)), capability)
+        text, name = json.loads(line)
+        target = find_target(name)
+        binary = compile_for(compile_kernel(parse(text), target), target)
         row = {"registers": binary.registers, "spills": binary.spills, "shared": binary.shared}
         print(json.dumps(row), flush=True)
 

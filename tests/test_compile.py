@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,10 @@ OTHERS = (
 )
 
 
-def compiled(jobs: list[tuple[str, str, int]]) -> list[dict[str, int]]:
+def worked(name: str, jobs: list[tuple[str, ...]]) -> list[Any]:
+    """Return what a worker, a process of its own, prints for each job."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    worker = Path(__file__).parent / "compile_worker.py"
+    worker = Path(__file__).parent / name
     done = subprocess.run(
         [sys.executable, str(worker)],
         input="\n".join(map(json.dumps, jobs)),
@@ -55,10 +57,19 @@ def test_files_fit_the_card(capability: tuple[int, int], root: Path) -> None:
     # Those of several targets are planned anew for this one.
     layers = dict.fromkeys(str(replace(kernel.spec, target=None)) for kernel in kernels)
     specs = [*layers, *OTHERS]
-    jobs = [(spec, target.name, 10 * capability[0] + capability[1]) for spec in specs]
-    binaries = list(zip(specs, compiled(jobs), strict=True))
+    jobs = [(spec, target.name) for spec in specs]
+    binaries = list(zip(specs, worked("compile_worker.py", jobs), strict=True))
     assert [row for row in binaries if row[1]["shared"] > target.shared_per_block] == []
     assert [row for row in binaries if row[1]["spills"] > SPILLS] == []
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("target", ["rtx4090", "h100"])
+def test_what_is_compiled_is_what_the_file_launches(target: str) -> None:
+    """Triton's key is of signature, constants, options and attributes: one hash tells them all."""
+    keys = worked("launch_worker.py", [(spec, target) for spec in OTHERS])
+    assert len({read for _, read in keys}) == len(OTHERS)
+    assert [launched for launched, _ in keys] == [read for _, read in keys]
 
 
 @pytest.mark.compile
