@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from .files import EditedError
 from .spec import SpecError
 
 INTERNAL_ERROR = 123
@@ -31,7 +32,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **options)
         except SpecError as error:
             click.echo(f"error: {error}", err=True)
-            sys.exit(2)
+            sys.exit(1 if isinstance(error, EditedError) else 2)
         except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
             raise
         except Exception as error:

@@ -38,10 +38,15 @@ def init(root: Path, as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a file differs.")
 @click.option("--diff", is_flag=True, help="Write nothing; print a unified diff.")
 @click.option("--force", is_flag=True, help="Overwrite files that were edited by hand.")
+@click.option("--exit-non-zero-on-change", "strict", is_flag=True, help="Exit 1 if a file changed.")
 @_json
 @guarded
-def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> None:
-    """Generate all of [tool.convgen] in ROOT/pyproject.toml; write only what changed."""
+def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_json: bool) -> None:
+    """Generate all of [tool.convgen] in ROOT/pyproject.toml; write only what changed.
+
+    An edited file that a kernel names stops the build with exit 1; one that no kernel names is
+    kept, and the build exits 1.
+    """
     from . import project
     from .sources import unified_diff
 
@@ -54,26 +59,30 @@ def build(root: Path, check: bool, diff: bool, force: bool, as_json: bool) -> No
     if as_json:
         print_json("build", {"written": not dry, **rows})
     else:
-        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove", "kept": "keep"}
+        verbs = {"missing": "write", "changed": "rewrite", "extra": "remove"}
+        verbs["kept"] = "keep the edited, which no kernel names,"
         for name, paths in rows.items():
             for path in paths:
                 click.echo(f"{name if dry else verbs[name]} {path}", err=True)
-        count = sum(map(len, rows.values()))
+        count = sum(len(paths) for name, paths in rows.items() if dry or name != "kept")
         verb = "differ" if dry else "brought up to date"
-        click.echo(f"{len(made.texts)} files, {count} {verb}", err=True)
-    sys.exit(1 if dry and drift else 0)
+        click.echo(f"{len(made.contents)} files, {count} {verb}", err=True)
+    sys.exit(1 if drift.kept or ((dry or strict) and drift) else 0)
 
 
 @click.command("list-files")
 @_root
+@click.option("--sources", is_flag=True, help="List what the files are made of instead.")
 @_json
 @guarded
-def list_files(root: Path, as_json: bool) -> None:
-    """List the files that `build` would write, for build systems."""
+def list_files(root: Path, sources: bool, as_json: bool) -> None:
+    """List the files that `build` would write, for build systems; below ROOT as it is given."""
     from .project import files
     from .table import read_table
 
-    paths = [str(path) for path in files(read_table(root))]
+    table = read_table(root)
+    found = [root / "pyproject.toml", *table.sources] if sources else files(table)
+    paths = [str(path) for path in found]
     if as_json:
         print_json("list-files", {"files": paths})
     else:

@@ -47,6 +47,11 @@ def compile_kernel(
     target: GpuTarget | None = None,
     tile: Tile | None = None,
     choices: Choices | None = None,
+    *,
+    precompiled: bool = False,
 ) -> KernelSource:
-    """Return the emitted file of `spec`; arguments and errors as `plan`."""
-    return render(plan(spec, target, tile, choices))
+    """Return the emitted file of `spec`; arguments and errors as `plan`.
+
+    With `precompiled` it uses machine code that lies beside it, as a project's build puts it there.
+    """
+    return render(plan(spec, target, tile, choices), precompiled=precompiled)

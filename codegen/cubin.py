@@ -162,7 +162,8 @@ def _is_for_device(node: ast.stmt) -> bool:
         return all(alias.name.startswith("triton") for alias in node.names)
     if isinstance(node, ast.Assign):
         return any(word in ast.unparse(node.value) for word in ("tl.constexpr(", "triton.Config("))
-    return isinstance(node, ast.FunctionDef) and bool(node.decorator_list)
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(ast.unparse(decorator).startswith("triton.") for decorator in decorators)
 
 
 def compile_for(source: KernelSource, target: GpuTarget) -> Binary:

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .spec import SpecError
 
+# What mkstemp calls a file that is being written, below.
+_TEMPORARY = r"\..+\.[a-z0-9_]{8}\.pyc"
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
 
 class ProjectError(SpecError):
     """A project that cannot be built: its table, a file it names, or a folder in the way."""
+
+
+class EditedError(ProjectError):
+    """A file that a build would overwrite is somebody's work; a command exits with 1, as drift."""
 
 
 def on_disk(path: Path) -> str:
@@ -36,15 +44,42 @@ def read_text(path: Path) -> str:
         raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other build writes into `folder`; clear away what killed ones left there.
+
+    Where the system has no locks for folders, builds do not wait, and nothing is cleared away.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        else:
+            for name in os.listdir(folder):
+                if re.fullmatch(_TEMPORARY, name):
+                    Path(folder, name).unlink(missing_ok=True)
+        yield
+
+
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a text file as `write_bytes` does."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file whole or not at all; raises ProjectError if the folder does not allow it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # An ending that build backends leave out: another build may pack the folder now.
         handle, temporary = tempfile.mkstemp(".pyc", f".{path.name}.", path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             os.chmod(temporary, mode)  # mkstemp's own is 0600
             os.replace(temporary, path)
         except BaseException:

@@ -60,6 +60,7 @@ class FileContext:
         formula: what the kernel computes, lines of its docstring.
         x_shape, w_shape, y_shape: the tensors' axes.
         after, store: stages and casts behind the product, and what is stored.
+        precompiled: machine code may lie beside the file.
         wrapper: what the wrapper functions and the module need.
     """
 
@@ -99,11 +100,12 @@ class FileContext:
     y_shape: str
     after: tuple[str, ...]
     store: str
+    precompiled: bool
     wrapper: WrapperContext
 
 
-def file_context(plan: KernelPlan) -> FileContext:
-    """Return every name the templates of `plan`'s family use."""
+def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
+    """Return every name the templates of `plan`'s family use; `precompiled`: machine code ships."""
     spec = plan.spec
     family = find_family(plan.family)
     sizes = make_sizes(spec, plan.phases, plan.tiles, plan.grouping, plan.block)
@@ -122,8 +124,7 @@ def file_context(plan: KernelPlan) -> FileContext:
         tile=str(plan.tile) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
         grid=_grid_text(plan),
         choices=plan.choices_digest,
-        command=f"convgen emit {shlex.quote(str(spec))} --target {plan.target.name}"
-        + (" --choices FILE" if plan.choices_digest else ""),
+        command="convgen build" if precompiled else _command(plan),
         family=plan.family,
         template=family.template,
         layer=f"ConvTranspose{spec.rank}d",
@@ -151,8 +152,14 @@ def file_context(plan: KernelPlan) -> FileContext:
         **_tensor_shapes(plan),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
         store=_cast(spec, kernel.result),
+        precompiled=precompiled,
         wrapper=wrapper_context(plan, sizes, arguments),
     )
+
+
+def _command(plan: KernelPlan) -> str:
+    command = f"convgen emit {shlex.quote(str(plan.spec))} --target {plan.target.name}"
+    return command + (" --choices FILE" if plan.choices_digest else "")
 
 
 def _size_lines(

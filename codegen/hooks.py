@@ -60,7 +60,7 @@ def generate_into(root: Path) -> Generated:
                 print(f"convgen: {verb} {path}, which no kernel names", file=sys.stderr)
         return Generated(
             output=_relative(build.output, root),
-            files=tuple(_relative(path, root) for path in build.texts),
+            files=tuple(_relative(path, root) for path in build.contents),
             sources=tuple(_relative(path, root) for path in build.sources),
         )
 

@@ -9,9 +9,11 @@ import hashlib
 import itertools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .files import on_disk
 from .render import HEADER_LINE, environment
 from .table import Kernel, Table
 from .targets import find_target
@@ -102,12 +104,13 @@ def _file(kernel: Kernel) -> FileText:
     )
 
 
-def manifest_text(table: Table, texts: dict[str, str]) -> str:
+def manifest_text(table: Table, texts: dict[str, str], cubins: dict[str, dict[str, Any]]) -> str:
     """Return the text of the manifest: of each file its kernel, target, spec and hash.
 
     Args:
         table: the project's.
         texts: name to text of the files.
+        cubins: name to row of the machine code that ships beside them.
     """
     rows = [
         {
@@ -120,17 +123,31 @@ def manifest_text(table: Table, texts: dict[str, str]) -> str:
         for kernel in table.kernels
     ]
     content = {"schema": SCHEMA, "generator": f"convgen {__version__}", "kernels": rows}
+    if table.aot:
+        content["precompiled"] = cubins
     return json.dumps(content | {"sha256": _digest(json.dumps(content))}, indent=2) + "\n"
 
 
 def manifest_is_intact(text: str) -> bool:
     """Whether `text` is a manifest as it was written."""
+    return _content(text) is not None
+
+
+def read_precompiled(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the machine code that the manifest at `path` lists, none if it is not as written."""
+    content = _content(on_disk(path)) if path.is_file() else None
+    found: dict[str, dict[str, Any]] = (content or {}).get("precompiled", {})
+    return found
+
+
+def _content(text: str) -> dict[str, Any] | None:
+    """Return what a manifest says, None if `text` is not one as it was written."""
     try:
         content: Any = json.loads(text)
         digest = content.pop("sha256")
     except (ValueError, AttributeError, KeyError, TypeError):
-        return False
-    return bool(digest == _digest(json.dumps(content)))
+        return None
+    return content if digest == _digest(json.dumps(content)) else None
 
 
 def _digest(text: str) -> str:

@@ -13,6 +13,7 @@ import functools
 import importlib
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def _generating(hook: Callable[..., str], name: str) -> Callable[..., str]:
         basename = hook(directory, *arguments, **options)
         if name == "build_sdist":
             _check_sdist(Path(directory, basename), generated.sources)
+        if name == "build_wheel":
+            _check_wheel(Path(directory, basename), generated.files)
         return basename
 
     return run
@@ -90,4 +93,26 @@ def _check_sdist(archive: Path, sources: tuple[Path, ...]) -> None:
             raise SystemExit(
                 f"convgen: error: {path} would be missing from the sdist, and no wheel could be "
                 "built from it; list the file where the build backend takes more files for sdists"
+            )
+
+
+def _check_wheel(archive: Path, files: tuple[Path, ...]) -> None:
+    """Refuse a wheel with the package that the kernels lie in, but without the kernels.
+
+    Some backends leave out what version control ignores. Kernels outside every package, for a
+    project's own tests, say, are none of the wheel's business.
+
+    Raises:
+        SystemExit: a generated file is not in the archive.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        inside = [Path(name) for name in opened.namelist()]
+    for path in files:
+        package, ending = path.parent.parent.name, path.parts[-3:]
+        shipped = any(package in found.parts[:-1] for found in inside)
+        if package and shipped and all(found.parts[-len(ending) :] != ending for found in inside):
+            archive.unlink()
+            raise SystemExit(
+                f"convgen: error: {path} would be missing from the wheel; have the build backend "
+                "ship the folder, which it may leave out because version control ignores it"
             )

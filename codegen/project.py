@@ -6,13 +6,22 @@ compares a build with the disk and `write` is the one function that writes it.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from .choices import choices_for
 from .compiler import compile_kernel
-from .files import ProjectError, on_disk, write_text
-from .package import MANIFEST, manifest_is_intact, manifest_text, needs_package, package_text
+from .files import EditedError, ProjectError, on_disk, only_writer, write_bytes
+from .package import (
+    MANIFEST,
+    manifest_is_intact,
+    manifest_text,
+    needs_package,
+    package_text,
+    read_precompiled,
+)
+from .precompile import CUBIN, jobs, precompile
 from .render import body_is_intact, is_generated
 from .table import Table, read_table
 from .targets import find_target
@@ -25,12 +34,19 @@ class Build:
     Attributes:
         output: the folder they go to.
         texts: path to text, in order of the paths.
+        cubins: path to machine code, of a project that ships some.
         sources: what the table names beside pyproject.toml: documents and choices.
     """
 
     output: Path
     texts: dict[Path, str]
+    cubins: dict[Path, bytes]
     sources: tuple[Path, ...]
+
+    @property
+    def contents(self) -> dict[Path, str | bytes]:
+        """All of the files, in the order to write them: the manifest tells of the others."""
+        return {**self.cubins, **self.texts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +73,29 @@ def generate(root: Path) -> Build:
     """Compile every kernel of the project at `root`; raises as `read_table`."""
     table = read_table(root)
     choices = choices_for(table.choices, {kernel.target for kernel in table.kernels})
+    shipping = {job.kernel for job in jobs(table, {})}
     texts = {}
     for kernel in table.kernels:
-        text = compile_kernel(kernel.spec, find_target(kernel.target), choices=choices).text
-        texts[kernel.path] = _licensed(text, table.license)
+        target, precompiled = find_target(kernel.target), kernel in shipping
+        source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
+        texts[kernel.path] = _licensed(source.text, table.license)
+    there = read_precompiled(table.output / MANIFEST)
+    cubins = precompile(table, texts, there)
     package = package_text(table)
     if package is not None:
         texts[table.output / "__init__.py"] = _licensed(package, table.license)
     named = {path.name: text for path, text in texts.items()}
-    texts[table.output / MANIFEST] = manifest_text(table, named)
-    return Build(table.output, texts, table.sources)
+    shipped = {path.name: cubin.row for path, cubin in cubins.items()}
+    texts[table.output / MANIFEST] = manifest_text(table, named, shipped)
+    code = {path: cubin.code for path, cubin in cubins.items()}
+    return Build(table.output, texts, code, table.sources)
 
 
 def files(table: Table) -> list[Path]:
     """Return the files that a build of `table` has, without compiling it."""
     paths = [kernel.path for kernel in table.kernels]
     paths += [table.output / "__init__.py"] * needs_package(table)
+    paths += [job.path for job in jobs(table, {})]
     return sorted([*paths, table.output / MANIFEST])
 
 
@@ -86,6 +109,9 @@ def _licensed(text: str, license: str | None) -> str:
 
 def is_intact(path: Path) -> bool:
     """Whether the file at `path` is as a build wrote it."""
+    if path.suffix == CUBIN:
+        row = read_precompiled(path.with_name(MANIFEST)).get(path.name, {})
+        return hashlib.sha256(path.read_bytes()).hexdigest() == row.get("sha256")
     text = on_disk(path)
     return manifest_is_intact(text) if path.name == MANIFEST else body_is_intact(text)
 
@@ -93,21 +119,29 @@ def is_intact(path: Path) -> bool:
 def check(build: Build) -> Drift:
     """Compare a build with the disk; raises ProjectError if its folder cannot be read."""
     try:
-        missing = tuple(path for path in build.texts if not path.is_file())
+        missing = tuple(path for path in build.contents if not path.is_file())
         changed = tuple(
-            path for path, text in build.texts.items() if path.is_file() and on_disk(path) != text
+            path
+            for path, content in build.contents.items()
+            if path not in missing and _differs(path, content)
         )
         return Drift(missing, changed, _extra(build))
     except OSError as error:
         raise ProjectError(f"cannot read {build.output}: {error.strerror}") from None
 
 
+def _differs(path: Path, content: str | bytes) -> bool:
+    found = on_disk(path) if isinstance(content, str) else path.read_bytes()
+    return found != content
+
+
 def write(build: Build, *, force: bool = False) -> Drift:
     """Bring the folder in line with the build; return what was done, as the drift it had.
 
     Raises:
-        ProjectError: a file in the way was not made by convgen or was edited since; nothing is
+        EditedError: a file in the way was not made by convgen or was edited since; nothing is
             written then, unless `force`.
+        ProjectError: a folder is in the way, or the folder cannot be written.
     """
     drift = check(build)
     for path in drift.missing:
@@ -115,15 +149,18 @@ def write(build: Build, *, force: bool = False) -> Drift:
             raise ProjectError(f"{path} is a folder; a file has to go there")
     for path in drift.changed:
         if not force and not is_intact(path):
-            raise ProjectError(
+            raise EditedError(
                 f"{path} was not generated, or was edited since; "
                 "`convgen build --force` overwrites it"
             )
-    for path in (*drift.missing, *drift.changed):
-        write_text(path, build.texts[path])
-    removed = tuple(path for path in drift.extra if body_is_intact(on_disk(path)))
-    for path in removed:
-        path.unlink(missing_ok=True)  # another build may have been here
+    with only_writer(build.output):
+        # First, while the manifest there tells what machine code is ours.
+        removed = tuple(path for path in drift.extra if is_intact(path))
+        for path in removed:
+            path.unlink(missing_ok=True)  # another build may have been here
+        for path in (*drift.missing, *drift.changed):
+            content = build.contents[path]
+            write_bytes(path, content.encode() if isinstance(content, str) else content)
     kept = tuple(path for path in drift.extra if path not in removed)
     return Drift(drift.missing, drift.changed, removed, kept)
 
@@ -133,4 +170,7 @@ def _extra(build: Build) -> tuple[Path, ...]:
     if not build.output.is_dir():
         return ()
     found = [path for path in sorted(build.output.glob("*.py")) if path not in build.texts]
-    return tuple(path for path in found if path.is_file() and is_generated(on_disk(path)))
+    found = [path for path in found if path.is_file() and is_generated(on_disk(path))]
+    listed = (build.output / name for name in sorted(read_precompiled(build.output / MANIFEST)))
+    cubins = (path for path in listed if path.suffix == CUBIN and path not in build.cubins)
+    return (*found, *(path for path in cubins if path.is_file()))

@@ -49,9 +49,9 @@ def environment() -> jinja2.Environment:
     )
 
 
-def render(plan: KernelPlan) -> KernelSource:
-    """Return the emitted file of `plan`."""
-    context = file_context(plan)
+def render(plan: KernelPlan, *, precompiled: bool = False) -> KernelSource:
+    """Return the emitted file of `plan`; `precompiled` as in `compile_kernel`."""
+    context = file_context(plan, precompiled=precompiled)
     templates = environment()
     body = templates.get_template("module.py.jinja")
     # The operator's namespace is a hash of the file as it would be without one.

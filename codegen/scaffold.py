@@ -27,6 +27,7 @@ output = "{output}"  # a folder of this package
 # specs = ["kernels.convgen"]  # files with more kernels, `name = ConvTranspose2d(…)` a line
 # license = "MIT"  # an SPDX expression for the files' headers
 # choices = "choices.json"  # tiles measured by `convgen tune`
+# aot = ["sm_90"]  # ship machine code too; name triton in `requires` of [build-system]
 
 [[tool.convgen.kernel]]
 name = "up"  # the file and, with several targets, the function

@@ -8,6 +8,7 @@ are discovered after the files are there; output: generated files, and a `build_
 
 from __future__ import annotations
 
+import functools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -37,8 +38,15 @@ def finalize(distribution: Distribution) -> None:
         return
     if _is_shipped(root, distribution):
         generated = generate_into(root)
-        base = distribution.get_command_class("build_py")
-        distribution.cmdclass["build_py"] = _shipping(base, generated)
+        found = distribution.get_command_class
+
+        @functools.cache
+        def get_command_class(command: str) -> type[Any]:
+            # Asked when the command runs: only then is it known which class a project names.
+            base = found(command)
+            return _shipping(base, generated) if command == "build_py" else base
+
+        distribution.get_command_class = get_command_class
 
 
 def _is_shipped(root: Path, distribution: Distribution) -> bool:
@@ -92,13 +100,15 @@ def _shipping(base: type[Any], generated: Generated) -> type[Any]:
 
         def run(self) -> None:
             """Remove what an earlier table left in build/, which setuptools packs as it is."""
+            from .precompile import CUBIN
             from .render import is_generated
 
             super().run()
             names = {path.name for path in generated.files}
             built = Path(self.build_lib, *(self._ours or "").split("."))
-            for path in built.glob("*.py") if self._ours and not self.editable_mode else ():
-                if path.name not in names and is_generated(on_disk(path)):
+            for path in built.glob("*") if self._ours and not self.editable_mode else ():
+                ours = path.suffix == ".py" and is_generated(on_disk(path))
+                if path.name not in names and (ours or path.match(f"*.sm_*{CUBIN}")):
                     path.unlink()
 
         def get_source_files(self) -> list[str]:

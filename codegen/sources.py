@@ -15,6 +15,7 @@ from typing import Any
 from .files import ProjectError, on_disk
 from .flags import spec_from_flags
 from .language import parse_document
+from .precompile import CUBIN
 from .project import Build, Drift
 from .render import is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
@@ -103,6 +104,9 @@ def unified_diff(build: Build, drift: Drift) -> str:
     """Return the diff from the disk to the build."""
     lines: list[str] = []
     for path in (*drift.missing, *drift.changed, *drift.extra):
+        if path.suffix == CUBIN:
+            lines.append(f"machine code differs: {path}\n")
+            continue
         old = on_disk(path).splitlines(True) if path.is_file() else []
         new = build.texts.get(path, "").splitlines(True)
         lines += difflib.unified_diff(old, new, str(path), str(path))

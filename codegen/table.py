@@ -18,9 +18,9 @@ from typing import Any
 from .files import ProjectError, read_text
 from .language import NamedSpec, check_name, parse, parse_document
 from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
-from .targets import DEFAULT_TARGET
+from .targets import ARCHITECTURES, DEFAULT_TARGET
 
-KEYS = ("output", "target", "specs", "choices", "license", "build-backend", "kernel")
+KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
 BACKEND = "setuptools.build_meta"
 LICENSE = r"[A-Za-z0-9 .+()-]{1,200}"  # an SPDX expression
@@ -55,6 +55,7 @@ class Table:
         several: `target` is a list: a file for each, and the package picks.
         choices: the file of measured choices, None without one.
         license: an SPDX expression for the files' headers, None for no line.
+        aot: the architectures to ship machine code for, such as ``sm_90``.
         build_backend: whom the wrapper backend (pep517.py) delegates to.
         kernels: in order of names and paths.
         sources: what the table names beside pyproject.toml: documents and choices.
@@ -64,6 +65,7 @@ class Table:
     several: bool
     choices: Path | None
     license: str | None
+    aot: tuple[str, ...]
     build_backend: str
     kernels: tuple[Kernel, ...]
     sources: tuple[Path, ...]
@@ -124,6 +126,7 @@ def read_table(root: Path) -> Table:
         several=several,
         choices=choices,
         license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
+        aot=tuple(_architectures(_list(table, "aot"))),
         build_backend=_backend(table),
         kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),
         sources=tuple(dict.fromkeys([*documents, *([choices] if choices else [])])),
@@ -142,6 +145,19 @@ def read_build_backend(root: Path) -> str:
 def _backend(table: dict[str, Any]) -> str:
     what = "a backend such as flit_core.buildapi"
     return _text(table, "build-backend", r"\S+", what) or BACKEND
+
+
+def _architectures(names: list[Any]) -> Iterator[str]:
+    for number, name in enumerate(names):
+        if name not in ARCHITECTURES:
+            hint = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
+            known = ", ".join(ARCHITECTURES)
+            raise ProjectError(
+                f"aot of [tool.convgen] must list some of {known}; got {shown(name)}{hint}", "aot"
+            )
+        if name in names[:number]:
+            raise ProjectError(f"aot of [tool.convgen] names {name} twice", "aot")
+        yield name
 
 
 def _check_names(kernels: list[Kernel], *, several: bool) -> None:

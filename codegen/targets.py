@@ -198,6 +198,9 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
 # fmt: on
 
 DEFAULT_TARGET: Final = "rtx4090"
+ARCHITECTURES: Final = tuple(
+    sorted({target.arch for target in TARGETS}, key=lambda arch: int(arch.removeprefix("sm_")))
+)
 
 
 def find_target(name: str) -> GpuTarget:

@@ -197,6 +197,16 @@ def lend_torch(python: Path) -> None:
     (packages / "torch.pth").write_text(f"{home}\n")
 
 
+def lend_triton(python: Path, folder: Path) -> None:
+    """Let an environment import the triton of this one, without its torch."""
+    home = Path(torch.__file__).parent.parent
+    folder.mkdir()
+    for path in (home / "triton", *home.glob("triton-*.dist-info")):
+        (folder / path.name).symlink_to(path)
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    (packages / "triton.pth").write_text(f"{folder}\n")
+
+
 def inside(files: dict[str, bytes], folder: str) -> dict[str, bytes]:
     """Return those of the files that lie in a folder, by their names in it."""
     prefix = f"{folder}/"

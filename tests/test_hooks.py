@@ -7,6 +7,7 @@ whose settings hide what was generated; a wrapper that has other hooks than its 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_a_kernel_that_is_gone_is_not_shipped(tmp_path, builder, name):
     path = project / "pyproject.toml"
     path.write_text(path.read_text().partition("[[tool.convgen.kernel]]")[0])
     shutil.rmtree(project / "dist")
+    for kernels in (project / "build").glob("lib*/small_up/_kernels"):
+        (kernels / "up.sm_90.cubin").write_bytes(b"as an earlier table asked for")
     shipped = inside(builder.wheel(project, "--wheel"), "small_up/_kernels")
     assert sorted(shipped) == ["after.py", "manifest.json"]
 
@@ -128,6 +131,33 @@ def test_packages_found_before_the_files_are_there_get_them(
     assert sorted(inside(found, f"{prefix}small_up/_kernels")) == GENERATED
     assert f"{prefix}small_up/own.txt" in found
     assert hook == "build_wheel" or "small_up-0.1.0/small.convgen" in found
+
+
+OWN = """
+from setuptools.command import build_py
+
+class BuildPy(build_py.build_py):
+    def run(self):
+        super().run()
+        print("built by the project's own class")
+"""
+
+
+def test_a_project_s_own_build_class_ships_them_too(tmp_path, builder, build_python):
+    """pyproject.toml names it after every plugin has run, and it is none of ours."""
+    settings = '\n[tool.setuptools]\ncmdclass = { build_py = "small_build.BuildPy" }\n'
+    settings += 'package-dir = { "" = "src" }\npackages = ["small_up"]\n'
+    chosen = Way('"setuptools"', "setuptools.build_meta", settings)
+    project = make_package(tmp_path / "project", chosen)
+    (project / "src" / "small_build.py").write_text(OWN)
+    done = builder.call(
+        build_python, project, "setuptools.build_meta", "build_wheel", tmp_path / "dist"
+    )
+    assert done.returncode == 0, done.stdout
+    assert "built by the project's own class" in done.stdout
+    (archive,) = (tmp_path / "dist").glob("*.whl")
+    shutil.unpack_archive(archive, tmp_path / "out", "zip")
+    assert sorted(inside(tree(tmp_path / "out"), "small_up/_kernels")) == GENERATED
 
 
 @pytest.mark.parametrize(
@@ -214,3 +244,37 @@ def test_an_sdist_without_its_sources_is_refused(tmp_path, builder, build_python
     assert done.returncode == 1
     assert done.stdout.startswith("convgen: error: small.convgen would be missing from the sdist")
     assert not list(tmp_path.glob("*.tar.gz"))
+
+
+BARE = """
+import zipfile
+
+def build_wheel(directory, settings=None, metadata=None):
+    with zipfile.ZipFile(f"{directory}/small_up-0.1.0-py3-none-any.whl", "w") as wheel:
+        for name in FILES:
+            wheel.writestr(name, "")
+    return "small_up-0.1.0-py3-none-any.whl"
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "passes"),
+    [
+        (["small_up/__init__.py"], False),
+        (["small_up/_kernels/up.py"], False),
+        ([f"small_up/_kernels/{name}" for name in GENERATED], True),
+        (["other/__init__.py"], True),  # the kernels lie in no package
+    ],
+)
+def test_a_wheel_without_its_kernels_is_refused(tmp_path, monkeypatch, files, passes):
+    """Backends leave out what version control ignores; whoever installs it would find out."""
+    go_to(tmp_path, monkeypatch, "bare_backend")
+    Path("bare_backend.py").write_text(BARE.replace("FILES", repr(files)))
+    monkeypatch.delitem(sys.modules, "bare_backend", raising=False)
+    monkeypatch.syspath_prepend(Path.cwd())
+    if passes:
+        assert pep517.build_wheel(str(tmp_path)).endswith(".whl")
+    else:
+        with pytest.raises(SystemExit, match="would be missing from the wheel"):
+            pep517.build_wheel(str(tmp_path))
+    assert len(list(tmp_path.glob("*.whl"))) == passes

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import convgen
+from convgen.files import write_text
 from convgen.project import ProjectError, generate, write
 from convgen.table import has_table, read_table
 from running import SMALL, make_project, rows, run
@@ -128,7 +129,10 @@ def test_a_stale_file_that_was_edited_is_kept_and_reported(tmp_path, force):
     (folder / "two.py").write_text(edited)
     make_project(tmp_path, rows("one"))
     done = run("build", tmp_path, *force)
-    assert f"keep {folder / 'two.py'}" in done.stderr.splitlines()
+    assert done.exit_code == 1
+    kept = f"keep the edited, which no kernel names, {folder / 'two.py'}"
+    assert kept in done.stderr.splitlines()
+    assert "2 files, 1 brought up to date" in done.stderr
     assert contents(folder)["two.py"] == edited
     assert run("build", tmp_path, "--check").exit_code == 1
 
@@ -152,7 +156,7 @@ def test_a_file_in_the_way_stops_the_whole_build(tmp_path, text):
     stale = convgen.emit(SMALL)
     (folder / "stale.py").write_text(stale)
     done = run("build", tmp_path)
-    assert (done.exit_code, done.stdout) == (2, "")
+    assert (done.exit_code, done.stdout) == (1, "")
     assert (
         f"{folder / 'b.py'} was not generated, or was edited since; `convgen build --force`"
         in done.stderr
@@ -303,3 +307,36 @@ def test_one_target_in_a_list_is_still_a_list(tmp_path):
     """So that a second target, added later, renames nothing."""
     make_project(tmp_path, 'target = ["a100"]\n' + rows("up"))
     assert str(tmp_path / "kernels" / "up_a100.py") in run("list-files", tmp_path).stdout
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path, monkeypatch):
+    """A file that was being written has no use; nothing else is touched."""
+    project = make_project(tmp_path, rows("up"))
+    (project / "kernels").mkdir()
+    names = []
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda source, _: names.append(Path(source)))
+        write_text(project / "kernels" / "up.py", "half a ker")
+    mine = project / "kernels" / ".mine.pyc"
+    mine.write_text("mine")
+    assert names[0].exists()
+    assert run("build", project).exit_code == 0
+    assert not names[0].exists()
+    assert mine.exists()
+
+
+def test_a_hook_can_fail_when_a_file_changed(tmp_path):
+    """pre-commit sees only what is tracked: a new file, say, would pass without a word."""
+    make_project(tmp_path, rows("up"))
+    strict = ("build", tmp_path, "--exit-non-zero-on-change")
+    assert [run(*strict).exit_code for _ in range(2)] == [1, 0]
+    (tmp_path / "kernels" / "up.py").unlink()
+    assert [run(*strict).exit_code for _ in range(2)] == [1, 0]
+
+
+def test_what_the_files_are_made_of_is_listed(tmp_path):
+    """Build systems build again when one of these changes."""
+    table = f'output = "kernels"\nspecs = ["small.convgen"]\n{rows("up").partition(chr(10))[2]}'
+    make_project(tmp_path, table, small=f"down = {SMALL}\n")
+    listed = run("list-files", "--sources", tmp_path).stdout.split()
+    assert listed == [str(tmp_path / "pyproject.toml"), str(tmp_path / "small.convgen")]

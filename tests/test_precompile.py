@@ -1,0 +1,298 @@
+"""Precompiled kernels: machine code that ships beside the files, and Triton's JIT finding it.
+
+What would break it: a key that Triton does not ask for, so that the code lies there in vain; code
+that tells where it was made, so that no two builds are the same; code of another text, card or
+Triton in the kernel's place; files that no later build knows for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from building import KERNELS, TABLE, WAYS, Builder, inside, lend_triton, make_package, tree
+from convgen import parse
+from convgen.choices import text_of
+from convgen.project import check, generate, write
+from running import make_project, run
+
+pytestmark = pytest.mark.compile
+
+SPEC = "ConvTranspose1d(64, 32, 4, stride=2, padding=1)"
+ROW = f'[[tool.convgen.kernel]]\nname = "up"\nspec = "{SPEC}"\n'
+ONE = f'output = "kernels"\ntarget = "h100"\nlicense = "MIT"\naot = ["sm_90"]\n{ROW}'
+CODE = "up.sm_90.cubin"
+FILES = ["manifest.json", "up.py", CODE]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with its files; tests that change it take a copy."""
+    project = make_project(tmp_path_factory.mktemp("built"), ONE)
+    write(generate(project))
+    return project
+
+
+@pytest.fixture
+def project(built: Path, tmp_path: Path) -> Path:
+    return copied(built, make_project(tmp_path / "project", ONE))
+
+
+def copied(built: Path, project: Path) -> Path:
+    """Fill a project's folder with the files of another one."""
+    (project / "kernels").mkdir()
+    for name, content in tree(built / "kernels").items():
+        (project / "kernels" / name).write_bytes(content)
+    return project
+
+
+def used(path: Path, capability: int, cache: Path, shape: str = "1,64,100") -> dict[str, Any]:
+    """Have the file at `path` offer its code to Triton, and Triton look for it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    worker = Path(__file__).parent / "use_precompiled.py"
+    done = subprocess.run(
+        [sys.executable, str(worker), str(path), str(capability), shape],
+        capture_output=True,
+        text=True,
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def manifest(project: Path) -> dict[str, Any]:
+    return json.loads((project / "kernels" / "manifest.json").read_text())
+
+
+def rewrite_manifest(project: Path, **changes: str) -> None:
+    """Write the manifest with other words for the code, and a hash that holds for them."""
+    content = manifest(project)
+    del content["sha256"]
+    content["precompiled"][CODE] |= changes
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    text = json.dumps(content | {"sha256": digest}, indent=2) + "\n"
+    (project / "kernels" / "manifest.json").write_text(text)
+
+
+# ---- what is shipped ----
+
+
+def test_code_lies_beside_the_file_with_its_row(built: Path) -> None:
+    files = tree(built / "kernels")
+    assert sorted(files) == FILES
+    assert run("list-files", built).stdout.split() == [str(built / "kernels" / n) for n in FILES]
+    row = manifest(built)["precompiled"][CODE]
+    assert row["arch"] == "sm_90"
+    assert row["sha256"] == hashlib.sha256(files[CODE]).hexdigest()
+    assert row["source_sha256"] == hashlib.sha256(files["up.py"]).hexdigest()
+
+
+def test_two_builds_are_the_same_and_tell_no_path(built: Path, tmp_path: Path) -> None:
+    """The code is made twice, in other folders; whatever the environment says to Triton."""
+    other = make_project(tmp_path / "elsewhere", ONE)
+    done = subprocess.run(
+        [sys.executable, "-m", "convgen", "build", str(other)],
+        env=os.environ | {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_DEBUG": "1"},
+        check=False,
+    )
+    assert done.returncode == 0
+    files = tree(other / "kernels")
+    assert files == tree(built / "kernels")
+    home = str(Path(importlib.util.find_spec("triton").origin).parent)
+    for content in files.values():
+        for path in (str(built), str(other), str(tmp_path), home):
+            assert path.encode() not in content
+
+
+def test_each_file_is_compiled_for_the_cards_it_may_be_chosen_on(tmp_path: Path) -> None:
+    """A file of another target never runs there, so its code would lie there in vain."""
+    table = ONE.replace('"h100"', '["a100", "h100", "h200"]').replace("sm_90", 'sm_86", "sm_90')
+    names = [path.name for path in generate(make_project(tmp_path, table)).cubins]
+    assert names == ["up_a100.sm_86.cubin", "up_h100.sm_90.cubin", "up_h200.sm_90.cubin"]
+
+
+@pytest.mark.build
+def test_a_wheel_ships_the_code_from_an_environment_without_torch(
+    tmp_path: Path, builder: Builder
+) -> None:
+    python = builder.install(tmp_path / "environment", "convgen", "hatchling")
+    lend_triton(python, tmp_path / "triton")
+    assert builder.run(python, "-c", "import torch").returncode == 1
+    spec = 'spec = "ConvTranspose1d(4, 2, 4, stride=2, padding=1, dtype=float64)"'
+    table = (TABLE % 'aot = ["sm_80"]').replace(spec, f'spec = "{SPEC}"')
+    project = make_package(tmp_path / "project", WAYS["hatchling"], table)
+    done = builder.call(python, project, "hatchling.build", "build_wheel", tmp_path)
+    assert done.returncode == 0, done.stdout
+    code = ["after.sm_80.cubin", "up.sm_80.cubin"]
+    (wheel,) = tmp_path.glob("*.whl")
+    builder.run(python, "-m", "zipfile", "-e", wheel, tmp_path / "unpacked")
+    shipped = inside(tree(tmp_path / "unpacked"), "small_up/_kernels")
+    assert [name for name in sorted(shipped) if name.endswith(".cubin")] == code
+    assert shipped == tree(project / KERNELS)
+
+
+# ---- what is used ----
+
+
+def test_triton_finds_the_code_and_compiles_nothing(project: Path, tmp_path: Path) -> None:
+    """For any size: one kernel serves all of them. The folder and its name do not matter."""
+    wanted = manifest(project)["precompiled"][CODE]["sha256"]
+    (project / "kernels").rename(tmp_path / "installed")
+    for shape in ("1,64,100", "3,64,7"):
+        found = used(tmp_path / "installed" / "up.py", 90, tmp_path / "cache", shape)
+        assert found["found"] == [True]
+        assert found["sha256"] == wanted
+
+
+def test_two_dimensions_and_halves_are_found_too(tmp_path: Path) -> None:
+    for number, spec in enumerate(
+        (
+            "ConvTranspose2d(64, 64, 3, input=(1, 64, 16, 16))",
+            "relu | ConvTranspose3d(16, 8, 3) | tanh",
+        )
+    ):
+        table = ONE.replace(SPEC, spec).replace('"h100"', '"rtx4090"').replace("sm_90", "sm_89")
+        project = make_project(tmp_path / str(number), table)
+        write(generate(project))
+        shape = "1,64,16,16" if number == 0 else "1,16,4,5,6"
+        cache = tmp_path / f"cache{number}"
+        assert used(project / "kernels" / "up.py", 89, cache, shape)["found"] == [True]
+
+
+@pytest.mark.parametrize("what", ["another card", "edited code", "another Triton", "no manifest"])
+def test_triton_compiles_where_the_code_does_not_match(
+    project: Path, tmp_path: Path, what: str
+) -> None:
+    """Wrong machine code is the worst that could ship: it must never run."""
+    code = project / "kernels" / CODE
+    if what == "edited code":
+        code.write_bytes(code.read_bytes()[:-1] + b"\1")
+    elif what == "another Triton":
+        rewrite_manifest(project, triton="3.0.0")
+    elif what == "no manifest":
+        (project / "kernels" / "manifest.json").unlink()
+    found = used(project / "kernels" / "up.py", 80 if what == "another card" else 90, tmp_path)
+    assert found["found"] == [False]
+
+
+def test_a_key_of_another_kernel_is_never_asked_for(project: Path, tmp_path: Path) -> None:
+    """As a manifest of another text has it: the cache holds it, and nothing reads it."""
+    rewrite_manifest(project, key="0" * 64)
+    assert used(project / "kernels" / "up.py", 90, tmp_path)["found"] == [False]
+
+
+# ---- later builds ----
+
+
+def test_code_that_lies_there_is_not_made_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build with nothing new to do takes no longer than one without machine code."""
+
+    def run_triton(*_: object, **__: object) -> None:
+        raise AssertionError("Triton was asked")
+
+    monkeypatch.setattr("subprocess.run", run_triton)
+    assert not check(generate(project))
+    rewrite_manifest(project, triton="3.0.0")  # another version made it
+    with pytest.raises(AssertionError, match="Triton was asked"):
+        generate(project)
+
+
+def test_a_new_spec_replaces_the_code(project: Path) -> None:
+    make_project(project, ONE.replace("stride=2", "stride=1"))
+    drift = check(generate(project))
+    assert [path.name for path in drift.changed] == [CODE, "up.py", "manifest.json"]
+    before = (project / "kernels" / CODE).read_bytes()
+    assert run("build", project).exit_code == 0
+    assert (project / "kernels" / CODE).read_bytes() != before
+    assert not check(generate(project))
+
+
+def test_code_that_no_row_asks_for_is_removed(project: Path) -> None:
+    make_project(project, ONE.replace('aot = ["sm_90"]\n', ""))
+    assert f"extra {project / 'kernels' / CODE}" in run("build", "--check", project).stderr
+    assert run("build", project).exit_code == 0
+    assert sorted(tree(project / "kernels")) == ["manifest.json", "up.py"]
+
+
+def test_edited_code_is_reported_and_kept(project: Path) -> None:
+    code = project / "kernels" / CODE
+    code.write_bytes(b"mine")
+    done = run("build", project)
+    assert done.exit_code == 1
+    assert f"{code} was not generated, or was edited since" in done.stderr
+    assert code.read_bytes() == b"mine"
+    assert f"machine code differs: {code}" in run("build", "--diff", project).stdout
+    make_project(project, ONE.replace('aot = ["sm_90"]\n', ""))
+    assert f"no kernel names, {code}" in run("build", project).stderr
+    assert code.read_bytes() == b"mine"
+
+
+def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ONE)
+    (project / "kernels").mkdir()
+    (project / "kernels" / CODE).write_bytes(b"mine")
+    assert run("build", project).exit_code == 1
+    assert tree(project / "kernels") == {CODE: b"mine"}
+
+
+# ---- what goes wrong ----
+
+
+@pytest.mark.parametrize(
+    ("aot", "message"),
+    [
+        ('["sm90"]', "aot of [tool.convgen] must list some of sm_80, "),
+        ('["sm_9"]', "did you mean sm_90"),
+        ("[90]", "got 90"),
+        ('["sm_90", "sm_90"]', "names sm_90 twice"),
+        ('"sm_90"', "must be a list"),
+    ],
+)
+def test_wrong_architectures_are_told(tmp_path: Path, aot: str, message: str) -> None:
+    done = run("build", make_project(tmp_path, ONE.replace('["sm_90"]', aot)))
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_without_triton_the_message_says_where_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = run("build", make_project(tmp_path, ONE))
+    assert done.exit_code == 2
+    assert "needs triton" in done.stderr
+    assert "requires of [build-system]" in done.stderr
+
+
+def test_an_autotuned_kernel_cannot_be_precompiled(tmp_path: Path) -> None:
+    done = run("build", make_project(tmp_path, ONE.replace("padding=1)", "autotune=launch)")))
+    assert done.exit_code == 2
+    assert "aot cannot precompile up: autotune=launch" in done.stderr
+
+
+def test_code_that_the_card_has_no_shared_memory_for_is_refused(tmp_path: Path) -> None:
+    """It could not be launched, and compiling at run time would fail as well."""
+    tile = {"block_m": 128, "block_n": 128, "block_k": 32, "num_warps": 8, "num_stages": 6}
+    tile |= {"family": "gather", "span": 1}
+    spec = "ConvTranspose2d(256, 256, 3, bias=False, input=(16, 256, 64, 64))"
+    row = {"spec": str(parse(spec)), "tile": tile, "ms": 1.0, "tried": 1}
+    measured = dict.fromkeys(("device", "torch", "triton", "date"), "none")
+    (tmp_path / "tiles.json").write_text(text_of("h100", measured, [row]))
+    table = ONE.replace(SPEC, spec).replace("aot", 'choices = "tiles.json"\naot')
+    for arch, status in (("sm_90", 0), ("sm_89", 2)):
+        project = make_project(tmp_path, table.replace("sm_90", arch))
+        done = run("build", project)
+        assert done.exit_code == status, done.stderr
+    assert "takes 163840 bytes of shared memory and sm_89 has 101376" in done.stderr
