@@ -48,13 +48,12 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
     kept, and the build exits 1.
     """
     from . import project
-    from .sources import unified_diff
 
     made = project.generate(root)
     dry = check or diff
     drift = project.check(made) if dry else project.write(made, force=force)
     if diff and not as_json:
-        click.echo(unified_diff(made, drift), nl=False)
+        click.echo(project.unified_diff(made, drift), nl=False)
     rows = {name: [str(path) for path in getattr(drift, name)] for name in drift.__slots__}
     if as_json:
         print_json("build", {"written": not dry, **rows})

@@ -44,6 +44,22 @@ def read_text(path: Path) -> str:
         raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
 
 
+def bytes_on_disk(path: Path) -> bytes:
+    """Return what is in a file; raises ProjectError naming it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone by now; raises ProjectError naming it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ProjectError(f"cannot remove {path}: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Wait until no other build writes into `folder`; clear away what killed ones left there.
@@ -51,15 +67,13 @@ def only_writer(folder: Path) -> Iterator[None]:
     Where the system has no locks for folders, builds do not wait, and nothing is cleared away.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with contextlib.suppress(ImportError, OSError):  # no lock, or no right to write: told later
             import fcntl
 
+            folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        else:
             for name in os.listdir(folder):
                 if re.fullmatch(_TEMPORARY, name):
                     Path(folder, name).unlink(missing_ok=True)

@@ -145,7 +145,7 @@ def _content(text: str) -> dict[str, Any] | None:
     try:
         content: Any = json.loads(text)
         digest = content.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
     return content if digest == _digest(json.dumps(content)) else None
 

@@ -16,6 +16,8 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,11 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cubin import capability_of, compile_text, cores
 from .files import ProjectError
 from .table import Kernel, Table
 from .targets import TARGETS, find_target
 
 CUBIN = ".cubin"
+# What a build appends to the machine code: by it a later one knows the file for its own.
+_SEAL = re.compile(rb"\nconvgen sha256 ([0-9a-f]{64})\n\Z")
+# All that compilers are told of the environment: they read far more, which would reach the code.
+_ENVIRONMENT = (
+    *("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR"),
+    *("SYSTEMROOT", "TEMP", "TMP", "USERPROFILE"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +47,36 @@ class Job:
 
     kernel: Kernel
     arch: str
-    text: str
 
     @property
     def path(self) -> Path:
         """Where the machine code goes: beside the file, ``up.sm_90.cubin``."""
         return self.kernel.path.with_name(f"{self.kernel.path.stem}.{self.arch}{CUBIN}")
 
-    @property
-    def sha256(self) -> str:
-        """Hash of the file's text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
 
 @dataclass(frozen=True, slots=True)
 class Cubin:
-    """Machine code, and its row in the manifest: what the file needs to use it."""
+    """A file of machine code, and its row in the manifest: what the kernel needs to use it."""
 
-    code: bytes
+    content: bytes
     row: dict[str, Any]
 
 
-def jobs(table: Table, texts: dict[Path, str]) -> list[Job]:
+def is_sealed(content: bytes) -> bool:
+    """Whether a file has the end that a build gives to machine code."""
+    return _SEAL.search(content) is not None
+
+
+def seal_is_intact(content: bytes) -> bool:
+    """Whether a file is machine code as a build wrote it."""
+    found = _SEAL.search(content)
+    return found is not None and _digest(content[: found.start()]) == found[1].decode()
+
+
+def jobs(table: Table) -> list[Job]:
     """Return what `aot` asks for: each file for the architectures that it may be chosen on."""
     return [
-        Job(kernel, arch, texts.get(kernel.path, ""))
+        Job(kernel, arch)
         for kernel in table.kernels
         for arch in table.aot
         if _serves(kernel, arch, table)
@@ -74,7 +89,7 @@ def _serves(kernel: Kernel, arch: str, table: Table) -> bool:
     def distance(other: Kernel) -> tuple[int, int]:
         planned = find_target(other.target)
         missing = max(0, planned.shared_per_block - _shared(arch))
-        return missing, abs(_number(planned.arch) - _number(arch))
+        return missing, abs(capability_of(planned.arch) - capability_of(arch))
 
     rivals = [other for other in table.kernels if other.name == kernel.name]
     return distance(kernel) == min(map(distance, rivals))
@@ -85,24 +100,20 @@ def _shared(arch: str) -> int:
     return max(target.shared_per_block for target in TARGETS if target.arch == arch)
 
 
-def _number(arch: str) -> int:
-    return int(arch.removeprefix("sm_"))
-
-
 def precompile(
-    table: Table, texts: dict[Path, str], there: dict[str, dict[str, Any]]
+    table: Table, texts: dict[Path, str], previous: dict[str, dict[str, Any]]
 ) -> dict[Path, Cubin]:
     """Return the machine code that `table` asks for, by the path that it goes to.
 
     Args:
         table: the project's.
         texts: the files' text.
-        there: rows of the manifest that lies there, by the name of the machine code's file.
+        previous: rows of the manifest that lies there, by the name of the machine code's file.
 
     Raises:
         ProjectError: Triton is not here, or a kernel cannot be precompiled.
     """
-    wanted = jobs(table, texts)
+    wanted = jobs(table)
     if not wanted:
         return {}
     if importlib.util.find_spec("triton") is None:
@@ -118,40 +129,49 @@ def precompile(
                 f"{job.kernel.spec.autotune} compiles on the GPU at hand",
                 "aot",
             )
-    version = importlib.metadata.version("triton")
-    made = {job.path: _reused(job, there.get(job.path.name, {}), version) for job in wanted}
+    made = {job.path: _reused(job, texts, previous.get(job.path.name, {})) for job in wanted}
     missing = [job for job in wanted if made[job.path] is None]
-    made |= {job.path: cubin for job, cubin in zip(missing, _compiled(missing), strict=True)}
+    made |= {job.path: c for job, c in zip(missing, _compiled(missing, texts), strict=True)}
     return {path: cubin for path, cubin in made.items() if cubin is not None}
 
 
-def _reused(job: Job, row: dict[str, Any], version: str) -> Cubin | None:
-    """Return what lies there if it was made by this Triton of the same text, and is unedited."""
-    if (row.get("source_sha256"), row.get("triton")) != (job.sha256, version):
-        return None
+def _reused(job: Job, texts: dict[Path, str], row: dict[str, Any]) -> Cubin | None:
+    """Return what lies there, if the same Triton and Python made it of the same text."""
     try:
-        code = job.path.read_bytes()
-    except OSError:
+        maker = {"triton": importlib.metadata.version("triton"), "python": _python()}
+        content = job.path.read_bytes() if job.path.is_file() else b""
+    except (importlib.metadata.PackageNotFoundError, OSError):
         return None
-    return Cubin(code, row) if hashlib.sha256(code).hexdigest() == row.get("sha256") else None
+    same = maker | {"source_sha256": _digest(texts[job.kernel.path].encode())}
+    unedited = seal_is_intact(content) and row.get("sha256") == _digest(content)
+    return Cubin(content, row) if unedited and row == row | same else None
 
 
-def _compiled(jobs: list[Job]) -> list[Cubin]:
+def _python() -> str:
+    """Return the kind of Python that Triton is built for; its key depends on that build."""
+    return f"{sys.implementation.cache_tag} {sys.platform} {platform.machine()}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _compiled(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
     """Compile `jobs`, side by side."""
-    from .cubin import cores
-
     shares = min(cores(), len(jobs))
     with ThreadPoolExecutor(shares or 1) as pool:
-        parts = list(pool.map(_run, (jobs[share::shares] for share in range(shares))))
+        mine = (jobs[share::shares] for share in range(shares))
+        parts = list(pool.map(lambda share: _run(share, texts), mine))
     return [parts[n % shares][n // shares] for n in range(len(jobs))]
 
 
-def _run(jobs: list[Job]) -> list[Cubin]:
+def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
     """Compile `jobs` in a process whose Triton is as it comes, with a cache of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     lines = [
-        [job.text, job.kernel.spec.dtype, job.kernel.path.name, _number(job.arch)] for job in jobs
+        [texts[job.kernel.path], job.kernel.spec.dtype, job.kernel.path.name, job.arch]
+        for job in jobs
     ]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "convgen.precompile"],
@@ -162,15 +182,16 @@ def _run(jobs: list[Job]) -> list[Cubin]:
             env=environment | {"TRITON_CACHE_DIR": cache},
             check=False,
         )
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode != 0:
-        job = jobs[len(results)]
-        reason = (done.stderr.strip().splitlines() or ["it was stopped"])[-1]
+    results = done.stdout.splitlines()
+    if done.returncode != 0 or len(results) != len(jobs):
+        job = jobs[min(len(results), len(jobs) - 1)]
+        reason = (done.stderr.strip().splitlines() or ["the compiler was stopped"])[-1]
         raise ProjectError(f"cannot precompile {job.kernel.path.name} for {job.arch}: {reason}")
-    return [_cubin(job, result) for job, result in zip(jobs, results, strict=True)]
+    pairs = zip(jobs, map(json.loads, results), strict=True)
+    return [_cubin(job, texts[job.kernel.path], result) for job, result in pairs]
 
 
-def _cubin(job: Job, result: dict[str, Any]) -> Cubin:
+def _cubin(job: Job, text: str, result: dict[str, Any]) -> Cubin:
     code = base64.b64decode(result.pop("cubin"))
     shared, limit = result["metadata"]["shared"], _shared(job.arch)
     if shared > limit:
@@ -180,22 +201,23 @@ def _cubin(job: Job, result: dict[str, Any]) -> Cubin:
             "that architecture to target",
             "aot",
         )
-    row = {"source": job.kernel.path.name, "source_sha256": job.sha256, "arch": job.arch}
-    return Cubin(code, row | result | {"sha256": hashlib.sha256(code).hexdigest()})
+    content = code + f"\nconvgen sha256 {_digest(code)}\n".encode()
+    source = {"source": job.kernel.path.name, "source_sha256": _digest(text.encode())}
+    made = {"arch": job.arch, "python": _python(), **result}
+    return Cubin(content, source | made | {"size": len(code), "sha256": _digest(content)})
 
 
 def main() -> None:
-    """Compile JSON lines `[text, dtype, name, capability]` from stdin; print a line for each."""
+    """Compile JSON lines `[text, dtype, name, architecture]` from stdin; print a line for each."""
     import triton
-
-    from .cubin import compile_text
 
     # Lines would be told with paths of the machine that compiles. Set so it is no part of the key,
     # as the environment's TRITON_DISABLE_LINE_INFO would be: the key must be what a GPU asks for.
     triton.knobs.propagate_env = False
     triton.knobs.compilation.disable_line_info = True
     for line in sys.stdin:
-        binary = compile_text(*json.loads(line))
+        text, dtype, name, arch = json.loads(line)
+        binary = compile_text(text, dtype, name, capability_of(arch))
         # The launcher does not read this one, a path of the machine that compiles.
         metadata = binary.metadata | {"extern_libs": []}
         result = {

@@ -6,13 +6,21 @@ compares a build with the disk and `write` is the one function that writes it.
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from .choices import choices_for
 from .compiler import compile_kernel
-from .files import EditedError, ProjectError, on_disk, only_writer, write_bytes
+from .files import (
+    EditedError,
+    ProjectError,
+    bytes_on_disk,
+    on_disk,
+    only_writer,
+    remove,
+    write_bytes,
+)
 from .package import (
     MANIFEST,
     manifest_is_intact,
@@ -21,7 +29,7 @@ from .package import (
     package_text,
     read_precompiled,
 )
-from .precompile import CUBIN, jobs, precompile
+from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
 from .render import body_is_intact, is_generated
 from .table import Table, read_table
 from .targets import find_target
@@ -73,29 +81,28 @@ def generate(root: Path) -> Build:
     """Compile every kernel of the project at `root`; raises as `read_table`."""
     table = read_table(root)
     choices = choices_for(table.choices, {kernel.target for kernel in table.kernels})
-    shipping = {job.kernel for job in jobs(table, {})}
+    shipping = {job.kernel for job in jobs(table)}
     texts = {}
     for kernel in table.kernels:
         target, precompiled = find_target(kernel.target), kernel in shipping
         source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
         texts[kernel.path] = _licensed(source.text, table.license)
-    there = read_precompiled(table.output / MANIFEST)
-    cubins = precompile(table, texts, there)
+    cubins = precompile(table, texts, read_precompiled(table.output / MANIFEST))
     package = package_text(table)
     if package is not None:
         texts[table.output / "__init__.py"] = _licensed(package, table.license)
     named = {path.name: text for path, text in texts.items()}
     shipped = {path.name: cubin.row for path, cubin in cubins.items()}
     texts[table.output / MANIFEST] = manifest_text(table, named, shipped)
-    code = {path: cubin.code for path, cubin in cubins.items()}
-    return Build(table.output, texts, code, table.sources)
+    contents = {path: cubin.content for path, cubin in cubins.items()}
+    return Build(table.output, texts, contents, table.sources)
 
 
 def files(table: Table) -> list[Path]:
     """Return the files that a build of `table` has, without compiling it."""
     paths = [kernel.path for kernel in table.kernels]
     paths += [table.output / "__init__.py"] * needs_package(table)
-    paths += [job.path for job in jobs(table, {})]
+    paths += [job.path for job in jobs(table)]
     return sorted([*paths, table.output / MANIFEST])
 
 
@@ -110,8 +117,7 @@ def _licensed(text: str, license: str | None) -> str:
 def is_intact(path: Path) -> bool:
     """Whether the file at `path` is as a build wrote it."""
     if path.suffix == CUBIN:
-        row = read_precompiled(path.with_name(MANIFEST)).get(path.name, {})
-        return hashlib.sha256(path.read_bytes()).hexdigest() == row.get("sha256")
+        return seal_is_intact(bytes_on_disk(path))
     text = on_disk(path)
     return manifest_is_intact(text) if path.name == MANIFEST else body_is_intact(text)
 
@@ -131,8 +137,7 @@ def check(build: Build) -> Drift:
 
 
 def _differs(path: Path, content: str | bytes) -> bool:
-    found = on_disk(path) if isinstance(content, str) else path.read_bytes()
-    return found != content
+    return content != (on_disk(path) if isinstance(content, str) else bytes_on_disk(path))
 
 
 def write(build: Build, *, force: bool = False) -> Drift:
@@ -143,34 +148,52 @@ def write(build: Build, *, force: bool = False) -> Drift:
             written then, unless `force`.
         ProjectError: a folder is in the way, or the folder cannot be written.
     """
-    drift = check(build)
-    for path in drift.missing:
-        if path.is_dir():
-            raise ProjectError(f"{path} is a folder; a file has to go there")
-    for path in drift.changed:
-        if not force and not is_intact(path):
-            raise EditedError(
-                f"{path} was not generated, or was edited since; "
-                "`convgen build --force` overwrites it"
-            )
     with only_writer(build.output):
-        # First, while the manifest there tells what machine code is ours.
-        removed = tuple(path for path in drift.extra if is_intact(path))
-        for path in removed:
-            path.unlink(missing_ok=True)  # another build may have been here
+        drift = check(build)
+        for path in drift.missing:
+            if path.is_dir():
+                raise ProjectError(f"{path} is a folder; a file has to go there")
+        for path in drift.changed:
+            if not force and not is_intact(path):
+                raise EditedError(
+                    f"{path} was not generated, or was edited since; "
+                    "`convgen build --force` overwrites it"
+                )
         for path in (*drift.missing, *drift.changed):
             content = build.contents[path]
             write_bytes(path, content.encode() if isinstance(content, str) else content)
+        removed = tuple(path for path in drift.extra if is_intact(path))
+        for path in removed:
+            remove(path)
     kept = tuple(path for path in drift.extra if path not in removed)
     return Drift(drift.missing, drift.changed, removed, kept)
 
 
 def _extra(build: Build) -> tuple[Path, ...]:
     """Generated files in the output folder that no kernel names."""
-    if not build.output.is_dir():
-        return ()
-    found = [path for path in sorted(build.output.glob("*.py")) if path not in build.texts]
-    found = [path for path in found if path.is_file() and is_generated(on_disk(path))]
-    listed = (build.output / name for name in sorted(read_precompiled(build.output / MANIFEST)))
-    cubins = (path for path in listed if path.suffix == CUBIN and path not in build.cubins)
-    return (*found, *(path for path in cubins if path.is_file()))
+    found = [
+        path
+        for pattern in ("*.py", f"*.sm_*{CUBIN}")
+        for path in sorted(build.output.glob(pattern))
+        if path not in build.contents and path.is_file()
+    ]
+    return tuple(path for path in found if _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix == CUBIN:
+        return is_sealed(bytes_on_disk(path))
+    return is_generated(on_disk(path))
+
+
+def unified_diff(build: Build, drift: Drift) -> str:
+    """Return the diff from the disk to the build."""
+    lines: list[str] = []
+    for path in (*drift.missing, *drift.changed, *drift.extra):
+        if path.suffix == CUBIN:
+            lines.append(f"machine code differs: {path}\n")
+            continue
+        old = on_disk(path).splitlines(True) if path.is_file() else []
+        new = build.texts.get(path, "").splitlines(True)
+        lines += difflib.unified_diff(old, new, str(path), str(path))
+    return "".join(lines)

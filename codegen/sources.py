@@ -6,7 +6,6 @@ and the paths that emitted files go to.
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 from .files import ProjectError, on_disk
 from .flags import spec_from_flags
 from .language import parse_document
-from .precompile import CUBIN
-from .project import Build, Drift
 from .render import is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
 from .table import read_document
@@ -98,16 +95,3 @@ def _free(path: Path, force: bool) -> Path:
     if os.path.exists(path) and not force and not is_generated(on_disk(path)):
         raise ProjectError(f"{path} was not made by convgen; --force overwrites it")
     return path
-
-
-def unified_diff(build: Build, drift: Drift) -> str:
-    """Return the diff from the disk to the build."""
-    lines: list[str] = []
-    for path in (*drift.missing, *drift.changed, *drift.extra):
-        if path.suffix == CUBIN:
-            lines.append(f"machine code differs: {path}\n")
-            continue
-        old = on_disk(path).splitlines(True) if path.is_file() else []
-        new = build.texts.get(path, "").splitlines(True)
-        lines += difflib.unified_diff(old, new, str(path), str(path))
-    return "".join(lines)

@@ -18,7 +18,7 @@ from typing import Any
 from .files import ProjectError, read_text
 from .language import NamedSpec, check_name, parse, parse_document
 from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
-from .targets import ARCHITECTURES, DEFAULT_TARGET
+from .targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
@@ -151,6 +151,8 @@ def _architectures(names: list[Any]) -> Iterator[str]:
     for number, name in enumerate(names):
         if name not in ARCHITECTURES:
             hint = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
+            if name in {target.name for target in TARGETS}:
+                hint = f", which is {find_target(name).arch}"
             known = ", ".join(ARCHITECTURES)
             raise ProjectError(
                 f"aot of [tool.convgen] must list some of {known}; got {shown(name)}{hint}", "aot"

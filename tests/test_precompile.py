@@ -8,20 +8,25 @@ Triton in the kernel's place; files that no later build knows for its own.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from building import KERNELS, TABLE, WAYS, Builder, inside, lend_triton, make_package, tree
-from convgen import parse
+from convgen import TARGETS, parse
 from convgen.choices import text_of
+from convgen.precompile import jobs
 from convgen.project import check, generate, write
+from convgen.table import read_table
+from convgen.targets import ARCHITECTURES
 from running import make_project, run
 
 pytestmark = pytest.mark.compile
@@ -31,6 +36,8 @@ ROW = f'[[tool.convgen.kernel]]\nname = "up"\nspec = "{SPEC}"\n'
 ONE = f'output = "kernels"\ntarget = "h100"\nlicense = "MIT"\naot = ["sm_90"]\n{ROW}'
 CODE = "up.sm_90.cubin"
 FILES = ["manifest.json", "up.py", CODE]
+# What Triton and LLVM read in the environment, some of it only in C++.
+SAID = ("TRITON_DISABLE_LINE_INFO", "TRITON_DEBUG", "DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,7 @@ def test_code_lies_beside_the_file_with_its_row(built: Path) -> None:
     assert sorted(files) == FILES
     assert run("list-files", built).stdout.split() == [str(built / "kernels" / n) for n in FILES]
     row = manifest(built)["precompiled"][CODE]
+    assert files[CODE][: row["size"]].startswith(b"\x7fELF")
     assert row["arch"] == "sm_90"
     assert row["sha256"] == hashlib.sha256(files[CODE]).hexdigest()
     assert row["source_sha256"] == hashlib.sha256(files["up.py"]).hexdigest()
@@ -101,7 +109,7 @@ def test_two_builds_are_the_same_and_tell_no_path(built: Path, tmp_path: Path) -
     other = make_project(tmp_path / "elsewhere", ONE)
     done = subprocess.run(
         [sys.executable, "-m", "convgen", "build", str(other)],
-        env=os.environ | {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_DEBUG": "1"},
+        env=os.environ | dict.fromkeys(SAID, "1") | {"PTXAS_OPTIONS": "-O0"},
         check=False,
     )
     assert done.returncode == 0
@@ -118,6 +126,29 @@ def test_each_file_is_compiled_for_the_cards_it_may_be_chosen_on(tmp_path: Path)
     table = ONE.replace('"h100"', '["a100", "h100", "h200"]').replace("sm_90", 'sm_86", "sm_90')
     names = [path.name for path in generate(make_project(tmp_path, table)).cubins]
     assert names == ["up_a100.sm_86.cubin", "up_h100.sm_90.cubin", "up_h200.sm_90.cubin"]
+
+
+def test_the_package_chooses_the_files_that_have_code(tmp_path: Path, monkeypatch) -> None:
+    """The rule stands in two places: what is compiled, and what `__init__.py` asks a GPU."""
+    targets = [target.name for target in TARGETS]
+    aot = f"aot = {list(ARCHITECTURES)}"
+    table = ONE.replace('"h100"', str(targets)).replace('aot = ["sm_90"]', aot)
+    shipped = {job.path.name for job in jobs(read_table(make_project(tmp_path, table)))}
+    make_project(tmp_path, table.replace(aot, ""))
+    assert run("build", tmp_path).exit_code == 0
+    (tmp_path / "kernels").rename(tmp_path / "kernels_of_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = importlib.import_module("kernels_of_all")
+    chosen = set()
+    for target in TARGETS:
+        major, minor = target.compute_capability
+        found = SimpleNamespace(major=major, minor=minor, multi_processor_count=target.sms)
+        found.shared_memory_per_block_optin = target.shared_per_block
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda _, found=found: found)
+        stem = package._nearest(package.FILES["up"], SimpleNamespace(type="cuda"))
+        chosen.add(f"{stem}.{target.arch}.cubin")
+    assert chosen <= shipped
+    assert shipped - chosen == {"up_h200.sm_90.cubin"}  # an H100 has as many SMs, and comes first
 
 
 @pytest.mark.build
@@ -145,7 +176,8 @@ def test_a_wheel_ships_the_code_from_an_environment_without_torch(
 
 def test_triton_finds_the_code_and_compiles_nothing(project: Path, tmp_path: Path) -> None:
     """For any size: one kernel serves all of them. The folder and its name do not matter."""
-    wanted = manifest(project)["precompiled"][CODE]["sha256"]
+    size = manifest(project)["precompiled"][CODE]["size"]
+    wanted = hashlib.sha256((project / "kernels" / CODE).read_bytes()[:size]).hexdigest()
     (project / "kernels").rename(tmp_path / "installed")
     for shape in ("1,64,100", "3,64,7"):
         found = used(tmp_path / "installed" / "up.py", 90, tmp_path / "cache", shape)
@@ -168,18 +200,27 @@ def test_two_dimensions_and_halves_are_found_too(tmp_path: Path) -> None:
         assert used(project / "kernels" / "up.py", 89, cache, shape)["found"] == [True]
 
 
-@pytest.mark.parametrize("what", ["another card", "edited code", "another Triton", "no manifest"])
+OTHERS = {  # files of that name that others have
+    "a list": b"[]",
+    "not text": b"\xff",
+    "no rows": b'{"precompiled": null}',
+    "half a row": b'{"precompiled": {"up.sm_90.cubin": {"triton": "3.7.1"}}}',
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("what", ["another card", "edited code", "another Triton", *OTHERS])
 def test_triton_compiles_where_the_code_does_not_match(
     project: Path, tmp_path: Path, what: str
 ) -> None:
     """Wrong machine code is the worst that could ship: it must never run."""
     code = project / "kernels" / CODE
     if what == "edited code":
-        code.write_bytes(code.read_bytes()[:-1] + b"\1")
+        code.write_bytes(code.read_bytes().replace(b"ELF", b"FLE"))
     elif what == "another Triton":
         rewrite_manifest(project, triton="3.0.0")
-    elif what == "no manifest":
-        (project / "kernels" / "manifest.json").unlink()
+    elif what in OTHERS:
+        (project / "kernels" / "manifest.json").write_bytes(OTHERS[what])
     found = used(project / "kernels" / "up.py", 80 if what == "another card" else 90, tmp_path)
     assert found["found"] == [False]
 
@@ -203,9 +244,29 @@ def test_code_that_lies_there_is_not_made_again(
 
     monkeypatch.setattr("subprocess.run", run_triton)
     assert not check(generate(project))
-    rewrite_manifest(project, triton="3.0.0")  # another version made it
-    with pytest.raises(AssertionError, match="Triton was asked"):
-        generate(project)
+    for other in ({"triton": "3.0.0"}, {"python": "cpython-310 linux x86_64"}):
+        rewrite_manifest(project, **other)  # its key would not be this one's
+        with pytest.raises(AssertionError, match="Triton was asked"):
+            generate(project)
+
+
+def test_a_killed_build_does_not_stop_the_next_one(project: Path) -> None:
+    """It may have written the code and not the manifest; nobody has edited anything."""
+    before = tree(project / "kernels")
+    make_project(project, ONE.replace("stride=2", "stride=1"))
+    (project / "kernels" / CODE).write_bytes(generate(project).cubins[project / "kernels" / CODE])
+    make_project(project, ONE)
+    assert run("build", project).exit_code == 0
+    assert tree(project / "kernels") == before
+
+
+def test_code_that_no_manifest_lists_is_removed(project: Path) -> None:
+    """A wheel would ship it for ever."""
+    stale = project / "kernels" / "up.sm_80.cubin"
+    stale.write_bytes((project / "kernels" / CODE).read_bytes())
+    (project / "kernels" / "mine.sm_80.cubin").write_bytes(b"mine")
+    assert run("build", project).exit_code == 0
+    assert sorted(tree(project / "kernels")) == ["manifest.json", "mine.sm_80.cubin", "up.py", CODE]
 
 
 def test_a_new_spec_replaces_the_code(project: Path) -> None:
@@ -227,15 +288,16 @@ def test_code_that_no_row_asks_for_is_removed(project: Path) -> None:
 
 def test_edited_code_is_reported_and_kept(project: Path) -> None:
     code = project / "kernels" / CODE
-    code.write_bytes(b"mine")
+    edited = code.read_bytes().replace(b"ELF", b"FLE")
+    code.write_bytes(edited)
     done = run("build", project)
     assert done.exit_code == 1
     assert f"{code} was not generated, or was edited since" in done.stderr
-    assert code.read_bytes() == b"mine"
+    assert code.read_bytes() == edited
     assert f"machine code differs: {code}" in run("build", "--diff", project).stdout
     make_project(project, ONE.replace('aot = ["sm_90"]\n', ""))
     assert f"no kernel names, {code}" in run("build", project).stderr
-    assert code.read_bytes() == b"mine"
+    assert code.read_bytes() == edited
 
 
 def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
@@ -254,6 +316,7 @@ def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
     [
         ('["sm90"]', "aot of [tool.convgen] must list some of sm_80, "),
         ('["sm_9"]', "did you mean sm_90"),
+        ('["h100"]', "got 'h100', which is sm_90"),
         ("[90]", "got 90"),
         ('["sm_90", "sm_90"]', "names sm_90 twice"),
         ('"sm_90"', "must be a list"),
