@@ -42,6 +42,7 @@ class WrapperContext:
         group_zeros: some weights of the table are zero.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
+        inner_first: the spatial axes of a tensor, the last one first.
         own_format, other_format: arguments that name those layouts to torch; empty if none does.
         shape_names: the lines that name the sizes which grid and launch read.
         check_names, checks: conditions on run-time sizes, and the lines that name those.
@@ -68,6 +69,7 @@ class WrapperContext:
     span: str
     layout: str
     other_layout: str
+    inner_first: str
     own_format: str
     other_format: str
     shape_names: tuple[str, ...]
@@ -109,6 +111,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         span=_value(sizes.span),
         layout=spec.layout,
         other_layout="channels_first" if channels_last else "channels_last",
+        inner_first=", ".join(str(axis) for axis in range(spec.rank + 1, 1, -1)),
         own_format=own,
         other_format=other if spec.rank > 1 else "",
         shape_names=names.launch_names(arguments),

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 8328 programs = 31.55 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 76676fa33332d6c3895e3e9af6c8d5f6e291a8d540e23765a470effb7075aa9b
+# body sha256: 5ae5dfe4b94609d594cf365b210b0cdf0c57b5d0c4c2f69f66cd0d78e4bd322f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -12,6 +12,7 @@
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 """
 
+import functools
 import warnings
 
 import torch
@@ -44,6 +45,10 @@ PADDING = (0, 0)
 OUTPUT_PADDING = (0, 0)
 DILATION = (1, 1)
 GROUPS = 1
+
+# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+EAGER = (torch.Tensor, nn.Parameter, type(None))
 
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
@@ -170,8 +175,12 @@ def conv_transpose2d(input, weight, bias=None):
         RuntimeError: the arguments fit no transposed convolution; torch's own message.
         ValueError: they fit one that this file was not generated for.
     """
-    _check(input, weight, weight.shape, bias)
-    return OPERATOR(input, weight, bias)
+    tensors = (input, weight, bias)
+    if _is_transformed():
+        return _torch(*tensors)
+    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+        return OPERATOR(*tensors)
+    return _forward(*tensors)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -182,11 +191,41 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    _check(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
-    wanted = any(tensor is not None and tensor.requires_grad for tensor in (input, bias))
-    if torch.is_grad_enabled() and wanted:
-        raise RuntimeError("conv_transpose2d_packed has no gradient: call conv_transpose2d")
+    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    _raise(_remembered_error(*call))
+    tensors = (input, packed_weight, bias)
+    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
+        raise RuntimeError(
+            "conv_transpose2d_packed is for no gradient, compiler or transform: call conv_transpose2d"
+        )
     return _launch(input, packed_weight.contiguous(), bias)
+
+
+def _call(input, weight, weight_shape, bias):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    cast = _is_autocast(input)
+    dense = input.dim() != 4 or input.is_contiguous()
+    other = not dense and input.is_contiguous(memory_format=torch.channels_last)
+    return (
+        input.shape,
+        weight_shape,
+        None if bias is None else bias.shape,
+        tuple([_autocast_dtype(tensor) if cast else tensor.dtype for tensor in tensors]),
+        tuple([tensor.device for tensor in tensors]),
+        "channels_last" if other else "channels_first",
+    )
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _fits(shape, expected):
@@ -204,71 +243,135 @@ def _output_shape(input_shape, c_out):
     return (input_shape[0], c_out, *spatial)
 
 
-def _check(input, weight, weight_shape, bias):
-    """Raise torch's error for what no layer accepts, then this file's for what it does not."""
-    shape = list(input.shape)
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
+def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
+    """Return what is wrong with a call, as type and text of an exception; None if nothing is.
+
+    RuntimeError and torch's own text are for what no layer accepts, ValueError for what this file
+    was not generated for. There is no shape of a bias that is not given; dtypes and devices are of
+    those that are.
+    """
+    shape = list(input_shape)
+    if len(shape) not in (3, 4):
+        return RuntimeError, (
             "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, "
             f"but got input of size: {shape}"
         )
-    shape = shape if input.dim() == 4 else [1, *shape]
+    shape = shape if len(shape) == 4 else [1, *shape]
     if len(weight_shape) < 3:
-        raise RuntimeError("weight should have at least three dimensions")
+        return RuntimeError, "weight should have at least three dimensions"
+    if weight_shape[0] < GROUPS:
+        return RuntimeError, (
+            f"Given groups={GROUPS}, expected weight to be at least {GROUPS} at dimension 0, "
+            f"but got weight of size {list(weight_shape)} instead"
+        )
     c_out = weight_shape[1] * GROUPS
     given = f"Given transposed=1, weight of size {list(weight_shape)}, expected"
     if shape[1] != weight_shape[0]:
-        raise RuntimeError(
+        return RuntimeError, (
             f"{given} input{shape} to have {weight_shape[0]} channels, "
             f"but got {shape[1]} channels instead"
         )
-    if bias is not None and list(bias.shape) != [c_out]:
-        raise RuntimeError(
+    if bias_shape is not None and list(bias_shape) != [c_out]:
+        return RuntimeError, (
             f"{given} bias to be 1-dimensional with {c_out} elements, "
-            f"but got bias of size {list(bias.shape)} instead"
+            f"but got bias of size {list(bias_shape)} instead"
         )
     if 0 in shape[2:]:
-        raise RuntimeError(
+        return RuntimeError, (
             f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
         )
     output = _output_shape(shape, c_out)[2:]
     if any(size <= 0 for size in output):
         sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
-        raise RuntimeError(
+        return RuntimeError, (
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
             "Output size is too small".format(*sizes)
         )
-    mismatch = _mismatch(input, weight, weight_shape, bias)
-    if mismatch is not None:
-        raise ValueError(f"this file was generated for {mismatch}")
+    mismatch = _mismatch(tuple(shape), weight_shape, bias_shape, dtypes, devices, layout)
+    return None if mismatch is None else (ValueError, f"this file was generated for {mismatch}")
 
 
-def _mismatch(input, weight, weight_shape, bias, interpreted=triton.knobs.runtime.interpret):
-    """Return what this file was generated for and what it got, None if the arguments fit."""
-    shape = tuple(input.shape) if input.dim() == 4 else (1, *input.shape)
+def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
+    """Return what this file was generated for and what it got, None if the call fits."""
     if not _fits(shape, INPUT_SHAPE):
         return f"input {INPUT_SHAPE}, got {shape}"
     if not _fits(weight_shape, WEIGHT_SHAPE):
         return f"weight {WEIGHT_SHAPE}, got {tuple(weight_shape)}"
-    tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        return "torch.float32, got " + " and ".join(str(tensor.dtype) for tensor in tensors)
-    if bias is not None:
+    if any(dtype != torch.float32 for dtype in dtypes):
+        return "torch.float32, got " + " and ".join(map(str, dtypes))
+    if bias_shape is not None:
         return "bias=False, got a bias"
-    devices = [tensor.device for tensor in tensors]
-    if len(set(devices)) > 1 or not (input.is_cuda or interpreted):
-        return "one CUDA device, got " + " and ".join(map(str, devices))
-    dense = input.dim() < 4 or input.is_contiguous()
-    if not dense and input.is_contiguous(memory_format=torch.channels_last):
-        return "layout channels_first, got channels_last"
+    if len(set(devices)) > 1 or devices[0].type not in DEVICES:
+        return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
+    if layout != "channels_first":
+        return f"layout channels_first, got {layout}"
     return None
 
 
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 4 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
+
+
+# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
+@functools.lru_cache(maxsize=1024)
+def _remembered_error(*call):
+    return _error(*call)
+
+
+@functools.lru_cache(maxsize=1024)
+def _remembered_shape(input_shape, c_out):
+    return _output_shape(input_shape, c_out)
+
+
+@functools.lru_cache(maxsize=1024)
+def _remembered_format(shape, stride):
+    return _is_channels_last(shape, stride)
+
+
+def _raise(error):
+    if error is not None:
+        kind, text = error
+        raise kind(text)
+
+
+def _is_transformed():
+    """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _is_watched(*tensors):
+    """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(tensor) not in EAGER for tensor in tensors)
+        or tensors[0].is_meta
+    )
+
+
+def _is_recorded(*tensors):
+    """Whether a gradient of the call may be asked for."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+
+
 def _launch(input, packed_weight, bias):
-    """Return the output of arguments that `_check` has seen."""
+    """Return the output of arguments that have no error."""
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
-    shape = _output_shape(x.shape, c_out)
+    shape = _remembered_shape(x.shape, c_out)
     # This copies only an input that is dense in no format, or whose sign is still to be turned.
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
@@ -307,39 +410,67 @@ def _torch(
 
 
 def _forward(input, weight, bias):
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
     return _launch(input, pack_weight(weight), bias)
 
 
 def _fake(input, weight, bias):
-    _check(input, weight, weight.shape, bias)
+    _raise(_error(*_call(input, weight, weight.shape, bias)))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
 
 
+def _autocast(input, weight, bias):
+    """Compute in autocast's dtype, as torch's own layers do."""
+    tensors = (input, weight, bias)
+    cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
+    with torch.autocast(input.device.type, enabled=False):
+        return OPERATOR(*cast)
+
+
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    """Save what the gradients need: that of the input the weight, that of the weight the input."""
+    input, weight, _ = inputs
+    for_input, for_weight, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
+    ctx.shapes = input.shape, weight.shape
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own convolution; they are differentiable in turn."""
-    again = torch.is_grad_enabled()  # as create_graph=True has it
-    with torch.enable_grad():
-        # Views: an input may depend on another, of which its own gradient knows nothing.
-        views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
-        needed = ctx.needs_input_grad
-        wanted = [view for view, need in zip(views, needed, strict=True) if need]
-        grads = iter(torch.autograd.grad(_torch(*views), wanted, grad, create_graph=again))
-    return tuple(next(grads) if need else None for need in needed)
+    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    # One element stands for a tensor of which only the shape is read.
+    input, weight = (
+        grad.new_empty(1).expand(shape) if tensor is None else tensor
+        for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
+    )
+    batched = input.dim() == 4
+    grads = torch.ops.aten.convolution_backward(
+        grad if batched else grad.unsqueeze(0),
+        input if batched else input.unsqueeze(0),
+        weight,
+        None,
+        STRIDE,
+        PADDING,
+        DILATION,
+        True,  # transposed
+        OUTPUT_PADDING,
+        GROUPS,
+        ctx.needs_input_grad[:3],
+    )
+    for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
+    return for_input, *grads[1:]
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_037db68eecea0825"
+NAMESPACE = "convgen_6b91bd9835032579"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose2d", _forward, "CPU")
     LIBRARY.impl("conv_transpose2d", _forward, "CUDA")
+    LIBRARY.impl("conv_transpose2d", _autocast, "AutocastCPU")
+    LIBRARY.impl("conv_transpose2d", _autocast, "AutocastCUDA")
     torch.library.register_fake(f"{NAMESPACE}::conv_transpose2d", _fake, lib=LIBRARY)
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
@@ -353,6 +484,10 @@ class ModelNew(nn.Module):
     Arguments, parameters and their initialisation are torch's. What this file was not generated
     for is computed by torch, with one warning that says why.
     """
+
+    reset_parameters = nn.ConvTranspose2d.reset_parameters
+    extra_repr = nn.ConvTranspose2d.extra_repr
+    _stacklevel = 4  # between a warning and the line that calls the layer
 
     def __init__(
         self,
@@ -386,29 +521,28 @@ class ModelNew(nn.Module):
         )
         self.weight = torch_layer.weight
         self.register_parameter("bias", torch_layer.bias)
-        self.stride = torch_layer.stride
-        self.padding = torch_layer.padding
-        self.output_padding = torch_layer.output_padding
-        self.dilation = torch_layer.dilation
-        self.groups = groups
-        self._packed = None  # (weight, its address and version, the packed copy)
+        for name in torch_layer.__constants__:  # stride, padding and the rest
+            setattr(self, name, getattr(torch_layer, name))
+        self._packed = None  # (weight, what tells its versions apart, the packed copy)
         self._warned = False
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        difference = self._difference(input, output_size)
-        if difference is not None:
+        weight, bias = self.weight, self.bias
+        watched = _is_watched(input, weight, bias)
+        reason = self._reason_for_torch(input, weight, bias, output_size, watched)
+        if reason is not None:
+            output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
             if not self._warned:
                 self._warned = True
-                reason = f"computed by torch: this file was generated for {difference}"
-                warnings.warn(reason, stacklevel=4)
-            return self._forward_torch(input, output_size)
-        tensors = (input, self.weight, self.bias)
-        differentiable = any(tensor is not None and tensor.requires_grad for tensor in tensors)
-        if (torch.is_grad_enabled() and differentiable) or torch.compiler.is_compiling():
+                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            return output
+        if watched or _is_recorded(input, weight, bias):
             self._packed = None  # an optimizer may follow, and fused ones leave no trace
-            return conv_transpose2d(*tensors)
-        return conv_transpose2d_packed(input, self._packed_weight(), self.bias)
+            return OPERATOR(input, weight, bias)
+        # Where a dtype is another than this file's, autocast says that it becomes this.
+        x, packed = input.to(torch.float32), self._packed_weight(weight)
+        return _launch(x, packed, None)
 
     def invalidate(self):
         """Forget the packed weight: torch does not report edits through `weight.data`."""
@@ -418,38 +552,50 @@ class ModelNew(nn.Module):
         self._packed = None  # a weight that moves may come to lie where an earlier one lay
         return super()._apply(fn, recurse)
 
-    def _packed_weight(self):
+    def __getstate__(self):
+        return self.__dict__ | {"_packed": None}
+
+    def _packed_weight(self, weight):
         """Return the packed weight, packing it again when the weight has changed."""
-        weight = self.weight
         if weight.is_inference() or not weight.is_leaf:
-            return pack_weight(weight)  # a change would leave no trace
+            return pack_weight(weight.to(torch.float32))  # a change would leave no trace
         stream = None
         if weight.is_cuda:
             if torch.cuda.is_current_stream_capturing():
-                return pack_weight(weight)  # so that a replay sees the weight as it is then
+                # So that a replay sees the weight as it is then.
+                return pack_weight(weight.to(torch.float32))
             stream = torch.cuda.current_stream(weight.device).cuda_stream
-        state = (weight.data_ptr(), weight._version, stream)
+        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
-            self._packed = (weight, state, pack_weight(weight))
+            self._packed = (weight, state, pack_weight(weight.to(torch.float32)))
         return self._packed[2]
 
-    def _difference(self, input, output_size):
+    def _reason_for_torch(self, input, weight, bias, output_size, watched):
+        """Return why torch has to compute, None if it has not."""
+        if _is_transformed():
+            return "torch.func and forward-mode differentiation transform torch's operators alone"
         geometry = (self.stride, self.padding, self.output_padding, self.dilation, self.groups)
         if geometry != (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS):
             return (
-                f"stride, padding, output_padding, dilation, groups "
+                "this file was generated for stride, padding, output_padding, dilation, groups "
                 f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
             )
-        if torch.is_autocast_enabled(input.device.type):
-            return "no autocast"
         if output_size is not None:
-            return f"no output_size, got {output_size}"
-        ranked = input.dim() in (3, 4)
-        if not ranked or self.weight.shape[0] != input.shape[-3]:
-            return f"input {INPUT_SHAPE}, got {tuple(input.shape)}"  # torch raises its error
-        return _mismatch(input, self.weight, self.weight.shape, self.bias)
+            return f"this file was generated for no output_size, got {output_size}"
+        is_last = _is_channels_last if watched else _remembered_format
+        last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
+        if last:  # as torch's output would be
+            return "this file was generated for layout channels_first, got channels_last"
+        call = _call(input, weight, weight.shape, bias)
+        error = _error(*call) if watched else _remembered_error(*call)
+        if error is None:
+            return None
+        kind, text = error
+        if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
+            raise kind(text)
+        return text + (" under autocast" if _is_autocast(input) else "")
 
-    def _forward_torch(self, input, output_size):
+    def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding
         if output_size is not None:
             padding = nn.ConvTranspose2d._output_padding(
@@ -458,14 +604,14 @@ class ModelNew(nn.Module):
                 output_size,
                 self.stride,
                 self.padding,
-                self.weight.shape[2:],
+                self.kernel_size,
                 2,
                 self.dilation,
             )
         return _torch(
             input,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.stride,
             self.padding,
             padding,
