@@ -1,10 +1,14 @@
 """convgen: a compiler from a description of a transposed convolution to a Triton kernel.
 
-`parse(text)` reads a description, `emit(spec)` returns the text of the file. Importing this
-package imports neither sympy nor jinja2: the compiler loads when it is first used.
+`parse(text)` reads a description, `emit(spec)` returns the text of the file,
+`replace_layers(model)` puts such files to use in a torch model. Importing this package imports
+neither sympy nor jinja2, torch nor triton: what needs them loads when it is first used.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -21,6 +25,7 @@ __all__ = [
     "emit",
     "find_target",
     "parse",
+    "replace_layers",
 ]
 
 
@@ -37,3 +42,47 @@ def emit(spec: ConvTransposeSpec | str, target: GpuTarget | None = None) -> str:
     from .compiler import compile_kernel
 
     return compile_kernel(parse(spec) if isinstance(spec, str) else spec, target).text
+
+
+def replace_layers(
+    model: Any,
+    *,
+    target: str | None = None,
+    precision: str | None = None,
+    dtype: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> dict[str, str]:
+    """Let every transposed convolution of a torch model compute by an emitted kernel.
+
+    The layers change in place, the model itself if it is one: each stays the same object with the
+    same parameters, hooks, parametrizations and attributes, and becomes an emitted `ModelNew`. So
+    optimizers, tied weights and checkpoints of before and after fit. A spec leaves batch and
+    spatial sizes open, so that inputs may have any: [N, C_in, spatial...] or [C_in, spatial...].
+
+    Subclasses of torch's layers, layers on devices other than CPU and CUDA, and what no spec can
+    express (complex numbers, for one) stay, and a warning names them.
+
+    Args:
+        model: a `torch.nn.Module`.
+        target: the GPU to plan for; None is the one nearest to the GPU at hand, without one the
+            RTX 4090.
+        precision: of the layers in float32; None is tf32.
+        dtype: "float16" or "bfloat16" for layers in float32 that are to run under that autocast;
+            None is the dtype of each layer's parameters.
+        folder: where the files go; None is a folder that is removed when the process ends. A model
+            that is pickled whole is loaded by importing them: give a folder that can be imported
+            from. Checkpoints need none.
+
+    Returns:
+        The text of the spec of each replaced layer, by the layer's name in `named_modules()`.
+
+    Raises:
+        SpecError: an argument is none of these; a lazy layer is not initialised; a file in `folder`
+            was edited or cannot be written. The model is as it was then.
+
+    Warns:
+        UserWarning: layers stay as they are, each with the reason.
+    """
+    from .replace import replace_layers as replace
+
+    return replace(model, target, precision, dtype, folder)

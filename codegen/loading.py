@@ -15,6 +15,11 @@ def load_module(text: str, name: str, folder: Path) -> ModuleType:
     """Write an emitted file into `folder`, where Triton reads its source, and import it."""
     path = folder / f"{name}.py"
     path.write_text(text, encoding="utf-8")
+    return import_file(path, name)
+
+
+def import_file(path: Path, name: str) -> ModuleType:
+    """Import an emitted file under a name."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

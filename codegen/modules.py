@@ -33,21 +33,29 @@ def read_module(module: Any) -> dict[str, Any]:
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
         "kernel_size": tuple(module.kernel_size),
-        "stride": tuple(module.stride),
+        "stride": module.stride,
         "padding": tuple(module.padding),
         "output_padding": tuple(module.output_padding),
         "groups": module.groups,
         "bias": module.bias is not None,
-        "dilation": tuple(module.dilation),
+        "dilation": module.dilation,
         "dtype": str(module.weight.dtype).removeprefix("torch."),
         "layout": _layout(module.weight),
     }
 
 
 def _layout(weight: Any) -> str:
-    """Torch runs a layer channels_last if its weight is dense in that format and no other."""
-    if weight.dim() < 4 or weight.is_contiguous():
+    """Torch runs a layer channels_last if the strides of its weight say so.
+
+    They decide even where an axis of size 1 makes the weight dense in both formats, as that of a
+    depthwise layer is; where they are the same in both, the format is channels_first.
+    """
+    if weight.dim() < 4 or 0 in weight.shape:
         return "channels_first"
-    strides = weight.stride()
-    channels_last = strides[1] == 1 and list(strides[2:]) == sorted(strides[2:], reverse=True)
-    return "channels_last" if channels_last else "channels_first"
+    sizes, strides = weight.shape, weight.stride()
+    least = 0
+    for axis in (1, *range(weight.dim() - 1, 1, -1), 0):  # from the innermost to the outermost
+        if strides[axis] < least or (axis == 0 and least == strides[1]):
+            return "channels_first"
+        least = strides[axis] * sizes[axis]
+    return "channels_last"

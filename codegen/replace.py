@@ -1,0 +1,221 @@
+"""Replacing the transposed convolutions of a torch model by emitted layers.
+
+Beside the stages; needs torch and triton, which it imports when it is called. Input: a model;
+output: the same model, whose layers compute by emitted files.
+
+A layer stays the object that it is and becomes of another class, as with torch's parametrizations:
+whatever holds the layer (parents, hooks, optimizers, its own attributes) need not be told.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import emit
+from .files import EditedError, on_disk, write_text
+from .loading import import_file
+from .localgpu import local_target
+from .spec import ConvTransposeSpec, SpecError, shown
+
+DEVICES = ("cpu", "cuda", "meta")  # where a layer may lie now; its kernel runs on CUDA
+
+
+def replace_layers(
+    model: Any,
+    target: str | None,
+    precision: str | None,
+    dtype: str | None,
+    folder: str | os.PathLike[str] | None,
+) -> dict[str, str]:
+    """Do `convgen.replace_layers`, which says what these are; nothing is changed on an error."""
+    _check_arguments(model, target, precision, dtype, folder)
+    specs: dict[str, ConvTransposeSpec] = {}
+    left: dict[str, str] = {}
+    classes: dict[ConvTransposeSpec, type] = {}
+    layers = _transposed(model)
+    for name, layer in layers.items():
+        try:
+            spec = _spec_of(layer, target, precision, dtype)
+            if spec not in classes:
+                classes[spec] = _load(spec, folder).ModelNew
+            specs[name] = spec
+        except _LeftError as error:
+            left[name] = str(error)
+    if left:
+        reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
+        warnings.warn(f"left as they are: {reasons}", stacklevel=3)
+    for name, spec in specs.items():
+        _become(layers[name], classes[spec])
+    return {name: str(spec) for name, spec in specs.items()}
+
+
+class _LeftError(Exception):
+    """A layer stays torch's; the message says why."""
+
+
+def _check_arguments(
+    model: Any, target: str | None, precision: str | None, dtype: str | None, folder: object
+) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model must be a torch.nn.Module, got {shown(model)}", "model")
+    if dtype not in (None, "float16", "bfloat16"):
+        raise SpecError(
+            f"dtype must be None, that of the parameters, or float16 or bfloat16, for autocast, "
+            f"got {shown(dtype)}",
+            "dtype",
+        )
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
+    # A spec's own checks and messages; the layer does not matter.
+    ConvTransposeSpec(
+        rank=1, kernel_size=(1,), target=target, precision=precision, dtype=dtype or "float32"
+    )
+
+
+def _transposed(model: Any) -> dict[str, Any]:
+    """Return the transposed convolutions of a model by their names, each once."""
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    for name, layer in layers.items():
+        if any(map(is_lazy, layer.parameters())):
+            raise SpecError(
+                f"layer {name!r} is lazy and not initialised: run the model once first", "model"
+            )
+    return layers
+
+
+def _spec_of(
+    layer: Any, target: str | None, precision: str | None, dtype: str | None
+) -> ConvTransposeSpec:
+    """Return the spec of a layer; raises _LeftError if it must stay torch's."""
+    from torch import Tensor, nn
+    from torch.nn.utils.parametrize import type_before_parametrizations
+
+    kind = type_before_parametrizations(layer)
+    if kind not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        raise _LeftError(f"{kind.__name__} is a class of its own")
+    if "forward" in vars(layer):
+        raise _LeftError("its forward was set on the layer itself")
+    with _at_rest(layer):
+        weight = layer.weight
+        if type(weight) not in (Tensor, nn.Parameter):
+            raise _LeftError(f"its weight is a {type(weight).__name__}")
+        if weight.device.type not in DEVICES:
+            raise _LeftError(f"it lies on {weight.device}, not on {' or '.join(DEVICES[:2])}")
+        try:
+            spec: ConvTransposeSpec = ConvTransposeSpec.from_module(layer)
+        except SpecError as error:
+            raise _LeftError(str(error)) from None
+    spec = dataclasses.replace(spec, target=target or _target_at(weight.device))
+    if spec.dtype != "float32":
+        return spec
+    return dataclasses.replace(spec, precision=precision, dtype=dtype or spec.dtype)
+
+
+@contextlib.contextmanager
+def _at_rest(layer: Any) -> Iterator[None]:
+    """Let the weight of a parametrized layer be read: in training, spectral_norm counts that."""
+    import torch
+    from torch.nn.utils.parametrize import is_parametrized
+
+    parts = list(layer.parametrizations.modules()) if is_parametrized(layer) else []
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def _target_at(device: Any) -> str | None:
+    """Return the target nearest to a device's GPU, or to the current one; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    with torch.cuda.device(device if device.type == "cuda" else None):
+        return local_target().name
+
+
+def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any:
+    """Write the file of a spec, unless it is there, and import it, unless it was."""
+    try:
+        text = emit(spec)
+    except SpecError as error:  # no launch grid holds it
+        raise _LeftError(str(error)) from None
+    path = Path(folder or _own_folder()).resolve() / f"{_stem(spec, text)}.py"
+    if not os.path.lexists(path):
+        write_text(path, text)
+    elif on_disk(path) != text:
+        raise EditedError(f"{path} was edited: move it, or give another folder")
+    name = _module_name(path) if folder else path.stem
+    if name not in sys.modules:
+        sys.modules[name] = import_file(path, name)  # where pickle looks classes up
+    return sys.modules[name]
+
+
+@functools.cache
+def _own_folder() -> str:
+    """Return a folder that lives as long as the process: Triton reads a kernel's source there."""
+    folder = tempfile.mkdtemp(prefix="convgen_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _stem(spec: ConvTransposeSpec, text: str) -> str:
+    """Return a readable name, and with its hash one that no other file has."""
+
+    def axes(values: tuple[int, ...]) -> str:
+        return "x".join(map(str, values if len(set(values)) > 1 else values[:1]))
+
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return (
+        f"conv_transpose{spec.rank}d_{spec.in_channels}_{spec.out_channels}"
+        f"_k{axes(spec.kernel_size)}_s{axes(spec.stride)}_{spec.dtype}_{digest}"
+    )
+
+
+def _module_name(path: Path) -> str:
+    """Return the shortest name that `import` knows a file by, its bare one if there is none."""
+    names = []
+    for root in (Path(entry).resolve() for entry in sys.path):
+        if path.is_relative_to(root):
+            parts = path.relative_to(root).with_suffix("").parts
+            if all(part.isidentifier() for part in parts):
+                names.append(".".join(parts))
+    return min(names, key=lambda name: name.count("."), default=path.stem)
+
+
+def _become(layer: Any, made: type) -> None:
+    """Make a layer an instance of an emitted class; its parameters are not touched."""
+    from torch import nn
+    from torch.nn.utils.parametrize import is_parametrized
+
+    fresh = made(device="meta")  # which draws no random number
+    own = vars(nn.Module())
+    vars(layer).update({name: value for name, value in vars(fresh).items() if name not in own})
+    if is_parametrized(layer):  # its class is its own: properties that compute its tensors
+        mixed = {name: value for name, value in vars(type(layer)).items() if name != "__dict__"}
+        mixed.pop("__weakref__", None)
+        made = type(f"Parametrized{made.__name__}", (made,), mixed)
+    layer.__class__ = made
