@@ -131,7 +131,7 @@ def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) 
 @_choices_option
 @click.option(
     "--stage",
-    type=click.Choice(["spec", "phases", "index", "plan", "candidates"]),
+    type=click.Choice(["spec", "phases", "index", "plan", "candidates", "wrapper"]),
     help="One stage only.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

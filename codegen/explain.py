@@ -7,17 +7,19 @@ rows, which the command line prints as text or JSON.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .families import FAMILIES, find_family
+from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .resources import form_of, registers, shared_memory
 from .sizes import AXES, make_sizes
 from .tiling import multiplied
 
-STAGES = ("spec", "phases", "index", "plan", "candidates")
+STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
 MOST_PHASES = 16  # of an axis that are listed
 MOST_CANDIDATES = 8
 
@@ -38,6 +40,7 @@ def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
         "index": _index,
         "plan": _plan,
         "candidates": _candidates,
+        "wrapper": _wrapper,
     }
     return tuple(
         Section(name, tuple(makers[name](plan))) for name in STAGES if stage in (None, name)
@@ -176,3 +179,26 @@ def _candidates(plan: KernelPlan) -> Rows:
         if not best:
             reason = family.refuses(plan.spec) or "no tile fits the target"
             yield f"family {family.name}", f"not for this layer: {reason}"
+
+
+def _wrapper(plan: KernelPlan) -> Rows:
+    spec = plan.spec
+    problem = problem_of(spec, plan.phases)
+    layout = "" if spec.rank == 1 else f" in {spec.layout}"
+    yield "copies", f"none of an input that is dense{layout}; one of an input that is not dense"
+    pairs = problem.in_channels * problem.out_channels // spec.groups
+    last = spec.kernel_size[-1] if plan.grouping is None else _slots(plan.grouping)
+    packed = pairs * math.prod(spec.kernel_size[:-1]) * last * spec.element.itemsize
+    yield "memory", f"the output, and {packed} bytes of packed weight; no workspace"
+    yield "packed weight", "kept by the layer until the weight changes; in training made each time"
+    yield "batch", "the numbers of a sample do not depend on the others, nor on how many there are"
+    if spec.before or spec.after:
+        yield "gradients", "torch's own, of the layer computed again; input and weight are kept"
+    else:
+        yield "gradients", "torch's convolution_backward; of input and weight what it needs is kept"
+    yield "torch.func, forward-mode gradients", "torch's own operator"
+
+
+def _slots(grouping: Grouping) -> int:
+    """Return the weights of a packed row, with the zeros where an input leads to no output."""
+    return sum(len(inputs) for outputs in grouping.table for inputs in outputs)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+import convgen
+from convgen.loading import load_module
 from running import SMALL, run
 
 BRIEF = "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))"
-STAGES = ["spec", "phases", "index", "plan", "candidates"]
+STAGES = ["spec", "phases", "index", "plan", "candidates", "wrapper"]
 
 
 def explained(spec, *options):
@@ -108,3 +111,26 @@ def test_another_target_has_its_own_figures():
     assert plan["target"] == "NVIDIA H100 SXM5 80GB, sm_90, 132 SMs"
     assert "over 132 SMs" in plan["waves"]
     assert plan["roofline"] == "1.2839 ms, bound by memory"
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ConvTranspose2d(4, 6, 3, stride=2, groups=2, dtype=float16)",
+        "ConvTranspose1d(4, 6, 3, stride=2, padding=1, target=h100)",
+        "relu | ConvTranspose3d(4, 6, (2, 3, 4), dtype=float64)",
+        "ConvTranspose2d(6, 6, 3, groups=6)",
+    ],
+)
+def test_the_packed_weight_is_as_large_as_it_says(tmp_path, spec):
+    """What a layer keeps beside its weight is memory that a user plans with."""
+    layer = convgen.parse(spec)
+    module = load_module(convgen.emit(layer), f"packed_{layer.rank}_{layer.groups}", tmp_path)
+    per_group = layer.out_channels // layer.groups
+    weight = torch.ones(layer.in_channels, per_group, *layer.kernel_size)
+    packed = module.pack_weight(weight.to(getattr(torch, layer.dtype)))
+    rows = explained(spec)["stages"]["wrapper"]
+    assert f" {packed.nbytes} bytes of packed weight" in rows["memory"]
+    says = "of the layer computed again" if layer.before else "convolution_backward"
+    assert says in rows["gradients"]
