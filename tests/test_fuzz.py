@@ -1,0 +1,157 @@
+"""Fuzzing in the suite: specs that hypothesis draws and shrinks, and the script for long runs.
+
+Numbers are compared with scatter, exactly on integers and within a bound on normal data. What would
+break it: a wrong tap, shift, mask, offset, stage or launch extent in any form of kernel, and an
+output that is never stored. The examples are the same in every run; hypothesis prints how a
+falsified one is run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+import trials
+from bounding import bounded
+from convgen import parse
+from convgen.oracle import reference
+from convgen.render import KernelSource
+from fuzz import main, target_of
+from trials import Trial, compiled, draw_trial, held, problem, shapes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXAMPLES, SHARES = 60, 3  # so that workers of pytest-xdist can divide the work
+
+
+@pytest.fixture
+def filled() -> Iterator[None]:
+    """New tensors are full of NaN, so that an output that is not stored shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("share", range(SHARES))
+def test_drawn_specs_match_the_oracle(share: int, device: str) -> None:
+    """Whatever the language can say must come out right."""
+
+    @settings(
+        max_examples=EXAMPLES // SHARES,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @seed(share)
+    @given(st.randoms(use_true_random=False))
+    def match(source: random.Random) -> None:
+        trial = draw_trial(source, target_of(device))
+        with tempfile.TemporaryDirectory() as folder:
+            found = problem(trial, compiled(trial), "fuzzed", Path(folder), device)
+        assert found is None, f"{found}\n{trial}"
+
+    match()
+
+
+FAULTS = {  # each with a file that takes the same tensors and gives an output of the same shape
+    "another padding": ("{}(3, 5, 3, 3, 0, input=(2, 3, 9))", "{}(3, 5, 3, 3, 1, 2)"),
+    "a lost stage": ("{}(2, 3, 2, input=(1, 2, 4)) | relu", "{}(2, 3, 2)"),
+    "a stage on padding": ("sigmoid | {}(2, 3, 3, input=(1, 2, 4))", "{}(2, 3, 3) | sigmoid"),
+    "a stage a thousandth off": (
+        "{}(2, 3, 2, input=(1, 2, 4)) | mul(0.5)",
+        "{}(2, 3, 2) | mul(0.501)",
+    ),
+    "truncated parts": (
+        "{}(9, 3, 4, input=(1, 9, 40), precision=tf32x3)",
+        "{}(9, 3, 4, precision=tf32)",
+    ),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_check_finds(fault: str, tmp_path: Path, device: str) -> None:
+    """Else the test above could not fail: here the file is of another spec."""
+    known, other = (parse(text.format("ConvTranspose1d")) for text in FAULTS[fault])
+    trial = Trial(emitted=other, tile=None, sizes=(known, known), data=1)
+    assert "outputs are wrong" in (problem(trial, compiled(trial), "fault", tmp_path, device) or "")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16x3", "bf16x6", "ieee"])
+def test_the_bound_is_broken_by_a_lost_product(precision: str) -> None:
+    """One tap of one channel at one edge, and an output of nothing but zeros, must exceed it."""
+    spec = parse("ConvTranspose1d(8, 4, 3, stride=2, bias=False, input=(2, 8, 20))")
+    spec = dataclasses.replace(spec, precision=precision)
+    random = np.random.default_rng(3)
+    x, weight = (held(spec, random.standard_normal(shape)) for shape in shapes(spec))
+    want, most = bounded(spec, x, weight, None)
+    x[:, 5, -1] = 0
+    lost = np.abs(reference(spec, x, weight) - want)
+    reached = [-3, -2, -1]
+    assert (lost > most)[..., reached].mean() > 0.9
+    assert (np.abs(want) > most).mean() > 0.9
+
+
+def fuzz(*arguments: str) -> int:
+    """Run the script in this process."""
+    return main(["--seed", "5", "--device", DEVICE, *arguments])
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("filled")
+def test_the_script_counts_goes_on_and_says_how_to_run_a_spec_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong file, and one that raises, must be told and leave the others be."""
+    result = tmp_path / "out.json"
+    assert fuzz("--specs", "4", "--json", str(result)) == 0
+    passed = json.loads(result.read_text(encoding="utf-8"))
+    assert (passed["specs"], passed["failed"]) == (4, [])
+    assert fuzz("--only", "2") == 0
+    alone = capsys.readouterr().out
+    drawn = iter(range(9))
+
+    def broken(trial: Trial) -> KernelSource:
+        """The first file launches nothing, the third is no Python."""
+        source = compiled(trial)
+        faults = {0: ("if y.numel() == 0:", "if True:"), 2: ("import torch", "import torch as")}
+        text = source.text.replace(*faults.get(next(drawn), ("", "")))
+        # Files of one hash share an operator, which is then the whole file's.
+        return dataclasses.replace(source, text=text.replace('"convgen_', '"broken_'))
+
+    monkeypatch.setattr(trials, "compiled", broken)
+    assert fuzz("--specs", "4", "--json", str(result)) == 1
+    report, said = json.loads(result.read_text(encoding="utf-8")), capsys.readouterr().out
+    assert report["forms"] == passed["forms"]
+    assert [row["number"] for row in report["failed"]] == [0, 2]
+    assert "outputs are wrong" in report["failed"][0]["problem"]
+    assert "SyntaxError" in report["failed"][1]["problem"]
+    assert all(f"--seed 5 --only {number} " in said for number in (0, 2))
+    assert report["failed"][1]["trial"] in alone, "another spec than among others"
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("filled")
+def test_processes_run_the_same_specs(tmp_path: Path, root: Path) -> None:
+    """A worker that draws for itself, or has no interpreter, gives another count or fails."""
+    alone, both = tmp_path / "alone.json", tmp_path / "both.json"
+    assert fuzz("--specs", "3", "--json", str(alone)) == 0
+    script = [sys.executable, str(root / "tests" / "fuzz.py"), "--specs", "3", "--seed", "5"]
+    command = [*script, "--processes", "2", "--json", str(both), "--device", DEVICE]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    counts = [json.loads(path.read_text(encoding="utf-8"))["forms"] for path in (alone, both)]
+    assert counts[0] == counts[1]
