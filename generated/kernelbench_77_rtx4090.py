@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (gap_h * gap_d * tile, image), 18560 programs = 72.50 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: b48b3e9370f13c0d18b2664288f01a190aeb8f3a48213b4005e79b1aace01f7b
+# body sha256: 26d91d29a94fd2a908c4459ebd6beb19c4ea730d41a4c9d1a5b84eb0c47e3a1f
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -14,6 +14,7 @@
 
 import functools
 import warnings
+import weakref
 
 import torch
 import torch.nn as nn
@@ -215,7 +216,8 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError(
-            "conv_transpose3d_packed is for no gradient, compiler or transform: call conv_transpose3d"
+            "conv_transpose3d_packed is for no gradient, compiler or transform; "
+            "conv_transpose3d is for all of them"
         )
     return _launch(input, packed_weight.contiguous(), bias)
 
@@ -427,29 +429,30 @@ def _torch(
     )
 
 
-def _forward(input, weight, bias):
+def _forward(input, weight, bias, packed_weight=None):
+    """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
-    return _launch(input, pack_weight(weight), bias)
+    return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
-def _fake(input, weight, bias):
+def _fake(input, weight, bias, packed_weight=None):
     _raise(_error(*_call(input, weight, weight.shape, bias)))
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 5 else y.squeeze(0)
 
 
-def _autocast(input, weight, bias):
+def _autocast(input, weight, bias, packed_weight=None):
     """Compute in autocast's dtype, as torch's own layers do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
-        return OPERATOR(*cast)
+        return OPERATOR(*cast, packed_weight)
 
 
 def _save(ctx, inputs, output):
     """Save what the gradients need: that of the input the weight, that of the weight the input."""
-    input, weight, _ = inputs
+    input, weight, *_ = inputs
     for_input, for_weight, *_ = ctx.needs_input_grad
     ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
     ctx.shapes = input.shape, weight.shape
@@ -477,14 +480,17 @@ def _backward(ctx, grad):
         ctx.needs_input_grad[:3],
     )
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
-    return for_input, *grads[1:]
+    return for_input, *grads[1:], None
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8c89af40440cedaf"
+NAMESPACE = "convgen_66151421defb343b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-    LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+    LIBRARY.define(
+        "conv_transpose3d(Tensor input, Tensor weight, Tensor? bias, "
+        "Tensor? packed_weight=None) -> Tensor"
+    )
     LIBRARY.impl("conv_transpose3d", _forward, "CPU")
     LIBRARY.impl("conv_transpose3d", _forward, "CUDA")
     LIBRARY.impl("conv_transpose3d", _autocast, "AutocastCPU")
@@ -542,6 +548,7 @@ class ModelNew(nn.Module):
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
         self._packed = None  # (weight, what tells its versions apart, the packed copy)
+        self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -555,12 +562,13 @@ class ModelNew(nn.Module):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
-        if watched or _is_recorded(input, weight, bias):
-            self._packed = None  # an optimizer may follow, and fused ones leave no trace
-            return OPERATOR(input, weight, bias)
+        if watched:
+            return OPERATOR(input, weight, bias)  # which packs the weight itself
+        packed = self._packed_weight(weight)
+        if _is_recorded(input, weight, bias):
+            return OPERATOR(input, weight, bias, packed)
         # Where a dtype is another than this file's, autocast says that it becomes this.
-        x, packed = input.to(torch.float32), self._packed_weight(weight)
-        return _launch(x, packed, None)
+        return _launch(input.to(torch.float32), packed, None)
 
     def invalidate(self):
         """Forget the packed weight: torch does not report edits through `weight.data`."""
@@ -571,21 +579,23 @@ class ModelNew(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self):
-        return self.__dict__ | {"_packed": None}
+        return self.__dict__ | {"_packed": None, "_hooked": (None,)}
 
     def _packed_weight(self, weight):
         """Return the packed weight, packing it again when the weight has changed."""
-        if weight.is_inference() or not weight.is_leaf:
-            return pack_weight(weight.to(torch.float32))  # a change would leave no trace
-        stream = None
-        if weight.is_cuda:
-            if torch.cuda.is_current_stream_capturing():
-                # So that a replay sees the weight as it is then.
-                return pack_weight(weight.to(torch.float32))
-            stream = torch.cuda.current_stream(weight.device).cuda_stream
+        capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        # A change would leave no trace, and a graph's replay must see the weight as it is then.
+        if weight.is_inference() or not weight.is_leaf or capturing:
+            return pack_weight(weight.detach().to(torch.float32))
+        stream = torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else None
         state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
-            self._packed = (weight, state, pack_weight(weight.to(torch.float32)))
+            self._packed = (weight, state, pack_weight(weight.detach().to(torch.float32)))
+        if weight.requires_grad and self._hooked[0] is not weight:
+            # Fused optimizers leave no trace either, but gradients come before them.
+            layer = weakref.ref(self)
+            weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
+            self._hooked = (weight,)
         return self._packed[2]
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched):

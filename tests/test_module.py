@@ -212,6 +212,34 @@ def test_a_weight_is_packed_once(load, x, device, monkeypatch):
     assert len(packed) == 2
 
 
+def test_a_weight_is_packed_once_while_gradients_are_recorded(load, x, device, monkeypatch):
+    """Until there are gradients: what steps by them may leave no trace on the weight."""
+    file, packed = load(DOUBLE), []
+    pack = file.pack_weight
+    monkeypatch.setattr(file, "pack_weight", lambda weight: packed.append(1) or pack(weight))
+    model = file.ModelNew(device=device)
+    model(x)
+    y = model(x)
+    assert len(packed) == 1
+    y.sum().backward()
+    assert agree(model, x)
+    assert len(packed) == 2
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_weight_that_others_train_is_packed_again(recording, load, x, device):
+    """A tied weight has its gradients elsewhere, and a fused optimizer leaves no trace on it."""
+    model = load(DOUBLE).ModelNew(device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.set_grad_enabled(recording):
+            assert close(model(x), twin(model)(x))
+        (model.weight.sum() + model.bias.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert close(model(x), twin(model)(x))
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_independent(duplicate, load, x, device):
     """A packed copy that two modules share follows the weight of one of them."""
