@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 64 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: e85a7648bcc8062c977d09ef44aa40e3d5906d07cee78c60b102ecd5df5711c6
+# body sha256: 1e4d0be1853b1c0b896d480eb5ea898ddaabf5cc8cce3108d53c5a78985cb787
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -213,17 +213,6 @@ def _call(input, weight, weight_shape, bias):
     )
 
 
-def _is_autocast(tensor):
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
-    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         want is None or want == got for want, got in zip(expected, shape, strict=True)
@@ -237,6 +226,18 @@ def _output_shape(input_shape, c_out):
     )
     spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
     return (input_shape[0], c_out, *spatial)
+
+
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 4 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
 
 
 def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
@@ -304,18 +305,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
     return None
 
 
-def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
-    if len(shape) != 4 or stride[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 3, 2, 0):
-        if stride[axis] < least or (axis == 0 and least == stride[1]):
-            return False
-        least = stride[axis] * shape[axis]
-    return True
-
-
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
 def _remembered_error(*call):
@@ -336,6 +325,17 @@ def _raise(error):
     if error is not None:
         kind, text = error
         raise kind(text)
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
@@ -443,7 +443,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_5e40c817c32d114f"
+NAMESPACE = "convgen_24df3ac5a5d235fe"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs = 129.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: f7adb39cf65dd02e21cf0e7a0b43206bbaacc0ccc974841e7821f85e9e63bcc6
+# body sha256: 83755a4db6ff81ae36c16d5671e157ecfcc2e5a152968f8376688f9e60e2f3a2
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -231,17 +231,6 @@ def _call(input, weight, weight_shape, bias):
     )
 
 
-def _is_autocast(tensor):
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
-    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         want is None or want == got for want, got in zip(expected, shape, strict=True)
@@ -255,6 +244,18 @@ def _output_shape(input_shape, c_out):
     )
     spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
     return (input_shape[0], c_out, *spatial)
+
+
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 4 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
 
 
 def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
@@ -327,18 +328,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
     return None
 
 
-def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
-    if len(shape) != 4 or stride[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 3, 2, 0):
-        if stride[axis] < least or (axis == 0 and least == stride[1]):
-            return False
-        least = stride[axis] * shape[axis]
-    return True
-
-
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
 def _remembered_error(*call):
@@ -359,6 +348,17 @@ def _raise(error):
     if error is not None:
         kind, text = error
         raise kind(text)
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
@@ -483,7 +483,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_7919e368620c7ead"
+NAMESPACE = "convgen_ccc27ff9e5c125f8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

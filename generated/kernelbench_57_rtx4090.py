@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (tile, image), 65800 programs = 171.35 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)' --target rtx4090
-# body sha256: d749b1c9cee5c4e09ff501ef9c03dc24d810e8307c87e76b878cb746937d075c
+# body sha256: 8605034c9831d61d619f3df050d0e1ca6153c418d61a70d9f0b35ad3f1b461dd
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -181,17 +181,6 @@ def _call(input, weight, weight_shape, bias):
     )
 
 
-def _is_autocast(tensor):
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
-    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         want is None or want == got for want, got in zip(expected, shape, strict=True)
@@ -205,6 +194,18 @@ def _output_shape(input_shape, c_out):
     )
     spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
     return (input_shape[0], c_out, *spatial)
+
+
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 4 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
 
 
 def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
@@ -272,18 +273,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
     return None
 
 
-def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
-    if len(shape) != 4 or stride[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 3, 2, 0):
-        if stride[axis] < least or (axis == 0 and least == stride[1]):
-            return False
-        least = stride[axis] * shape[axis]
-    return True
-
-
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
 def _remembered_error(*call):
@@ -304,6 +293,17 @@ def _raise(error):
     if error is not None:
         kind, text = error
         raise kind(text)
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
@@ -428,7 +428,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_16baee6cf956f301"
+NAMESPACE = "convgen_b51596d5902773b8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

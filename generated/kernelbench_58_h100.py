@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 16 channels, 4 x 4 inputs deep, 8 warps, 3 stages
 # grid: (tile, image), 736 programs = 2.79 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 766fb6ee88f3fe1a90cfe7b089048d9598fbd8fae622c6e19b1e5eceb9defba1
+# body sha256: abb304d83bc35403b3245e4131eb35e2f88adaf7756249fd4e67ed1d5a008a75
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -235,17 +235,6 @@ def _call(input, weight, weight_shape, bias):
     )
 
 
-def _is_autocast(tensor):
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
-    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         want is None or want == got for want, got in zip(expected, shape, strict=True)
@@ -259,6 +248,18 @@ def _output_shape(input_shape, c_out):
     )
     spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
     return (input_shape[0], c_out, *spatial)
+
+
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 5 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 4, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
 
 
 def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
@@ -326,18 +327,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
     return None
 
 
-def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
-    if len(shape) != 5 or stride[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 4, 3, 2, 0):
-        if stride[axis] < least or (axis == 0 and least == stride[1]):
-            return False
-        least = stride[axis] * shape[axis]
-    return True
-
-
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
 def _remembered_error(*call):
@@ -358,6 +347,17 @@ def _raise(error):
     if error is not None:
         kind, text = error
         raise kind(text)
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
@@ -482,7 +482,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3f891651efe7c846"
+NAMESPACE = "convgen_55e0653471fec223"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

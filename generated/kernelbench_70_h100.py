@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 14712 programs = 55.73 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: 2179d66218865d5cd4dd797f530b35a8c94b6177196f40f5e2acf583fab7bc12
+# body sha256: 2c113e681aa3f58cc8aff7f96361206556e2b73d9265a56a80e4962c0079b106
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -233,17 +233,6 @@ def _call(input, weight, weight_shape, bias):
     )
 
 
-def _is_autocast(tensor):
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-
-
-def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
-    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
 def _fits(shape, expected):
     return len(shape) == len(expected) and all(
         want is None or want == got for want, got in zip(expected, shape, strict=True)
@@ -257,6 +246,18 @@ def _output_shape(input_shape, c_out):
     )
     spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
     return (input_shape[0], c_out, *spatial)
+
+
+def _is_channels_last(shape, stride):
+    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    if len(shape) != 5 or stride[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 4, 3, 2, 0):
+        if stride[axis] < least or (axis == 0 and least == stride[1]):
+            return False
+        least = stride[axis] * shape[axis]
+    return True
 
 
 def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
@@ -324,18 +325,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
     return None
 
 
-def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
-    if len(shape) != 5 or stride[1] == 0:
-        return False
-    least = 0
-    for axis in (1, 4, 3, 2, 0):
-        if stride[axis] < least or (axis == 0 and least == stride[1]):
-            return False
-        least = stride[axis] * shape[axis]
-    return True
-
-
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
 def _remembered_error(*call):
@@ -356,6 +345,17 @@ def _raise(error):
     if error is not None:
         kind, text = error
         raise kind(text)
+
+
+def _is_autocast(tensor):
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
@@ -480,7 +480,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8a9ff0f3dc88f9dd"
+NAMESPACE = "convgen_9bd678bf8a8ea81d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
