@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .files import on_disk
+from .files import ProjectError, on_disk
 from .render import HEADER_LINE, environment
 from .table import Kernel, Table
 from .targets import find_target
@@ -135,9 +135,14 @@ def manifest_is_intact(text: str) -> bool:
 
 def read_precompiled(path: Path) -> dict[str, dict[str, Any]]:
     """Return the machine code that the manifest at `path` lists, none if it is not as written."""
-    content = _content(on_disk(path)) if path.is_file() else None
-    found: dict[str, dict[str, Any]] = (content or {}).get("precompiled", {})
-    return found
+    try:
+        content = _content(on_disk(path)) if path.is_file() else None
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
+    rows = (content or {}).get("precompiled")
+    if not isinstance(rows, dict):
+        return {}
+    return {name: row for name, row in rows.items() if isinstance(row, dict)}
 
 
 def _content(text: str) -> dict[str, Any] | None:

@@ -116,7 +116,8 @@ def precompile(
     wanted = jobs(table)
     if not wanted:
         return {}
-    if importlib.util.find_spec("triton") is None:
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:  # a mere folder of that name has none
         raise ProjectError(
             "aot of [tool.convgen] needs triton, which is not installed here; "
             "name it in requires of [build-system]",
@@ -172,16 +173,19 @@ def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
         for job in jobs
     ]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "convgen.precompile"],
-            input="\n".join(map(json.dumps, lines)),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env=environment | {"TRITON_CACHE_DIR": cache},
-            check=False,
-        )
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "convgen.precompile"],
+                input="\n".join(map(json.dumps, lines)),
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                env=environment | {"TRITON_CACHE_DIR": cache},
+                check=False,
+            )
+    except OSError as error:
+        raise ProjectError(f"cannot precompile: {error.strerror}", "aot") from None
     results = done.stdout.splitlines()
     if done.returncode != 0 or len(results) != len(jobs):
         job = jobs[min(len(results), len(jobs) - 1)]

@@ -177,7 +177,8 @@ def _extra(build: Build) -> tuple[Path, ...]:
         for path in sorted(build.output.glob(pattern))
         if path not in build.contents and path.is_file()
     ]
-    return tuple(path for path in found if _is_ours(path))
+    listed = read_precompiled(build.output / MANIFEST)
+    return tuple(path for path in found if path.name in listed or _is_ours(path))
 
 
 def _is_ours(path: Path) -> bool:

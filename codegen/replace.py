@@ -78,7 +78,8 @@ def _check_arguments(
             f"got {shown(dtype)}",
             "dtype",
         )
-    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+    is_path = isinstance(folder, (str, os.PathLike)) and str(folder) and "\0" not in str(folder)
+    if folder is not None and not is_path:
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
     # A spec's own checks and messages; the layer does not matter.
     ConvTransposeSpec(

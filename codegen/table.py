@@ -25,7 +25,7 @@ KERNEL_KEYS = ("name", "spec", "target", "class-name")
 BACKEND = "setuptools.build_meta"
 LICENSE = r"[A-Za-z0-9 .+()-]{1,200}"  # an SPDX expression
 # Names that the package's own __init__.py uses.
-TAKEN = ("FILES", "importlib", "math", "nn", "torch")
+TAKEN = ("FILES", "OWN", "importlib", "math", "nn", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +149,9 @@ def _backend(table: dict[str, Any]) -> str:
 
 def _architectures(names: list[Any]) -> Iterator[str]:
     for number, name in enumerate(names):
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             hint = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
-            if name in {target.name for target in TARGETS}:
+            if name in [target.name for target in TARGETS]:
                 hint = f", which is {find_target(name).arch}"
             known = ", ".join(ARCHITECTURES)
             raise ProjectError(
@@ -217,6 +217,12 @@ def _inside(root: Path, value: object, key: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project", key)
     path = root / value
+    try:
+        path.resolve().stat()
+    except FileNotFoundError:
+        pass  # it is to be made
+    except OSError as error:
+        raise ProjectError(f"cannot use {key}, {shown(value)}: {error.strerror}", key) from None
     if not path.resolve().is_relative_to(root.resolve()):
         where = f", which is {path.resolve()}" if path.is_symlink() else ""
         raise ProjectError(f"{key} must stay inside the project, got {shown(value)}{where}", key)

@@ -37,6 +37,7 @@ class WrapperContext:
     Attributes:
         input_shape, weight_shape: what the file was generated for, None for any size.
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
+        input_axes: names of the input's axes, as torch orders them, and its format.
         kernel_axes: names of the weight's last axes.
         group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
         group_zeros: some weights of the table are zero.
@@ -62,6 +63,7 @@ class WrapperContext:
     output_padding: str
     dilation: str
     groups: int
+    input_axes: str
     kernel_axes: str
     group_taps: tuple[str, ...]
     group_zeros: bool
@@ -104,6 +106,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         output_padding=_tuple(spec.output_padding),
         dilation=_tuple(spec.dilation),
         groups=spec.groups,
+        input_axes=_input_axes(spec),
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
         group_taps=() if plan.grouping is None else _table(plan.grouping),
         group_zeros=plan.grouping is not None and plan.grouping.has_zeros,
@@ -126,6 +129,11 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         module_arguments=_module_arguments(spec),
         pipeline=_pipeline(spec),
     )
+
+
+def _input_axes(spec: ConvTransposeSpec) -> str:
+    axes = ["BATCH", "C_IN", *(f"{letter.upper()}_IN" for letter in AXES[spec.rank])]
+    return f"[{', '.join(axes)}]" + (" in channels_last" if spec.layout == "channels_last" else "")
 
 
 def _grid_text(extents: list[str], tuned: bool) -> str:

@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16640 programs = 16.25 waves over 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: d67497ea39d8637801d88f28c47941a622c94e4c770e916d254e64258197b909
+# body sha256: 211e1ac85964b09da248c470fc728625d80023601faa8f9173fa9333a196496e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -151,7 +151,6 @@ def pack_weight(weight):
     outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
     packed = weight.detach().resolve_neg()
     packed = packed.reshape(GROUPS, c_in // GROUPS, per_group, outer, WEIGHT_SHAPE[-1])
-    packed = F.pad(packed, (0, 1))  # index -1 is a zero
     columns = [packed[..., k] for tap in GROUP_TAPS for output in tap for k in output]
     packed = torch.stack(columns, dim=-1).reshape(*packed.shape[:-1], taps, lanes, span)
     packed = packed.permute(3, 4, 0, 2, 5, 1, 6).contiguous()
@@ -187,7 +186,8 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
@@ -198,10 +198,12 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+def _call(input, weight, weight_shape, bias, cast):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+
+    With `cast` the dtypes are those that autocast gives.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    cast = _is_autocast(input)
     dense = input.dim() != 4 or input.is_contiguous()
     other = not dense and input.is_contiguous(memory_format=torch.channels_last)
     return (
@@ -334,6 +336,7 @@ def _raise(error):
 
 
 def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
@@ -346,7 +349,7 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return not torch.compiler.is_compiling() and (
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -374,7 +377,7 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
     shape = _remembered_shape(x.shape, c_out)
-    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -412,12 +415,13 @@ def _torch(
 
 def _forward(input, weight, bias, packed_weight=None):
     """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
 def _fake(input, weight, bias, packed_weight=None):
-    _raise(_error(*_call(input, weight, weight.shape, bias)))
+    """Return an output with no numbers in it."""
+    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
@@ -465,7 +469,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_7714be37d2bf48b4"
+NAMESPACE = "convgen_33e2abb347ad8fba"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -539,7 +543,7 @@ class ModelNew(nn.Module):
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not self._warned:
+            if not (self._warned or torch.compiler.is_compiling()):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
@@ -552,7 +556,11 @@ class ModelNew(nn.Module):
         return _launch(input.to(torch.float32), packed, None)
 
     def invalidate(self):
-        """Forget the packed weight: torch does not report edits through `weight.data`."""
+        """Forget the packed weight, after a change that torch does not report.
+
+        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
+        steps of a fused one by gradients that were set by hand.
+        """
         self._packed = None
 
     def _apply(self, fn, recurse=True):
@@ -595,14 +603,15 @@ class ModelNew(nn.Module):
         last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
         if last:  # as torch's output would be
             return "this file was generated for layout channels_first, got channels_last"
-        call = _call(input, weight, weight.shape, bias)
+        cast = _is_autocast(input)
+        call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:
             return None
         kind, text = error
         if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
             raise kind(text)
-        return text + (" under autocast" if _is_autocast(input) else "")
+        return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs = 129.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 83755a4db6ff81ae36c16d5671e157ecfcc2e5a152968f8376688f9e60e2f3a2
+# body sha256: c07a422c67ae30f425cd3e7bbc46174da32f838d0251e8110f49d24174a4b17e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -204,7 +204,8 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
@@ -215,10 +216,12 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+def _call(input, weight, weight_shape, bias, cast):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+
+    With `cast` the dtypes are those that autocast gives.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    cast = _is_autocast(input)
     dense = input.dim() != 4 or input.is_contiguous()
     other = not dense and input.is_contiguous(memory_format=torch.channels_last)
     return (
@@ -351,6 +354,7 @@ def _raise(error):
 
 
 def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
@@ -363,7 +367,7 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return not torch.compiler.is_compiling() and (
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -391,7 +395,7 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASE_LANES.value
     shape = _remembered_shape(x.shape, c_out)
-    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -430,12 +434,13 @@ def _torch(
 
 def _forward(input, weight, bias, packed_weight=None):
     """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
 def _fake(input, weight, bias, packed_weight=None):
-    _raise(_error(*_call(input, weight, weight.shape, bias)))
+    """Return an output with no numbers in it."""
+    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
@@ -483,7 +488,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_ccc27ff9e5c125f8"
+NAMESPACE = "convgen_2eedf609f7b4b415"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -557,7 +562,7 @@ class ModelNew(nn.Module):
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not self._warned:
+            if not (self._warned or torch.compiler.is_compiling()):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
@@ -570,7 +575,11 @@ class ModelNew(nn.Module):
         return _launch(input.to(torch.float32), packed, None)
 
     def invalidate(self):
-        """Forget the packed weight: torch does not report edits through `weight.data`."""
+        """Forget the packed weight, after a change that torch does not report.
+
+        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
+        steps of a fused one by gradients that were set by hand.
+        """
         self._packed = None
 
     def _apply(self, fn, recurse=True):
@@ -613,14 +622,15 @@ class ModelNew(nn.Module):
         last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
         if last:  # as torch's output would be
             return "this file was generated for layout channels_first, got channels_last"
-        call = _call(input, weight, weight.shape, bias)
+        cast = _is_autocast(input)
+        call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:
             return None
         kind, text = error
         if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
             raise kind(text)
-        return text + (" under autocast" if _is_autocast(input) else "")
+        return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding

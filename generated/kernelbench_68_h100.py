@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 64 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 19088 programs = 72.30 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 4061da1b8ecbec3f795caa67af9fc541aa04c7587e2d9e134700f2b74191d48f
+# body sha256: eb36a5e5e0aa9a537db99913e0801a2ad05b1441150cff08d1f7f442dd634934
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -206,7 +206,8 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
@@ -217,10 +218,12 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+def _call(input, weight, weight_shape, bias, cast):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+
+    With `cast` the dtypes are those that autocast gives.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    cast = _is_autocast(input)
     dense = input.dim() != 5 or input.is_contiguous()
     other = not dense and input.is_contiguous(memory_format=torch.channels_last_3d)
     return (
@@ -348,6 +351,7 @@ def _raise(error):
 
 
 def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
@@ -360,7 +364,7 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return not torch.compiler.is_compiling() and (
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -388,7 +392,7 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 5 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
     shape = _remembered_shape(x.shape, c_out)
-    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -427,12 +431,13 @@ def _torch(
 
 def _forward(input, weight, bias, packed_weight=None):
     """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
 def _fake(input, weight, bias, packed_weight=None):
-    _raise(_error(*_call(input, weight, weight.shape, bias)))
+    """Return an output with no numbers in it."""
+    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 5 else y.squeeze(0)
@@ -480,7 +485,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_ea611c3b92c98dc2"
+NAMESPACE = "convgen_e60aed773e91c0b8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -554,7 +559,7 @@ class ModelNew(nn.Module):
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not self._warned:
+            if not (self._warned or torch.compiler.is_compiling()):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
@@ -567,7 +572,11 @@ class ModelNew(nn.Module):
         return _launch(input.to(torch.float32), packed, None)
 
     def invalidate(self):
-        """Forget the packed weight: torch does not report edits through `weight.data`."""
+        """Forget the packed weight, after a change that torch does not report.
+
+        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
+        steps of a fused one by gradients that were set by hand.
+        """
         self._packed = None
 
     def _apply(self, fn, recurse=True):
@@ -610,14 +619,15 @@ class ModelNew(nn.Module):
         last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
         if last:  # as torch's output would be
             return "this file was generated for layout channels_first, got channels_last"
-        call = _call(input, weight, weight.shape, bias)
+        cast = _is_autocast(input)
+        call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:
             return None
         kind, text = error
         if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
             raise kind(text)
-        return text + (" under autocast" if _is_autocast(input) else "")
+        return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # grid: (co_tile * tile * image), 65568 programs = 128.06 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 4d815bdc5371384767ed32d8f400743a1e5f890bd4dcb0586b0f718257461819
+# body sha256: 2db7d1184610f7cf87599a014a5f3ba9e23e7f18c33a40771f677f5782af1756
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -173,7 +173,8 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
@@ -184,10 +185,12 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+def _call(input, weight, weight_shape, bias, cast):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+
+    With `cast` the dtypes are those that autocast gives.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    cast = _is_autocast(input)
     return (
         input.shape,
         weight_shape,
@@ -294,6 +297,7 @@ def _raise(error):
 
 
 def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
@@ -306,7 +310,7 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return not torch.compiler.is_compiling() and (
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -334,7 +338,7 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 3 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
     shape = _remembered_shape(x.shape, c_out)
-    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -371,12 +375,13 @@ def _torch(
 
 def _forward(input, weight, bias, packed_weight=None):
     """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
 def _fake(input, weight, bias, packed_weight=None):
-    _raise(_error(*_call(input, weight, weight.shape, bias)))
+    """Return an output with no numbers in it."""
+    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 3 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 3 else y.squeeze(0)
@@ -424,7 +429,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_65618fa7353e4eaf"
+NAMESPACE = "convgen_5895db6066a797f3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -498,7 +503,7 @@ class ModelNew(nn.Module):
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not self._warned:
+            if not (self._warned or torch.compiler.is_compiling()):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
@@ -511,7 +516,11 @@ class ModelNew(nn.Module):
         return _launch(input.to(torch.float32), packed, None)
 
     def invalidate(self):
-        """Forget the packed weight: torch does not report edits through `weight.data`."""
+        """Forget the packed weight, after a change that torch does not report.
+
+        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
+        steps of a fused one by gradients that were set by hand.
+        """
         self._packed = None
 
     def _apply(self, fn, recurse=True):
@@ -550,14 +559,15 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        call = _call(input, weight, weight.shape, bias)
+        cast = _is_autocast(input)
+        call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:
             return None
         kind, text = error
         if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
             raise kind(text)
-        return text + (" under autocast" if _is_autocast(input) else "")
+        return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding

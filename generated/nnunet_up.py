@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 32 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * phase_d * tile, image), 32768 programs = 64.00 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: ba43fd543d48c69a08e4d415ad108fca96bc0474a5a31ec83f34b4261f42c0e1
+# body sha256: 52c2631244c4f82c397f149ad2e59db6b1bc30cd53b63fd4c5f24ef10e46efb5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -154,7 +154,7 @@ def conv_transpose3d(input, weight, bias=None):
     """`torch.nn.functional.conv_transpose3d` with the stride and the rest of this file's spec.
 
     Args:
-        input: [BATCH, D_IN, H_IN, W_IN, C_IN] or, without the batch, unbatched.
+        input: [BATCH, C_IN, D_IN, H_IN, W_IN] in channels_last or, without the batch, unbatched.
         weight: [C_in, C_out / groups, KD, KH, KW].
         bias: [C_out].
 
@@ -177,7 +177,8 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
     c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
-    call = _call(input, packed_weight, (c_in, per_group, *WEIGHT_SHAPE[2:]), bias)
+    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
@@ -188,10 +189,12 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not."""
+def _call(input, weight, weight_shape, bias, cast):
+    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+
+    With `cast` the dtypes are those that autocast gives.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    cast = _is_autocast(input)
     dense = input.dim() != 5 or input.is_contiguous(memory_format=torch.channels_last_3d)
     other = not dense and input.is_contiguous()
     return (
@@ -319,6 +322,7 @@ def _raise(error):
 
 
 def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
@@ -331,7 +335,7 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return not torch.compiler.is_compiling() and (
+    return (
         torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -359,7 +363,7 @@ def _launch(input, packed_weight, bias):
     x = input if input.dim() == 5 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     shape = _remembered_shape(x.shape, c_out)
-    # This copies only an input that is dense in no format, or whose sign is still to be turned.
+    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous(memory_format=torch.channels_last_3d)
     bias = bias.resolve_neg().contiguous()
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
@@ -399,12 +403,13 @@ def _torch(
 
 def _forward(input, weight, bias, packed_weight=None):
     """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias)))
+    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
 
 
 def _fake(input, weight, bias, packed_weight=None):
-    _raise(_error(*_call(input, weight, weight.shape, bias)))
+    """Return an output with no numbers in it."""
+    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     y = y.contiguous(memory_format=torch.channels_last_3d)
@@ -453,7 +458,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8724e087faa984b5"
+NAMESPACE = "convgen_847b8a68e4454f5f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -527,7 +532,7 @@ class ModelNew(nn.Module):
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not self._warned:
+            if not (self._warned or torch.compiler.is_compiling()):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
@@ -540,7 +545,11 @@ class ModelNew(nn.Module):
         return _launch(input.to(torch.bfloat16), packed, bias.to(torch.bfloat16))
 
     def invalidate(self):
-        """Forget the packed weight: torch does not report edits through `weight.data`."""
+        """Forget the packed weight, after a change that torch does not report.
+
+        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
+        steps of a fused one by gradients that were set by hand.
+        """
         self._packed = None
 
     def _apply(self, fn, recurse=True):
@@ -583,14 +592,15 @@ class ModelNew(nn.Module):
         last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
         if not last:  # as torch's output would be
             return "this file was generated for layout channels_last, got channels_first"
-        call = _call(input, weight, weight.shape, bias)
+        cast = _is_autocast(input)
+        call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:
             return None
         kind, text = error
         if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
             raise kind(text)
-        return text + (" under autocast" if _is_autocast(input) else "")
+        return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
         padding = self.output_padding

@@ -226,6 +226,20 @@ def test_a_weight_is_packed_once_while_gradients_are_recorded(load, x, device, m
     assert len(packed) == 2
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_look_at_the_output_before_the_step_packs_nothing_for_good(optimizer, load, x, device):
+    """A sample for the log, between loss and step: the step may leave no trace on the weight."""
+    model = load(DOUBLE).ModelNew(device=device)
+    steps = optimizer(model.parameters(), lr=0.1, fused=True)
+    loss = model(x).square().sum()
+    with torch.no_grad():
+        model(x)
+    loss.backward()
+    steps.step()
+    with torch.no_grad():
+        assert close(model(x), twin(model)(x))
+
+
 @pytest.mark.parametrize("recording", [True, False])
 def test_a_weight_that_others_train_is_packed_again(recording, load, x, device):
     """A tied weight has its gradients elsewhere, and a fused optimizer leaves no trace on it."""
@@ -324,3 +338,11 @@ def test_cpu_tensors_need_the_interpreter(tmp_path):
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert ran.stdout.split() == [b"(2,", b"6,", b"9,", b"9)"]
     assert b"for one CUDA device, got cpu" in ran.stderr.splitlines()[-1]
+
+
+def test_a_layer_that_torch_computes_compiles_too(load, x, device):
+    """Dynamo traces no warning, and the whole model must not lose its graph for one."""
+    model = load(DOUBLE).ModelNew(stride=1, device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert close(compiled(x), twin(model, stride=1)(x))

@@ -130,6 +130,30 @@ def test_the_package_s_layer_is_a_module_like_any(
     assert layer.weight.grad is not None
 
 
+@pytest.mark.interpreter
+def test_the_package_s_layer_follows_its_attributes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """They may change after the first call; a replica of the layer has weights of its own."""
+    package = imported(tmp_path, SEVERAL, monkeypatch)
+    layer, x = package.Up().to(device), torch.randn(1, 4, 5, device=device)
+    torch_layer = torch.nn.ConvTranspose1d(4, 2, 4, stride=2).to(device)
+    torch_layer.load_state_dict(layer.state_dict())
+    assert repr(layer) == repr(torch_layer).replace("ConvTranspose1d", "Up")
+    with torch.no_grad():
+        layer(x)
+        layer.stride = torch_layer.stride = (1,)
+        with pytest.warns(UserWarning, match="computed by torch") as caught:
+            assert torch.allclose(layer(x), torch_layer(x))
+        assert caught[0].filename == __file__
+        layer(x)  # and one warning is enough
+    assert layer._replicate_for_data_parallel()._layers is not layer._layers
+    for each in (layer, torch_layer):
+        torch.manual_seed(7)
+        each.reset_parameters()
+    assert torch.equal(layer.weight, torch_layer.weight)
+
+
 def test_the_file_is_chosen_at_the_first_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -209,7 +210,9 @@ OTHERS = {  # files of that name that others have
 }
 
 
-@pytest.mark.parametrize("what", ["another card", "edited code", "another Triton", *OTHERS])
+@pytest.mark.parametrize(
+    "what", ["another card", "edited code", "edited row", "another Triton", *OTHERS]
+)
 def test_triton_compiles_where_the_code_does_not_match(
     project: Path, tmp_path: Path, what: str
 ) -> None:
@@ -217,6 +220,9 @@ def test_triton_compiles_where_the_code_does_not_match(
     code = project / "kernels" / CODE
     if what == "edited code":
         code.write_bytes(code.read_bytes().replace(b"ELF", b"FLE"))
+    elif what == "edited row":
+        path = project / "kernels" / "manifest.json"
+        path.write_text(path.read_text().replace('"num_warps"', '"warps"'))
     elif what == "another Triton":
         rewrite_manifest(project, triton="3.0.0")
     elif what in OTHERS:
@@ -300,6 +306,15 @@ def test_edited_code_is_reported_and_kept(project: Path) -> None:
     assert code.read_bytes() == edited
 
 
+def test_code_that_was_cut_short_is_reported_when_no_row_asks_for_it(project: Path) -> None:
+    """It has lost the end by which a build knows its own; the manifest still names it."""
+    code = project / "kernels" / CODE
+    code.write_bytes(code.read_bytes()[:-10])
+    make_project(project, ONE.replace('aot = ["sm_90"]\n', ""))
+    assert run("build", "--check", project).exit_code == 1
+    assert f"no kernel names, {code}" in run("build", project).stderr
+
+
 def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
     project = make_project(tmp_path, ONE)
     (project / "kernels").mkdir()
@@ -317,6 +332,7 @@ def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
         ('["sm90"]', "aot of [tool.convgen] must list some of sm_80, "),
         ('["sm_9"]', "did you mean sm_90"),
         ('["h100"]', "got 'h100', which is sm_90"),
+        ('[["sm_90"]]', "got ['sm_90']"),
         ("[90]", "got 90"),
         ('["sm_90", "sm_90"]', "names sm_90 twice"),
         ('"sm_90"', "must be a list"),
@@ -329,10 +345,13 @@ def test_wrong_architectures_are_told(tmp_path: Path, aot: str, message: str) ->
     assert not (tmp_path / "kernels").exists()
 
 
+@pytest.mark.parametrize("spec", [True, False])
 def test_without_triton_the_message_says_where_to_name_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: bool
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "site" / "triton").mkdir(parents=True)  # a mere folder is none
+    found = importlib.machinery.PathFinder.find_spec("triton", [str(tmp_path / "site")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found if spec else None)
     done = run("build", make_project(tmp_path, ONE))
     assert done.exit_code == 2
     assert "needs triton" in done.stderr

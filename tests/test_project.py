@@ -340,3 +340,11 @@ def test_what_the_files_are_made_of_is_listed(tmp_path):
     make_project(tmp_path, table, small=f"down = {SMALL}\n")
     listed = run("list-files", "--sources", tmp_path).stdout.split()
     assert listed == [str(tmp_path / "pyproject.toml"), str(tmp_path / "small.convgen")]
+
+
+def test_a_name_that_no_system_has_is_told_shortly(tmp_path):
+    make_project(tmp_path, rows("up").replace('"kernels"', f'"{"a" * 5000}"'))
+    done = run("build", tmp_path)
+    assert done.exit_code == 2
+    assert "cannot use output, 'aaa" in done.stderr
+    assert len(done.stderr) < 1000

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 
 import pytest
 import torch
@@ -337,3 +338,17 @@ def test_output_size_is_torchs_in_every_rank(rank, unbatched, load, device):
     for wrong in ([99] * rank, [1] * (rank + 5)):
         want = raised(lambda wrong=wrong: layer(x, wrong))
         assert raised(lambda wrong=wrong: model(x, wrong)) == want
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own use of it
+def test_forward_mode_is_right_in_a_compiled_graph_too(file, device, monkeypatch):
+    """A custom operator has no tangents, and would give zeros without a word."""
+    monkeypatch.setitem(sys.modules, file.__name__, file)  # where Dynamo looks functions up
+    x, w, b = tensors(device=device)
+
+    def tangent(function):
+        return torch.func.jvp(lambda x: function(x, w, b), (x,), (torch.ones_like(x),))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: tangent(file.conv_transpose2d), backend="eager")
+    assert close(compiled(), tangent(reference))
