@@ -239,18 +239,25 @@ class Scribe:
     def mask_lines(self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...]) -> list[str]:
         """Return the lines that define `name`, the conditions of a tile over `order`.
 
-        Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`.
+        Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`. One on
+        the whole tile, as where all of its positions have one coordinate, joins the first of them.
         """
         lines: list[str] = []
         parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
+        kinds = {self._kind(mask.index) for mask in masks}
+        first = next((kind for kind in order if kind in kinds), None)
+        if first is None:
+            each = [self._condition(mask) for mask in masks]
+            return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
         for kind in order:
             axes: dict[Expr, list[str]] = {}
             for mask in masks:
-                if self._kind(mask.index) == kind:
+                own = self._kind(mask.index) or first
+                if own == kind:
                     axes.setdefault(mask.index, []).append(self._condition(mask))
             conditions = [" & ".join(axis) for axis in axes.values()]
-            if len(order) == 1:
-                return [assignment(name, bare(condition), 4) for condition in conditions]
+            if conditions and len(order) == 1:
+                return [assignment(name, bare(" & ".join(conditions)), 4)]
             if sum(map(len, axes.values())) > 1:
                 vector = name.replace("mask", "inside")
                 each = [part for condition in conditions for part in _fitting(vector, condition)]

@@ -50,6 +50,11 @@ HAND_WRITTEN = {
     "lanes beyond a group's outputs": "ConvTranspose2d(4, 6, 3, 3, 1, 2, 2, input=(2, 4, 2, 5))",
     "groups of run time": "ConvTranspose2d(3, 17, 5, (2, 5), 2, input=(2, 3, 3, 4)) / 023",
     "groups padded away": "ConvTranspose1d(2, 2, 2, 2, padding=13, input=(2, 2, 16))",
+    # Found by tests/fuzz.py, seed 12 number 627: conditions on a whole tile were not printed.
+    "one row of whole tiles": "ConvTranspose2d(9, 9, (3, 1), padding=(1, 0), input=(1, 9, 1, 128))",
+    "whole tiles, all channels": "ConvTranspose2d(16, 16, 3, 1, 1, input=(1, 16, 1, 128))",
+    "few rows": "ConvTranspose2d(9, 7, (3, 1), (3, 1), (10, 0), input=(1, 9, 7, 128))",
+    "no other condition": "ConvTranspose2d(16, 16, (3, 1), (3, 1), (10, 0), input=(1, 16, 7, 128))",
 }
 EXACT_STAGES = (
     Stage("relu"),
@@ -151,11 +156,11 @@ def record_accesses():
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
     def noted_load(self, ptrs, mask, *rest, **options):
-        loads.append(ptrs.data[mask.data].astype(np.int64))
+        loads.append(ptrs.data[mask.data.astype(bool)].astype(np.int64))
         return load(self, ptrs, mask, *rest, **options)
 
     def noted_store(self, ptrs, value, mask, *rest, **options):
-        stores.append(ptrs.data[mask.data].astype(np.int64))
+        stores.append(ptrs.data[mask.data.astype(bool)].astype(np.int64))
         return store(self, ptrs, value, mask, *rest, **options)
 
     InterpreterBuilder.create_masked_load = noted_load
