@@ -101,7 +101,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     w = [
-        Coordinate(tap, taps, sizes.group_out * lanes),
+        Coordinate(tap, taps, sizes.group_out * lanes, looped=True),
         Coordinate(channel, sizes.group_out, lanes),
         Coordinate(column, lanes, Integer(1)),
     ]

@@ -118,7 +118,7 @@ def weight_coordinates(
     # C_OUT has a name of its own: groups * GROUP_C_OUT would be the longer text.
     all_rows = rows * sizes.named("C_OUT") / sizes.group_out
     return [
-        Coordinate(tap, taps, all_rows * columns),
+        Coordinate(tap, taps, all_rows * columns, looped=True),
         Coordinate(kernel.coordinate("group"), groups, rows * columns),
         Coordinate(row_index, rows, columns),
         Coordinate(column_index, columns, Integer(1)),

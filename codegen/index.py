@@ -198,11 +198,13 @@ class Coordinate:
         index: the coordinate.
         extent: the axis' size.
         stride: elements from one index to the next.
+        looped: the kernel's loop runs over the indices that are there, which no range tells.
     """
 
     index: Expr
     extent: Expr
     stride: Expr
+    looped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +235,12 @@ def access(space: Space, coordinates: Iterable[Coordinate], lanes: frozenset[Sym
     scalar = vector = Integer(0)
     masks: list[Mask] = []
     for coordinate in coordinates:
-        bounds = space.bounds(coordinate.index)
-        if not space.is_nonnegative(bounds.low):
-            masks.append(Mask(coordinate.index, None))
-        if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
-            masks.append(Mask(coordinate.index, coordinate.extent))
+        if not coordinate.looped:
+            bounds = space.bounds(coordinate.index)
+            if not space.is_nonnegative(bounds.low):
+                masks.append(Mask(coordinate.index, None))
+            if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
+                masks.append(Mask(coordinate.index, coordinate.extent))
         for term in sympy.Add.make_args(sympy.expand(coordinate.index)):
             if term.free_symbols & lanes:
                 vector += term * coordinate.stride

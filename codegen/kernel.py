@@ -139,10 +139,7 @@ class Kernel:
         in_loop = sympy.Add(*(term for term in terms if term.free_symbols & self.loop))
         base, step = scribe.scalar(scalar - in_loop), scribe.scalar(in_loop)
         lines = [assignment(f"{name}_step", bare(step), 8)] if step else []
-        masks = tensor.masks
-        if name == "w":  # loops run over the taps that are there: no condition on those
-            masks = tuple(mask for mask in masks if mask.index.free_symbols & set(scribe.kinds))
-        mask = scribe.mask_lines(f"{name}_mask", masks, order)
+        mask = scribe.mask_lines(f"{name}_mask", tensor.masks, order)
         return AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
             lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
