@@ -5,7 +5,10 @@ Stage 4, part of plan. Input: a JSON file, one a target, as `convgen tune` write
 lie in `choices/`; a user's own are named by a path, and their hash goes into the header.
 
     {"schema": 1, "target": "h100", "measured": {"device": …, "triton": …, "date": …},
-     "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32}]}
+     "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32,
+                  "first_ms": 0.18}]}
+
+`first_ms`, the time of the model's first choice, tells how well the model ranks; nothing reads it.
 """
 
 from __future__ import annotations

@@ -225,6 +225,19 @@ def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any
         print_json("tune", {"target": target.name, "choices": rows})
     else:
         click.echo(f"{len(rows)} of {len(specs)} specs measured, the rest was there", err=True)
+        _tell_ranking([row["first_ms"] / row["ms"] for row in rows if row["first_ms"]])
+
+
+def _tell_ranking(ratios: list[float]) -> None:
+    """Say how well the model ranks: the time of its first choice over that of the best."""
+    from statistics import geometric_mean
+
+    if ratios:
+        click.echo(
+            f"the model's first choice took {geometric_mean(ratios):.2f} times the best "
+            f"(geometric mean of {len(ratios)}; the worst {max(ratios):.2f})",
+            err=True,
+        )
 
 
 @main.command()

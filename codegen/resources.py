@@ -92,7 +92,25 @@ class Form:
 def forms(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
 ) -> Iterator[Form]:
-    """Yield every form of one row that serves `spec`."""
+    """Yield every form that serves `spec`: those of one row, then those of several."""
+    of_one_row = list(_forms_of_one_row(spec, phases, problem))
+    yield from of_one_row
+    for form, rows in itertools.product(of_one_row, ROWS):
+        if form.family != "direct" and rows_refusal(spec, rows) is None:
+            extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
+            yield dataclasses.replace(
+                form,
+                positions=form.positions // extent * -(-extent // rows),
+                taps=form.taps / block.axis.kernel,
+                rows=rows,
+                inputs=len(block.inputs),
+                weights=block.axis.kernel,
+            )
+
+
+def _forms_of_one_row(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+) -> Iterator[Form]:
     count = math.prod(axis.stride for axis in phases)
     # Taps of all phases together are the layer's taps: a phase has its share.
     kernel = math.prod(axis.kernel for axis in phases)
@@ -114,23 +132,6 @@ def forms(
         yield _grouped("polyphase", Grouping(last, span), phases, problem)
 
 
-def forms_with_rows(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
-) -> Iterator[Form]:
-    """Yield every form of several rows that serves `spec`."""
-    for form, rows in itertools.product(forms(spec, phases, problem), ROWS):
-        if form.family != "direct" and rows_refusal(spec, rows) is None:
-            extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
-            yield dataclasses.replace(
-                form,
-                positions=form.positions // extent * -(-extent // rows),
-                taps=form.taps / block.axis.kernel,
-                rows=rows,
-                inputs=len(block.inputs),
-                weights=block.axis.kernel,
-            )
-
-
 def _grouped(
     family: str, grouping: Grouping, phases: tuple[AxisPhases, ...], problem: Problem
 ) -> Form:
@@ -150,8 +151,7 @@ def form_of(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem, tile: Tile
 ) -> Form:
     """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
-    found = forms if tile.rows == 1 else forms_with_rows
-    for form in found(spec, phases, problem):
+    for form in forms(spec, phases, problem):
         if (form.family, form.span, form.rows) == (tile.family, tile.span, tile.rows):
             return form
     kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}"

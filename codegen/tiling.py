@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from .phases import AxisPhases
 from .plan import Candidate, Cost, Problem, Tile, problem_of
-from .resources import WARP, Form, fits, forms, forms_with_rows, occupancy
+from .resources import WARP, Form, fits, forms, occupancy
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
@@ -68,22 +68,13 @@ def rank_tiles(
     spec: ConvTransposeSpec,
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
-    *,
-    with_rows: bool = False,
 ) -> tuple[Candidate, ...]:
-    """Return every tile that fits `target`, with its cost, best first.
-
-    Tiles of several rows are among them only `with_rows`: the model knows them from nine layers on
-    one card, so that they are taken where they were measured, not where it would.
-    """
+    """Return every tile that fits `target`, with its cost, best first."""
     problem = problem_of(spec, phases)
     least = least_of(spec, problem, target)
-    found = list(forms(spec, phases, problem))
-    if with_rows:
-        found += forms_with_rows(spec, phases, problem)
     candidates = [
         Candidate(tile, cost_of(spec, problem, form, tile, target, least))
-        for form in found
+        for form in forms(spec, phases, problem)
         for tile in _tiles(spec, problem, form, target)
     ]
     return tuple(sorted(candidates, key=_order))

@@ -82,7 +82,7 @@ def forms(spec: ConvTransposeSpec) -> dict[str, list[Tile]]:
     """Return the tiles of each form (family, span, rows) that serves `spec`, best first."""
     found: dict[str, list[Tile]] = {}
     target = find_target(spec.target or "rtx4090")
-    for candidate in rank_tiles(spec, decompose(spec), target, with_rows=True):
+    for candidate in rank_tiles(spec, decompose(spec), target):
         tile = candidate.tile
         rows = f" rows {tile.rows}" if tile.rows > 1 else ""
         found.setdefault(f"{tile.family} {tile.span}{rows}", []).append(tile)

@@ -80,7 +80,7 @@ def test_what_blocks_cannot_serve(text: str) -> None:
     reason = rows_refusal(parse(text), 4)
     assert reason is not None
     assert REFUSED[text] in reason
-    ranking = rank_tiles(parse(text), decompose(parse(text)), H100, with_rows=True)
+    ranking = rank_tiles(parse(text), decompose(parse(text)), H100)
     assert all(candidate.tile.rows != 4 for candidate in ranking)
 
 
@@ -201,11 +201,12 @@ def test_a_kernel_has_a_load_for_each_input_and_a_product_for_each_row_and_tap(s
         assert source.text.count("tl.store(") == block.rows
 
 
-def test_blocks_are_taken_where_they_were_measured() -> None:
-    """Not by the model alone; a file of choices may name them."""
-    spec = parse(SERVED["plain"])
-    ranking = rank_tiles(spec, decompose(spec), H100, with_rows=True)
-    tile = next(candidate.tile for candidate in ranking if candidate.tile.rows == 2)
-    assert all(candidate.tile.rows == 1 for candidate in plan(spec, H100).ranking)
+def test_the_planner_takes_blocks_by_itself() -> None:
+    """On a card that nobody measured, too; a file of choices comes before it."""
+    spec = parse("ConvTranspose2d(64, 64, 3, input=(8, 64, 1024, 1024))")
+    ranking = rank_tiles(spec, decompose(spec), H100)
+    for target in ("rtx4090", "b200"):
+        assert plan(spec, find_target(target)).tile.rows > 1
+    tile = next(candidate.tile for candidate in ranking if candidate.tile.rows == 1)
     choices = Choices("h100", {key_of(spec): Measured(tile, 0.5, 7, "a card")})
     assert plan(spec, H100, choices=choices).tile == tile

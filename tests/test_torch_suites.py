@@ -42,6 +42,13 @@ def shared_out(parity):
     ]
 
 
+@pytest.fixture(autouse=True)
+def exact_float32(device):
+    """Keep torch's gradients of float32 exact, as their bound has it; on a GPU cuDNN has TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture(scope="module")
 def torchs(shared):
     """Torch's samples, as `read` returns them."""
