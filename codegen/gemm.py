@@ -7,6 +7,7 @@ block, tap) gathers the inputs that reach them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from sympy import Expr, Integer
 
 from .index import Coordinate
 from .kernel import AccessText, Kernel, LoadText, Loop, OperandText, StoreText, row_offset
+from .printer import assignment, bare
 from .rows import RowBlock
 
 
@@ -150,7 +152,8 @@ def loads(
         one = (ProductText("acc", "w"),)
         whole = (*comment, *lines)
         return x, w, (InputText("", x.masked, x.mask_lines, whole, (), (only,), one),)
-    weights = _block_weights(kernel, w, weight[0][0], block)
+    w = _with_row(kernel, w, weight[0][0])
+    weights = _block_weights(w, block)
     tiles = []
     for number, (row, pairs) in enumerate(block.inputs.items()):
         here = kernel.access("x", coordinates(row), order)
@@ -168,17 +171,21 @@ def loads(
     return x, w, tuple(tiles)
 
 
-def _block_weights(
-    kernel: Kernel, w: AccessText, tap: Coordinate, block: RowBlock
-) -> tuple[WeightText, ...]:
-    """Return the weights of all taps of a block."""
+def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:
+    """Return the access with a line that names the way from a row of the kernel to the next."""
     stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
     # Of the weight's shape, as its comment has it; the loop has no need of it.
     kernel.scribe.used |= kernel.sizes.kernel(kernel.plan.spec.rank - 2).free_symbols
+    line = assignment("w_row", bare(kernel.scribe.scalar(stride) or "0"), 4)
+    return dataclasses.replace(w, lanes=(*w.lanes, line))
+
+
+def _block_weights(w: AccessText, block: RowBlock) -> tuple[WeightText, ...]:
+    """Return the weights of all taps of a block."""
     weights = []
     for index in range(block.axis.kernel):
         once = (w.mask_lines, w.step_lines) if index == 0 else ((), ())
-        offset = kernel.offset(index * stride)
+        offset = ("", " + w_row")[index] if index < 2 else f" + {index} * w_row"
         weights.append(WeightText(offset, w.masked, once[0], f"w_{index}", once[1]))
     return tuple(weights)
 

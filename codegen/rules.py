@@ -237,6 +237,8 @@ def _section(statement: ast.stmt) -> str | None:
             return "kernels" if _is_kernel(statement) else "wrappers"
         case ast.ClassDef(name="ModelNew", bases=[base]) if ast.unparse(base) == "nn.Module":
             return "ModelNew"
+        case ast.ClassDef(bases=[base]) if ast.unparse(base) == "torch.autograd.Function":
+            return "registration"
         case ast.Assign() | ast.If() if "NAMESPACE" in _names(statement):
             return "registration"
         case ast.Assign() | ast.AnnAssign():

@@ -12,6 +12,7 @@ import datetime
 import functools
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import tempfile
@@ -260,7 +261,11 @@ def _compilers() -> Executor:
 
     if multiprocessing.current_process().daemon:  # as some engines' workers are: no children
         return ThreadPoolExecutor(1)
-    return compilers(1)
+    workers = compilers(1)
+    # A process waits for its children before its executors end, so these are told to end,
+    # before the queue that tells them is closed (priority 10).
+    multiprocessing.util.Finalize(None, workers.shutdown, exitpriority=100)
+    return workers
 
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:

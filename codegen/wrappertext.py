@@ -50,6 +50,9 @@ class WrapperContext:
         check_reads_output: those lines read the shape of the output.
         grid: the line that defines the launch grid.
         launch: the arguments of the launch.
+        tensors: its tensors.
+        launch_sizes: its sizes as a tuple, empty if there are none.
+        aligned: the condition that its tensors are, to 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
         torch_result: the last stage after the layer, None if there is none.
         module_arguments: the parameters of `ModelNew`.
@@ -80,6 +83,9 @@ class WrapperContext:
     checks: tuple[Check, ...]
     grid: str
     launch: tuple[str, ...]
+    tensors: str
+    launch_sizes: str
+    aligned: str
     torch_before: tuple[str, ...]
     torch_after: tuple[str, ...]
     torch_result: str | None
@@ -98,6 +104,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
     grid = _grid_text([names.extent(axis) for axis in plan.grid], tuned)
     formats = ["", f"memory_format=torch.{_FORMATS[spec.rank]}" if spec.rank > 1 else ""]
     own, other = formats[::-1] if channels_last else formats
+    tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
+    launch_sizes = names.launch_sizes(arguments)
     return WrapperContext(
         input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
         weight_shape=_tuple(_weight_shape(spec)),
@@ -122,13 +130,22 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         check_reads_output=any("= output" in line for line in check_lines),
         checks=checks,
         grid=grid,
-        launch=names.launch(arguments),
+        launch=(*tensors, *launch_sizes, *_launch_options(plan)),
+        tensors=", ".join(tensors),
+        launch_sizes=_tuple(launch_sizes) if launch_sizes else "",
+        aligned=f"({' | '.join(f'{tensor}.data_ptr()' for tensor in tensors)}) % 16 == 0",
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
         torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
         module_arguments=_module_arguments(spec),
         pipeline=_pipeline(spec),
     )
+
+
+def _launch_options(plan: KernelPlan) -> tuple[str, ...]:
+    tile = plan.tile
+    tuned = [f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}"]
+    return (*([] if plan.tuned else tuned), "enable_fp_fusion=True")
 
 
 def _input_axes(spec: ConvTransposeSpec) -> str:
@@ -313,7 +330,7 @@ class _Names:
         """Return the lines that name the sizes which grid and launch read."""
         for axis in self.plan.grid:
             self.extent(axis)
-        self.launch(arguments)
+        self.launch_sizes(arguments)  # which names them
         self.used.discard("C_OUT")  # it has a line already
         return self.shape_lines("x.shape", "shape")
 
@@ -333,14 +350,9 @@ class _Names:
             lines.append(f"positions = {self.positions}")
         return tuple(lines)
 
-    def launch(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the arguments of the launch."""
-        tile = self.plan.tile
-        values = [self.text(self.sizes.named(name)) for name in arguments]
-        bias = ["bias"] if self.plan.spec.bias else []
-        options = [f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}"]
-        options = [] if self.plan.tuned else options
-        return ("x", "packed_weight", *bias, "y", *values, *options, "enable_fp_fusion=True")
+    def launch_sizes(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the sizes that the launch passes."""
+        return tuple(self.text(self.sizes.named(name)) for name in arguments)
 
     def checks(self) -> tuple[Check, ...]:
         """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 98e2d86c5e876eabb85e67cc0095635658e2e2b6f67c1df9523ea9a27acd80ef
+# body sha256: 10d12788f7777cc69c1f2f82cffc84e5d8c22a0fd804d9f6633a0631d8a764c7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -49,7 +49,7 @@ GROUPS = 1
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = (torch.Tensor, nn.Parameter, type(None))
+EAGER = {torch.Tensor, nn.Parameter, type(None)}
 
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
@@ -360,14 +360,19 @@ def _remembered_error(*call):
     return _error(*call)
 
 
-@functools.lru_cache(maxsize=1024)
-def _remembered_shape(input_shape, c_out):
-    return _output_shape(input_shape, c_out)
+def _layer_error(input_stride, weight_stride, input_shape, weight_shape, *others):
+    """Return what is wrong with a layer's call, whose output has the layout that torch's has."""
+    last = _is_channels_last(input_shape, input_stride)
+    last = last or _is_channels_last(weight_shape, weight_stride)
+    if last:
+        wanted = "this file was generated for layout channels_first"
+        return ValueError, f"{wanted}, got channels_last"
+    return _error(input_shape, weight_shape, *others)
 
 
 @functools.lru_cache(maxsize=1024)
-def _remembered_format(shape, stride):
-    return _is_channels_last(shape, stride)
+def _remembered_layer_error(*call):
+    return _layer_error(*call)
 
 
 def _raise(error):
@@ -401,15 +406,15 @@ def _is_watched(*tensors):
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(tensor) not in EAGER for tensor in tensors)
+        or not EAGER.issuperset(map(type, tensors))
         or tensors[0].is_meta
     )
 
 
-def _is_recorded(*tensors):
+def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
 
 
@@ -417,10 +422,10 @@ def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
-    shape = _remembered_shape(x.shape, c_out)
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     bias = bias.resolve_neg().contiguous()
+    shape = _output_shape(x.shape, c_out)
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y if input.dim() == 4 else y.squeeze(0)
@@ -515,8 +520,22 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
+class Recorded(torch.autograd.Function):
+    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Compute; torch is slower to set the context by a function of its own."""
+        input, _, bias, packed_weight = inputs
+        output = _launch(input, packed_weight, bias)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_43258660a13a0390"
+NAMESPACE = "convgen_d82f1ba6b95a0f1e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -585,7 +604,9 @@ class ModelNew(nn.Module):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
+        if weight is None:  # a parametrization computes it
+            weight = self.weight
         watched = _is_watched(input, weight, bias)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
@@ -597,10 +618,13 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
+        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+            if _is_recorded(input, weight, bias):
+                return OPERATOR(input, weight, bias, packed)
+            return _launch(input.to(torch.float32), packed, bias.to(torch.float32))
         if _is_recorded(input, weight, bias):
-            return OPERATOR(input, weight, bias, packed)
-        # Where a dtype is another than this file's, autocast says that it becomes this.
-        return _launch(input.to(torch.float32), packed, bias.to(torch.float32))
+            return Recorded.apply(input, weight, bias, packed)
+        return _launch(input, packed, bias)
 
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.
@@ -646,13 +670,10 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        is_last = _is_channels_last if watched else _remembered_format
-        last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
-        if last:  # as torch's output would be
-            return "this file was generated for layout channels_first, got channels_last"
         cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
-        error = _error(*call) if watched else _remembered_error(*call)
+        error_of = _layer_error if watched else _remembered_layer_error
+        error = error_of(input.stride(), weight.stride(), *call)
         if error is None:
             return None
         kind, text = error

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 30016 programs = 117.25 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: 6f5e08b4053d112136b5ccf7ef3f07d2606336c2b02caf60edd2b48a14f11780
+# body sha256: 4dd35a03d51fd885be4d434033d13745f3666fb901b79b1eb1a9d5ec0ee46531
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -50,7 +50,11 @@ GROUPS = 1
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = (torch.Tensor, nn.Parameter, type(None))
+EAGER = {torch.Tensor, nn.Parameter, type(None)}
+
+# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024
 
 
 @triton.jit
@@ -90,6 +94,7 @@ def conv_transpose3d_kernel(
     x_position = q_d * (H_IN * W_IN) + block_h * (ROWS * W_IN) + q_w
     x_lanes = x_position[:, None] + (ci * (D_IN * H_IN * W_IN))[None, :]
     w_lanes = ci[:, None] + (co * C_IN)[None, :]
+    w_row = C_IN * C_OUT * KW
 
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -112,8 +117,8 @@ def conv_transpose3d_kernel(
         w_step = kd * (C_IN * C_OUT * KH * KW) + kw * (C_IN * C_OUT) + channel
         w_mask = (co < C_OUT)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
-        w_1 = tl.load(w_ptr + w_step + C_IN * C_OUT * KW + w_lanes, mask=w_mask, other=0.0)
-        w_2 = tl.load(w_ptr + w_step + 2 * C_IN * C_OUT * KW + w_lanes, mask=w_mask, other=0.0)
+        w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
+        w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
@@ -363,14 +368,19 @@ def _remembered_error(*call):
     return _error(*call)
 
 
-@functools.lru_cache(maxsize=1024)
-def _remembered_shape(input_shape, c_out):
-    return _output_shape(input_shape, c_out)
+def _layer_error(input_stride, weight_stride, input_shape, weight_shape, *others):
+    """Return what is wrong with a layer's call, whose output has the layout that torch's has."""
+    last = _is_channels_last(input_shape, input_stride)
+    last = last or _is_channels_last(weight_shape, weight_stride)
+    if last:
+        wanted = "this file was generated for layout channels_first"
+        return ValueError, f"{wanted}, got channels_last"
+    return _error(input_shape, weight_shape, *others)
 
 
 @functools.lru_cache(maxsize=1024)
-def _remembered_format(shape, stride):
-    return _is_channels_last(shape, stride)
+def _remembered_layer_error(*call):
+    return _layer_error(*call)
 
 
 def _raise(error):
@@ -404,15 +414,15 @@ def _is_watched(*tensors):
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(tensor) not in EAGER for tensor in tensors)
+        or not EAGER.issuperset(map(type, tensors))
         or tensors[0].is_meta
     )
 
 
-def _is_recorded(*tensors):
+def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
 
 
@@ -420,10 +430,17 @@ def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     x = input if input.dim() == 5 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
-    shape = _remembered_shape(x.shape, c_out)
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
+    device = x.get_device()
+    call = device, x.shape, c_out
+    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x.data_ptr() | packed_weight.data_ptr() | y.data_ptr()) % 16 == 0
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, packed_weight, y, *sizes)
+        return y if input.dim() == 5 else y.squeeze(0)
     if y.numel() == 0:
         return y if input.dim() == 5 else y.squeeze(0)
     batch = x.shape[0]
@@ -431,7 +448,7 @@ def _launch(input, packed_weight, bias):
     positions = d_out * triton.cdiv(h_out, ROWS.value) * w_out
     grid = (triton.cdiv(positions, BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
-        conv_transpose3d_kernel[grid](
+        compiled = conv_transpose3d_kernel[grid](
             x,
             packed_weight,
             y,
@@ -439,6 +456,8 @@ def _launch(input, packed_weight, bias):
             num_stages=2,
             enable_fp_fusion=True,
         )
+    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
+        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
     return y if input.dim() == 5 else y.squeeze(0)
 
 
@@ -513,8 +532,22 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
+class Recorded(torch.autograd.Function):
+    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Compute; torch is slower to set the context by a function of its own."""
+        input, _, bias, packed_weight = inputs
+        output = _launch(input, packed_weight, bias)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_daf1814f39fce03a"
+NAMESPACE = "convgen_bf3257a4131a33cd"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -583,7 +616,9 @@ class ModelNew(nn.Module):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
+        if weight is None:  # a parametrization computes it
+            weight = self.weight
         watched = _is_watched(input, weight, bias)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
@@ -595,10 +630,13 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
+        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+            if _is_recorded(input, weight, bias):
+                return OPERATOR(input, weight, bias, packed)
+            return _launch(input.to(torch.float32), packed, None)
         if _is_recorded(input, weight, bias):
-            return OPERATOR(input, weight, bias, packed)
-        # Where a dtype is another than this file's, autocast says that it becomes this.
-        return _launch(input.to(torch.float32), packed, None)
+            return Recorded.apply(input, weight, bias, packed)
+        return _launch(input, packed, bias)
 
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.
@@ -644,13 +682,10 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        is_last = _is_channels_last if watched else _remembered_format
-        last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
-        if last:  # as torch's output would be
-            return "this file was generated for layout channels_first, got channels_last"
         cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
-        error = _error(*call) if watched else _remembered_error(*call)
+        error_of = _layer_error if watched else _remembered_layer_error
+        error = error_of(input.stride(), weight.stride(), *call)
         if error is None:
             return None
         kind, text = error

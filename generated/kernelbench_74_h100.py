@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs = 82.83 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: e837b2fa29491784219fea3524e44721dea48b1c5dc132a24ced5cdea6b0811b
+# body sha256: a86c523b0ef633d4879381846ea46b26b00c11977abfaa1a91a7ebe78f03d90c
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -42,7 +42,11 @@ GROUPS = 1
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = (torch.Tensor, nn.Parameter, type(None))
+EAGER = {torch.Tensor, nn.Parameter, type(None)}
+
+# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024
 
 
 @triton.jit
@@ -253,11 +257,6 @@ def _remembered_error(*call):
     return _error(*call)
 
 
-@functools.lru_cache(maxsize=1024)
-def _remembered_shape(input_shape, c_out):
-    return _output_shape(input_shape, c_out)
-
-
 def _raise(error):
     if error is not None:
         kind, text = error
@@ -289,15 +288,15 @@ def _is_watched(*tensors):
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(tensor) not in EAGER for tensor in tensors)
+        or not EAGER.issuperset(map(type, tensors))
         or tensors[0].is_meta
     )
 
 
-def _is_recorded(*tensors):
+def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
 
 
@@ -305,17 +304,24 @@ def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     x = input if input.dim() == 3 else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
-    shape = _remembered_shape(x.shape, c_out)
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
+    device = x.get_device()
+    call = device, x.shape, c_out
+    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x.data_ptr() | packed_weight.data_ptr() | y.data_ptr()) % 16 == 0
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, packed_weight, y, *sizes)
+        return y if input.dim() == 3 else y.squeeze(0)
     if y.numel() == 0:
         return y if input.dim() == 3 else y.squeeze(0)
     batch = x.shape[0]
     l_out = shape[2]
     grid = (triton.cdiv(l_out, BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
-        conv_transpose1d_kernel[grid](
+        compiled = conv_transpose1d_kernel[grid](
             x,
             packed_weight,
             y,
@@ -323,6 +329,8 @@ def _launch(input, packed_weight, bias):
             num_stages=3,
             enable_fp_fusion=True,
         )
+    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
+        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
     return y if input.dim() == 3 else y.squeeze(0)
 
 
@@ -397,8 +405,22 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
+class Recorded(torch.autograd.Function):
+    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Compute; torch is slower to set the context by a function of its own."""
+        input, _, bias, packed_weight = inputs
+        output = _launch(input, packed_weight, bias)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_59f71f8ec83eb86c"
+NAMESPACE = "convgen_9a33ffb8b2fcdf5f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -467,7 +489,9 @@ class ModelNew(nn.Module):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
+        if weight is None:  # a parametrization computes it
+            weight = self.weight
         watched = _is_watched(input, weight, bias)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
@@ -479,10 +503,13 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
+        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+            if _is_recorded(input, weight, bias):
+                return OPERATOR(input, weight, bias, packed)
+            return _launch(input.to(torch.float32), packed, None)
         if _is_recorded(input, weight, bias):
-            return OPERATOR(input, weight, bias, packed)
-        # Where a dtype is another than this file's, autocast says that it becomes this.
-        return _launch(input.to(torch.float32), packed, None)
+            return Recorded.apply(input, weight, bias, packed)
+        return _launch(input, packed, bias)
 
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs = 172.00 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 124bfa6d0569d4eacc8b4f04923a3cfa35852c1904e5128aa3c9b6bba7e35e0a
+# body sha256: d6860d4ba219b6eaeacccc09d737b6bc8bbfed5db04eeb8a1542ffa38efaecf0
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -51,7 +51,11 @@ GROUPS = 4
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = (torch.Tensor, nn.Parameter, type(None))
+EAGER = {torch.Tensor, nn.Parameter, type(None)}
+
+# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024
 
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
@@ -336,14 +340,19 @@ def _remembered_error(*call):
     return _error(*call)
 
 
-@functools.lru_cache(maxsize=1024)
-def _remembered_shape(input_shape, c_out):
-    return _output_shape(input_shape, c_out)
+def _layer_error(input_stride, weight_stride, input_shape, weight_shape, *others):
+    """Return what is wrong with a layer's call, whose output has the layout that torch's has."""
+    last = _is_channels_last(input_shape, input_stride)
+    last = last or _is_channels_last(weight_shape, weight_stride)
+    if last:
+        wanted = "this file was generated for layout channels_first"
+        return ValueError, f"{wanted}, got channels_last"
+    return _error(input_shape, weight_shape, *others)
 
 
 @functools.lru_cache(maxsize=1024)
-def _remembered_format(shape, stride):
-    return _is_channels_last(shape, stride)
+def _remembered_layer_error(*call):
+    return _layer_error(*call)
 
 
 def _raise(error):
@@ -377,15 +386,15 @@ def _is_watched(*tensors):
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(tensor) not in EAGER for tensor in tensors)
+        or not EAGER.issuperset(map(type, tensors))
         or tensors[0].is_meta
     )
 
 
-def _is_recorded(*tensors):
+def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
-    return torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
 
 
@@ -393,17 +402,24 @@ def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     x = input if input.dim() == 4 else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASE_LANES.value
-    shape = _remembered_shape(x.shape, c_out)
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
+    device = x.get_device()
+    call = device, x.shape, c_out
+    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
     y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x.data_ptr() | packed_weight.data_ptr() | y.data_ptr()) % 16 == 0
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, packed_weight, y, *sizes)
+        return y if input.dim() == 4 else y.squeeze(0)
     if y.numel() == 0:
         return y if input.dim() == 4 else y.squeeze(0)
     batch, _, h_in, w_in = x.shape
     positions = (h_in + 1) * w_in
     grid = (8 * triton.cdiv(positions, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
-        conv_transpose2d_kernel[grid](
+        compiled = conv_transpose2d_kernel[grid](
             x,
             packed_weight,
             y,
@@ -411,6 +427,8 @@ def _launch(input, packed_weight, bias):
             num_stages=4,
             enable_fp_fusion=True,
         )
+    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
+        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -485,8 +503,22 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
+class Recorded(torch.autograd.Function):
+    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Compute; torch is slower to set the context by a function of its own."""
+        input, _, bias, packed_weight = inputs
+        output = _launch(input, packed_weight, bias)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_96f7ac737f88e1cf"
+NAMESPACE = "convgen_a5dacfd178d2d173"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -555,7 +587,9 @@ class ModelNew(nn.Module):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self.weight, self.bias
+        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
+        if weight is None:  # a parametrization computes it
+            weight = self.weight
         watched = _is_watched(input, weight, bias)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched)
         if reason is not None:
@@ -567,10 +601,13 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
+        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+            if _is_recorded(input, weight, bias):
+                return OPERATOR(input, weight, bias, packed)
+            return _launch(input.to(torch.float32), packed, None)
         if _is_recorded(input, weight, bias):
-            return OPERATOR(input, weight, bias, packed)
-        # Where a dtype is another than this file's, autocast says that it becomes this.
-        return _launch(input.to(torch.float32), packed, None)
+            return Recorded.apply(input, weight, bias, packed)
+        return _launch(input, packed, bias)
 
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.
@@ -616,13 +653,10 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        is_last = _is_channels_last if watched else _remembered_format
-        last = is_last(input.shape, input.stride()) or is_last(weight.shape, weight.stride())
-        if last:  # as torch's output would be
-            return "this file was generated for layout channels_first, got channels_last"
         cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
-        error = _error(*call) if watched else _remembered_error(*call)
+        error_of = _layer_error if watched else _remembered_layer_error
+        error = error_of(input.stride(), weight.stride(), *call)
         if error is None:
             return None
         kind, text = error

@@ -44,8 +44,11 @@ def shared_out(parity):
 
 @pytest.fixture(autouse=True)
 def exact_float32(device):
-    """Keep torch's gradients of float32 exact, as their bound has it; on a GPU cuDNN has TF32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    """Keep torch's gradients exact in float32, as their bound has it, and the same every time.
+
+    On a GPU cuDNN rounds to TF32, and sums in any order, unless it is told.
+    """
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield
 
 

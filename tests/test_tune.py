@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,11 @@ def test_tiles_that_do_not_fit_are_not_timed():
     with compilers() as pool:
         fits = [pool.submit(_fits, LAYER, "rtx4090", tile) for tile in (TILE, large)]
         assert [job.result() for job in fits] == [True, False]
+
+
+def test_a_worker_ends_when_its_work_does(root: Path):
+    """Its compilers wait for work and it for them, unless they are told to end."""
+    subprocess.run([sys.executable, root / "tests" / "tune_worker.py"], check=True, timeout=100)
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):
