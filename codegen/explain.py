@@ -16,7 +16,7 @@ from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .resources import form_of, registers, shared_memory
-from .sizes import AXES, make_sizes
+from .sizes import AXES, sizes_of
 from .tiling import multiplied
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
@@ -89,7 +89,7 @@ def _phases(plan: KernelPlan) -> Rows:
 
 
 def _index(plan: KernelPlan) -> Rows:
-    sizes = make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping, plan.block)
+    sizes = sizes_of(plan)
     context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)

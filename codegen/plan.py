@@ -129,6 +129,7 @@ class KernelPlan:
         measured: what was measured for the spec, None if nothing was or a tile was given.
         choices_digest: hash of the file of choices that was given, None without one.
         grid_reason: why this grid.
+        prefix: what the names of its sizes begin with in the file; empty for the layer itself.
     """
 
     spec: ConvTransposeSpec
@@ -146,6 +147,7 @@ class KernelPlan:
     measured: Measured | None
     choices_digest: str | None
     grid_reason: str
+    prefix: str = ""
 
     @property
     def family(self) -> str:

@@ -256,7 +256,7 @@ class _Names:
     def _symbol(self, size: Symbol) -> str:
         entry = self.definitions[size]
         if entry.name in BLOCKS:
-            return f'META["{entry.name}"]' if entry.value is None else f"{entry.name}.value"
+            return f'META["{entry.text}"]' if entry.value is None else f"{entry.text}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))
             if entry.block == "BLOCK_M":
@@ -267,10 +267,10 @@ class _Names:
         if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
             output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
             offset = f" + {grouping.offset}" if grouping.offset else ""
-            return f"triton.cdiv({output}{offset}, PHASES.value)"
+            return f"triton.cdiv({output}{offset}, {self.sizes.named('PHASES')}.value)"
         if entry.name.endswith("_BLOCKS"):
             output = self._variable(entry.name.replace("_BLOCKS", "_OUT"))
-            return f"triton.cdiv({output}, ROWS.value)"
+            return f"triton.cdiv({output}, {self.sizes.named('ROWS')}.value)"
         if entry.name.endswith(("_PHASE", "_GROUPS")):
             letter = entry.name.partition("_")[0]
             axis = AXES[self.plan.spec.rank].index(letter.lower())
