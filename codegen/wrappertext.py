@@ -336,7 +336,8 @@ class _Names:
     def launch(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return the arguments of the launch."""
         tile = self.plan.tile
-        values = [self.text(self.sizes.named(name)) for name in arguments]
+        symbols = {size.text: size.symbol for size in self.sizes.table}
+        values = [self.text(symbols[name]) for name in arguments]
         bias = ["bias"] if self.plan.spec.bias else []
         options = [f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}"]
         options = [] if self.plan.tuned else options
