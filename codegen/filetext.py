@@ -16,6 +16,13 @@ from .sizes import sizes_of
 from .spec import ConvTransposeSpec
 from .wrappertext import WrapperContext, wrapper_context
 
+_BACKWARD = "Compute one tile of the input's gradient, y, from the output's, x."
+_PREFACE = (
+    "",
+    "# The input's gradient is a transposed convolution of the output's, of these sizes; its",
+    "# weight is the layer's, channels swapped and taps reversed.",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileContext:
@@ -33,9 +40,11 @@ class FileContext:
         functions: helper functions that the kernels call.
         interpreted: the kernels have branches for Triton's interpreter.
         configs: of an autotuned kernel.
-        kernels: the layer's own.
+        kernels: the layer's own; then that of the input's gradient, where there is one.
         precompiled: machine code may lie beside the file.
         wrapper: what the wrapper functions and the module need.
+        gradient: what the functions for the input's gradient need, None where torch gives it.
+        gradient_tile: family and tile of its kernel.
     """
 
     version: str
@@ -61,6 +70,8 @@ class FileContext:
     kernels: tuple[KernelText, ...]
     precompiled: bool
     wrapper: WrapperContext
+    gradient: WrapperContext | None
+    gradient_tile: str | None
 
 
 def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
@@ -68,6 +79,14 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
     spec, op = plan.spec, f"conv_transpose{plan.spec.rank}d"
     sizes = sizes_of(plan)
     kernel = kernel_text(plan, sizes, f"{op}_kernel", "Compute one tile of the output.")
+    kernels: tuple[KernelText, ...] = (kernel,)
+    gradient, gradient_tile = None, None
+    if plan.gradient is not None:
+        back, back_sizes = plan.gradient, sizes_of(plan.gradient)
+        second = kernel_text(back, back_sizes, f"{op}_input_gradient_kernel", _BACKWARD, _PREFACE)
+        kernels, gradient = (kernel, second), wrapper_context(back, back_sizes, second)
+        gradient_tile = f"{back.family}, tile {back.tile}"
+    constant = next((k.precision_constant for k in kernels if k.precision_constant), None)
     return FileContext(
         version=__version__,
         spec=str(spec),
@@ -84,14 +103,16 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         batched=spec.rank + 2,
         dtype=f"torch.{spec.dtype}",
         has_bias=spec.bias,
-        precision_constant=kernel.precision_constant,
-        rounds=kernel.rounds,
+        precision_constant=constant,
+        rounds=any(each.rounds for each in kernels),
         functions=_functions(spec),
-        interpreted=spec.dtype == "bfloat16" or kernel.precision_constant is not None,
+        interpreted=spec.dtype == "bfloat16" or constant is not None,
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
-        kernels=(kernel,),
+        kernels=kernels,
         precompiled=precompiled,
-        wrapper=wrapper_context(plan, sizes, kernel.arguments),
+        wrapper=wrapper_context(plan, sizes, kernel),
+        gradient=gradient,
+        gradient_tile=gradient_tile,
     )
 
 

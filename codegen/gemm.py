@@ -14,6 +14,7 @@ from sympy import Expr, Integer
 
 from .index import Coordinate
 from .kernel import AccessText, Kernel, LoadText, Loop, OperandText, StoreText, row_offset
+from .printer import WIDTH, assignment
 from .rows import RowBlock
 
 
@@ -175,10 +176,16 @@ def _block_weights(
     stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
     # Of the weight's shape, as its comment has it; the loop has no need of it.
     kernel.scribe.used |= kernel.sizes.kernel(kernel.plan.spec.rank - 2).free_symbols
+    offsets = [kernel.offset(index * stride) for index in range(block.axis.kernel)]
+    lines = w.step_lines
+    mask = ", mask=w_mask, other=0.0" if w.masked else ""
+    rest = f"        w_0 = tl.load({w.pointer} + w_step + w_lanes{mask})"
+    if len(rest) + max(map(len, offsets)) > WIDTH:
+        lines = (*lines, assignment("w_row", kernel.scribe.scalar(stride) or "0", 8))
+        offsets = ["", " + w_row", *(f" + {n} * w_row" for n in range(2, len(offsets)))]
     weights = []
-    for index in range(block.axis.kernel):
-        once = (w.mask_lines, w.step_lines) if index == 0 else ((), ())
-        offset = kernel.offset(index * stride)
+    for index, offset in enumerate(offsets):
+        once = (w.mask_lines, lines) if index == 0 else ((), ())
         weights.append(WeightText(offset, w.masked, once[0], f"w_{index}", once[1]))
     return tuple(weights)
 

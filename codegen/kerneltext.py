@@ -47,6 +47,7 @@ class KernelText:
         precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
+        preface: lines before its constants.
         constants, arguments, locals: sizes known, given at the launch, and derived from those.
         block_arguments: blocks that are tuned.
         tuned: the file has configs for it.
@@ -66,6 +67,7 @@ class KernelText:
     precision: str
     precision_constant: str | None
     rounds: bool
+    preface: tuple[str, ...]
     constants: tuple[str, ...]
     arguments: tuple[str, ...]
     locals: tuple[str, ...]
@@ -80,8 +82,10 @@ class KernelText:
     store: str
 
 
-def kernel_text(plan: KernelPlan, sizes: Sizes, name: str, summary: str) -> KernelText:
-    """Return the names of the template of `plan`'s family; the kernel is called `name`."""
+def kernel_text(
+    plan: KernelPlan, sizes: Sizes, name: str, summary: str, preface: tuple[str, ...] = ()
+) -> KernelText:
+    """Return the names of the template of `plan`'s family; some are given, as of `KernelText`."""
     spec = plan.spec
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
@@ -104,17 +108,27 @@ def kernel_text(plan: KernelPlan, sizes: Sizes, name: str, summary: str) -> Kern
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,
+        preface=preface,
         constants=constants,
         arguments=arguments,
         locals=local_lines,
         block_arguments=tuned_blocks,
         tuned=bool(plan.tuned),
-        argument_names="[" + ", ".join(f'"{name}"' for name in arguments) + "]",
+        argument_names=_list(arguments),
         body=body,
         **_tensor_shapes(plan),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
         store=_cast(spec, body.result),
     )
+
+
+def _list(names: tuple[str, ...]) -> str:
+    """Return a list of names, broken where the longest line that has it would be too long."""
+    quoted = [f'"{name}"' for name in names]
+    line = f"[{', '.join(quoted)}]"
+    if len(f"    do_not_specialize_on_alignment={line},") <= WIDTH:
+        return line
+    return "[\n" + "".join(f"    {name},\n" for name in quoted) + "]"
 
 
 def _size_lines(
@@ -222,7 +236,8 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         columns += f" * {p}SPAN" * (grouping.span > 1)
     if not find_family(plan.family).products:
         columns = "1"  # a channel of its own is all that an output reads
-    shapes["w_shape"] = f"[{' * '.join(taps) or 1}, {rows}, {columns}]"
+    # With a prefix the names of all taps would not fit the line.
+    shapes["w_shape"] = f"[{'taps' if p else ' * '.join(taps) or 1}, {rows}, {columns}]"
     return shapes
 
 

@@ -31,7 +31,7 @@ from .kernel import (
 )
 from .phases import decompose
 from .plan import KernelPlan
-from .printer import Scribe
+from .printer import WIDTH, Scribe
 from .sizes import BLOCKS, Sizes
 from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
@@ -135,6 +135,9 @@ def _operand_lines(sizes: Sizes) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), ()
     # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
     # passes once a tap: an aligned load is cheaper than keeping it.
-    shape = f"x.reshape({block_k}, {block_m}, {span}).permute(1, 0, 2)"
+    first = f"x = x.reshape({block_k}, {block_m}, {span}).permute(1, 0, 2)"
+    last = f"reshape({block_m}, {block_k} * {span})"
     comment = "# Channel and place in the group become one axis, as in the packed weight"
-    return (comment,), (f"x = {shape}.reshape({block_m}, {block_k} * {span})",)
+    line = f"{first}.{last}"
+    lines = (line,) if len(line) + 8 <= WIDTH else (first, f"x = x.{last}")
+    return (comment,), lines

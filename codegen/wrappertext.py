@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .grouping import Grouping
+from .kerneltext import KernelText
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, bare, split
@@ -41,6 +42,7 @@ class WrapperContext:
         kernel_axes: names of the weight's last axes.
         group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
         group_zeros: some weights of the table are zero.
+        rounds: the packed weight is rounded to TF32.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         inner_first: the spatial axes of a tensor, the last one first.
@@ -67,6 +69,7 @@ class WrapperContext:
     kernel_axes: str
     group_taps: tuple[str, ...]
     group_zeros: bool
+    rounds: bool
     lanes: str
     span: str
     layout: str
@@ -87,8 +90,9 @@ class WrapperContext:
     pipeline: str | None
 
 
-def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) -> WrapperContext:
-    """Return the names of the wrapper's templates."""
+def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> WrapperContext:
+    """Return the names of the wrapper's templates, for the kernel of `plan`."""
+    arguments = kernel.arguments
     spec = plan.spec
     names, check_names = _Names(plan, sizes), _Names(plan, sizes)
     checks = check_names.checks()
@@ -108,8 +112,9 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         groups=spec.groups,
         input_axes=_input_axes(spec),
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
-        group_taps=() if plan.grouping is None else _table(plan.grouping),
+        group_taps=() if plan.grouping is None else _table(plan.grouping, plan.prefix),
         group_zeros=plan.grouping is not None and plan.grouping.has_zeros,
+        rounds=kernel.rounds,
         lanes=_value(sizes.lanes),
         span=_value(sizes.span),
         layout=spec.layout,
@@ -162,7 +167,7 @@ def _value(size: Expr) -> str:
     return "1" if size == 1 else f"{size}.value"
 
 
-def _table(grouping: Grouping) -> tuple[str, ...]:
+def _table(grouping: Grouping, prefix: str) -> tuple[str, ...]:
     """Return the lines of a grouping's table of kernel indices, -1 where there is none."""
     lines = []
     for outputs in grouping.table:
@@ -172,10 +177,10 @@ def _table(grouping: Grouping) -> tuple[str, ...]:
             lines.append(text)
         else:
             lines += ["(", *(f"    {row}," for row in rows), "),"]
-    whole = f"GROUP_TAPS = ({lines[0]})"
+    whole = f"{prefix}GROUP_TAPS = ({lines[0]})"
     if len(lines) == 1 and len(whole) <= WIDTH:
         return (whole,)
-    return ("GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
+    return (f"{prefix}GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
 
 
 def _tuple(values: tuple[object, ...]) -> str:
@@ -314,7 +319,8 @@ class _Names:
         for axis in self.plan.grid:
             self.extent(axis)
         self.launch(arguments)
-        self.used.discard("C_OUT")  # it has a line already
+        if not self.plan.prefix:
+            self.used.discard("C_OUT")  # it has a line already
         return self.shape_lines("x.shape", "shape")
 
     def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:

@@ -193,6 +193,7 @@ def fields_read(family: KernelFamily) -> set[tuple[type, str]]:
     """Return (dataclass, field) of what the templates read for a kernel of a family."""
     others = {other.template for other in FAMILIES} - {family.template}
     scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
+    scope |= {"gradient": WrapperContext}  # where there is one
     trees = {name: tree for name, tree in TREES.items() if name not in others}
     reader = Reader(family.context_type, trees)
     for name in RENDERED:
