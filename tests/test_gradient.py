@@ -384,8 +384,8 @@ def test_gradcheck_and_gradgradcheck(load, device):
 
 
 @pytest.mark.interpreter
-def test_many_gradients_at_once_are_torch_s(load, device):
-    """Mapping over the backward knows no rule for an operator of a file."""
+def test_many_gradients_at_once_are_right(load, device):
+    """Torch calls an operator that has no rule for it in a loop."""
     module = load(LAYER)
     outcomes = []
     for function in (module.conv_transpose2d, reference):
