@@ -6,9 +6,12 @@ lie in `choices/`; a user's own are named by a path, and their hash goes into th
 
     {"schema": 1, "target": "h100", "measured": {"device": …, "triton": …, "date": …},
      "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32,
-                  "first_ms": 0.18}]}
+                  "first_ms": 0.18,
+                  "input_gradient": {"tile": {…}, "ms": 0.18, "torch_ms": 0.31}}]}
 
 `first_ms`, the time of the model's first choice, tells how well the model ranks; nothing reads it.
+`input_gradient`, where a row has it, is the kernel that gives the gradient of the input, beside
+torch's operator; a file has that kernel where it is the faster of the two.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .plan import Measured, Tile
+from .plan import Measured, MeasuredGradient, Tile
 from .spec import ConvTransposeSpec, SpecError, check_target
 
 SCHEMA = 1
@@ -110,7 +113,11 @@ def _read(text: str, name: str) -> Choices:
         device = str(data["measured"]["device"])
         table = {
             str(row["spec"]): Measured(
-                tile_of(row["tile"]), float(row["ms"]), int(row["tried"]), device
+                tile_of(row["tile"]),
+                float(row["ms"]),
+                int(row["tried"]),
+                device,
+                _gradient_of(row),
             )
             for row in data["choices"]
         }
@@ -122,6 +129,13 @@ def _read(text: str, name: str) -> Choices:
             f"{name} is no file of choices as convgen tune writes it: {_reason(error)}", "choices"
         ) from None
     return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
+    if "input_gradient" not in row:
+        return None
+    found = row["input_gradient"]
+    return MeasuredGradient(tile_of(found["tile"]), float(found["ms"]), float(found["torch_ms"]))
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sympy import Integer
 
+from .gemm import channel_lanes
 from .grouped import group_inputs, group_outputs
 from .grouping import refusal
 from .index import Coordinate
@@ -46,6 +47,9 @@ class DirectContext:
     Attributes:
         program_lines, phase_lines, position_lines, step_lines, loop: as of `GemmContext`.
         x, w, y, bias: the accesses.
+        lane_lines: the lanes over channels, and over outputs of a position.
+        acc_shape, flat_shape: extents of the sum; with a position's outputs as positions, None
+            if they are that already.
         phases: outputs of a position; None if it is one.
         x_value, w_value: the tiles in the accumulator's precision.
         inputs, w_tile, outputs: the tiles at x, w and y: one of each.
@@ -63,6 +67,9 @@ class DirectContext:
     w: AccessText
     y: AccessText
     bias: AccessText
+    lane_lines: tuple[str, ...]
+    acc_shape: str
+    flat_shape: str | None
     phases: str | None
     x_value: str
     w_value: str
@@ -112,7 +119,8 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     y = tensor(kernel, out.image, channel, "OUT", outputs)
     order = ("co", "position_out" if lanes != 1 else "position")
     y_text, output_texts = stores(kernel, lambda row: y, order, lines["out"], added=True)
-    element = plan.spec.element
+    grouped, element = bool(lanes != 1), plan.spec.element
+    block_m, block_n = sizes.named("BLOCK_M"), sizes.named("BLOCK_N")
     same, wide = element.triton == element.accumulator, f"tl.{element.accumulator}"
     return DirectContext(
         program_lines=tuple(lines["program"]),
@@ -124,7 +132,10 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         w=w_text,
         y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
-        phases=str(lanes) if lanes != 1 else None,
+        lane_lines=(*channel_lanes(kernel, "co"), *[f"phase = tl.arange(0, {lanes})"] * grouped),
+        acc_shape=f"{block_n}, {block_m}" + f", {lanes}" * grouped,
+        flat_shape=f"{block_n}, {block_m} * {lanes}" if grouped else None,
+        phases=str(lanes) if grouped else None,
         x_value="x" if same or plan.spec.before else f"x.to({wide})",
         w_value="w" if same else f"w.to({wide})",
         inputs=(OperandText("", x_text.masked, x_text.mask_lines, ()),),

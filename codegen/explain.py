@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .families import FAMILIES, find_family
+from .gradient import gradient_refusal
 from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .resources import form_of, registers, shared_memory
-from .sizes import AXES, make_sizes
+from .sizes import AXES, sizes_of
 from .tiling import multiplied
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
@@ -89,7 +90,7 @@ def _phases(plan: KernelPlan) -> Rows:
 
 
 def _index(plan: KernelPlan) -> Rows:
-    sizes = make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping, plan.block)
+    sizes = sizes_of(plan)
     context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
@@ -196,7 +197,25 @@ def _wrapper(plan: KernelPlan) -> Rows:
         yield "gradients", "torch's own, of the layer computed again; input and weight are kept"
     else:
         yield "gradients", "torch's convolution_backward; of input and weight what it needs is kept"
+    yield "gradient of the input", _gradient(plan)
     yield "torch.func, forward-mode gradients", "torch's own operator"
+
+
+def _gradient(plan: KernelPlan) -> str:
+    """Say whose the gradient of the input is, and why."""
+    reason = gradient_refusal(plan.spec)
+    if reason is not None:
+        return f"torch's: {reason}"
+    found = None if plan.measured is None else plan.measured.gradient
+    if plan.measured is None or found is None:
+        return f"torch's: no kernel was measured for it on {plan.target.name}"
+    times = f"{found.ms:.4f} ms, torch's {found.torch_ms:.4f} ms on {plan.measured.device}"
+    if plan.gradient is None:
+        return f"torch's, the faster one: a kernel took {times}"
+    return (
+        f"a kernel of its own, the faster one: {times}; family {plan.gradient.family}, "
+        f"{plan.gradient.tile}; torch's with create_graph=True"
+    )
 
 
 def _slots(grouping: Grouping) -> int:

@@ -195,7 +195,7 @@ def _rows(pairs: tuple[tuple[int, int], ...]) -> str:
     return f"output row{'s' * (len(pairs) > 1)} {rows}"
 
 
-def channel_lanes(*names: str) -> tuple[str, ...]:
+def channel_lanes(kernel: Kernel, *names: str) -> tuple[str, ...]:
     """Return the lines of lanes over the blocks of input and output channels."""
-    blocks = {"ci": "BLOCK_K", "co": "BLOCK_N"}
+    blocks = {"ci": kernel.sizes.named("BLOCK_K"), "co": kernel.sizes.named("BLOCK_N")}
     return tuple(f"{name} = tl.arange(0, {blocks[name]})" for name in names)

@@ -241,10 +241,10 @@ def define_positions(
         names.insert(0, f"next_image{suffix}")
     exact = not folded and sizes.is_multiple(total, "BLOCK_M")
     overflow = Integer(0) if exact else block
-    kind, place, lanes = f"position{suffix}", Integer(0), "tl.arange(0, BLOCK_M)"
+    kind, place, lanes = f"position{suffix}", Integer(0), f"tl.arange(0, {block})"
     if width != 1:
         scribe.used.add(width)
-        lines.append(f"lane{suffix} = tl.arange(0, BLOCK_M * {width})")
+        lines.append(f"lane{suffix} = tl.arange(0, {block} * {width})")
         lane = scribe.name(f"lane{suffix}", 0, block * width - 1, kind)
         place = scribe.define(lines, f"place{suffix}", Modulo(lane, width), (0, width - 1))
         lanes = f"{lane} // {width}"

@@ -55,13 +55,31 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredGradient:
+    """A tile of the kernel for the input's gradient: its time, and that of torch's operator."""
+
+    tile: Tile
+    ms: float
+    torch_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """A tile that was measured: its time in milliseconds, of how many tried, on which device."""
+    """A tile that was measured.
+
+    Attributes:
+        tile: it.
+        ms: its time in milliseconds.
+        tried: of how many it was the fastest.
+        device: on which.
+        gradient: what was measured for the gradient of the input, None if nothing was.
+    """
 
     tile: Tile
     ms: float
     tried: int
     device: str
+    gradient: MeasuredGradient | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +147,8 @@ class KernelPlan:
         measured: what was measured for the spec, None if nothing was or a tile was given.
         choices_digest: hash of the file of choices that was given, None without one.
         grid_reason: why this grid.
+        prefix: what the names of its sizes begin with in the file; empty for the layer itself.
+        gradient: of the kernel that gives the gradient of the input; None where torch gives it.
     """
 
     spec: ConvTransposeSpec
@@ -146,6 +166,8 @@ class KernelPlan:
     measured: Measured | None
     choices_digest: str | None
     grid_reason: str
+    prefix: str = ""
+    gradient: KernelPlan | None = None
 
     @property
     def family(self) -> str:

@@ -10,9 +10,10 @@ import math
 from sympy import Integer
 
 from .choices import Choices, shipped
+from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
 from .index import Space
-from .phases import AxisPhases
+from .phases import AxisPhases, decompose
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
 from .resources import check_limits, form_of
 from .rows import RowBlock
@@ -31,6 +32,7 @@ def plan_kernel(
     target: GpuTarget,
     tile: Tile | None = None,
     choices: Choices | None = None,
+    prefix: str = "",
 ) -> KernelPlan:
     """Return the plan of `spec` on `target`.
 
@@ -40,6 +42,7 @@ def plan_kernel(
         target: the GPU.
         tile: a tile to use in place of a choice.
         choices: measured ones, which come before the package's own.
+        prefix: what the names of sizes begin with.
 
     Raises:
         SpecError: the launch grid asked for cannot hold the programs.
@@ -58,7 +61,7 @@ def plan_kernel(
     fold = folds_batch(problem, form, chosen)
     grouping = None if chosen.family == "gather" else Grouping(phases[-1], chosen.span)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
-    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block)
+    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, prefix)
     grid, reason = _grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,
@@ -76,7 +79,24 @@ def plan_kernel(
         measured=measured,
         choices_digest=digest,
         grid_reason=reason,
+        prefix=prefix,
+        gradient=_gradient(spec, target, measured),
     )
+
+
+def _gradient(
+    spec: ConvTransposeSpec, target: GpuTarget, measured: Measured | None
+) -> KernelPlan | None:
+    """Return the plan of the input's gradient, where its kernel was measured to beat torch's."""
+    found = None if measured is None else measured.gradient
+    if found is None or found.ms >= found.torch_ms or gradient_refusal(spec) is not None:
+        return None
+    back = input_gradient(spec)
+    phases = decompose(back)
+    check_limits(
+        form_of(back, phases, problem_of(back, phases), found.tile), back, found.tile, target
+    )
+    return plan_kernel(back, phases, target, found.tile, prefix=PREFIX)
 
 
 def _measured(

@@ -8,8 +8,6 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 
 from __future__ import annotations
 
-from sympy import Expr
-
 from .gemm import (
     GemmContext,
     channel_lanes,
@@ -33,8 +31,8 @@ from .kernel import (
 )
 from .phases import decompose
 from .plan import KernelPlan
-from .printer import Scribe
-from .sizes import Sizes
+from .printer import WIDTH, Scribe
+from .sizes import BLOCKS, Sizes
 from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
@@ -77,9 +75,10 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     co = define_lane(kernel, "co", "BLOCK_N")
     column = define_lane(kernel, "column", "BLOCK_N", lanes)
     row = ci if span == 1 else define_lane(kernel, "row", "BLOCK_K", span)
-    lane_lines = [*channel_lanes("ci"), f"column = tl.arange(0, BLOCK_N * {lanes})"]
+    block_m, block_n, block_k = map(sizes.named, BLOCKS)
+    lane_lines = [*channel_lanes(kernel, "ci"), f"column = tl.arange(0, {block_n} * {lanes})"]
     if span != 1:
-        lane_lines.insert(1, f"row = tl.arange(0, BLOCK_K * {span})")
+        lane_lines.insert(1, f"row = tl.arange(0, {block_k} * {span})")
     transposed = span != 1 or not triton_sees_rows(kernel)
 
     def inputs(row: int) -> list[Coordinate]:
@@ -98,9 +97,9 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     )
     order = ("ci", "position") if transposed else ("position", "ci")
     w_order = ("row" if span != 1 else "ci", "column")
-    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), *_operand_lines(span))
+    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), *_operand_lines(sizes))
     out = define_positions(kernel, lines["out"], start, lanes, "_out")
-    lines["out"] += channel_lanes("co")
+    lines["out"] += channel_lanes(kernel, "co")
     y_text, output_texts = stores(kernel, outputs, ("co", "position_out"), lines["out"], added=True)
     bias = bias_coordinates(kernel, co_start + FloorDiv(column, lanes))
     return GemmContext(
@@ -117,24 +116,28 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         inputs=input_texts,
         outputs=output_texts,
         x_operand="tl.trans(x)" if transposed and span == 1 else "x",
-        acc_shape=f"BLOCK_M, BLOCK_N * {lanes}",
+        acc_shape=f"{block_m}, {block_n} * {lanes}",
         bias_lanes=f"column // {lanes}",
         y_pointers="y_pointers",
         result_lines=(
             "# The columns of a channel, side by side",
-            f"acc = acc.reshape(BLOCK_M, BLOCK_N, {lanes}).permute(1, 0, 2)",
-            f"acc = acc.reshape(BLOCK_N, BLOCK_M * {lanes})",
+            f"acc = acc.reshape({block_m}, {block_n}, {lanes}).permute(1, 0, 2)",
+            f"acc = acc.reshape({block_n}, {block_m} * {lanes})",
         ),
         result="acc",
     )
 
 
-def _operand_lines(span: Expr) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _operand_lines(sizes: Sizes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return a comment, and the lines it is of."""
+    span, block_m, _, block_k = (sizes.span, *map(sizes.named, BLOCKS))
     if span == 1:
         return (), ()
     # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
     # passes once a tap: an aligned load is cheaper than keeping it.
-    shape = f"x.reshape(BLOCK_K, BLOCK_M, {span}).permute(1, 0, 2)"
+    first = f"x = x.reshape({block_k}, {block_m}, {span}).permute(1, 0, 2)"
+    last = f"reshape({block_m}, {block_k} * {span})"
     comment = "# Channel and place in the group become one axis, as in the packed weight"
-    return (comment,), (f"x = {shape}.reshape(BLOCK_M, BLOCK_K * {span})",)
+    line = f"{first}.{last}"
+    lines = (line,) if len(line) + 8 <= WIDTH else (first, f"x = x.{last}")
+    return (comment,), lines

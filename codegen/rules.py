@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .gradient import PREFIX
 from .render import body_of
 
 Breaches = Iterator[tuple[ast.AST, str]]
@@ -24,10 +25,10 @@ HEADER_KEYS = ("spec", "target", "family", "grid", "regenerate", "body sha256")
 SECTIONS = ("docstring", "imports", "constants", "kernels", "wrappers", "registration", "ModelNew")
 HARNESS = re.compile(r"get_inputs|get_init_inputs|test_.*")
 MODULES = {"torch", "triton", *sys.stdlib_module_names}
-KERNEL_EXTENTS = {"KD", "KH", "KW", "KL"}
+KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", PREFIX) for letter in "DHWL"}
 CONFIG = re.compile(r"triton\.Config\(\{('\w+': \d+(, '\w+': \d+)*)?\}(, \w+=\d+)*\)")
 SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
-BLOCK = re.compile(r"BLOCK_")
+BLOCK = re.compile(rf"({PREFIX})?BLOCK_")  # of the layer's kernel, or of its gradient's
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
 FOREIGN = {"libdevice", "extern_elementwise", "inline_asm_elementwise"}

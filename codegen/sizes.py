@@ -17,7 +17,7 @@ from sympy import Expr, Integer, Symbol
 from .grouping import Grouping
 from .index import Space, symbol
 from .phases import AxisPhases
-from .plan import Tile
+from .plan import KernelPlan, Tile
 from .rows import RowBlock
 from .spec import ConvTransposeSpec
 
@@ -30,21 +30,28 @@ class Size:
     """A named size.
 
     Attributes:
-        name: the symbol's name in the file.
+        name: what the compiler calls it.
         value: the number, or None at run time.
         definition: an expression of other sizes; None for a constant or an argument.
         block: with it the size is ceil(definition / block).
+        prefix: of a kernel that shares its file with another, whose sizes have the same names.
     """
 
     name: str
     value: int | None
     definition: Expr | None = None
     block: str | None = None
+    prefix: str = ""
+
+    @property
+    def text(self) -> str:
+        """Its name in the file; locals of a kernel, in lower case, have no prefix."""
+        return self.prefix + self.name if self.name.isupper() else self.name
 
     @property
     def symbol(self) -> Symbol:
         """The sympy symbol of this size."""
-        return symbol(self.name)
+        return symbol(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +201,12 @@ def make_sizes(
     tiles: tuple[Tile, ...],
     grouping: Grouping | None,
     block: RowBlock | None,
+    prefix: str = "",
 ) -> Sizes:
     """Return the sizes of a kernel for `spec` that runs with any of `tiles`.
 
-    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one.
+    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one. The
+    names in the file begin with `prefix`.
     """
     # To the direct family a channel is no group: its programs take several.
     groups = 1 if tiles[0].family == "direct" else spec.groups
@@ -234,7 +243,24 @@ def make_sizes(
         ("channel_blocks", sizes.group_in, "BLOCK_K"),
     )
     table += [_count(sizes, *count) for count in counts]
-    return dataclasses.replace(sizes, table=tuple(table))
+    return dataclasses.replace(sizes, table=_prefixed(table, prefix))
+
+
+def sizes_of(plan: KernelPlan) -> Sizes:
+    """Return the sizes of the kernel of `plan`."""
+    return make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping, plan.block, plan.prefix)
+
+
+def _prefixed(table: list[Size], prefix: str) -> tuple[Size, ...]:
+    """Return the sizes with a prefix, in each other's definitions too."""
+    named = [dataclasses.replace(size, prefix=prefix) for size in table]
+    symbols = {old.symbol: new.symbol for old, new in zip(table, named, strict=True)}
+    return tuple(
+        size
+        if size.definition is None
+        else dataclasses.replace(size, definition=size.definition.xreplace(symbols))
+        for size in named
+    )
 
 
 def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:

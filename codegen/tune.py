@@ -28,12 +28,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .choices import key_of, read_choices, text_of
+from .choices import Choices, key_of, read_choices, text_of
 from .compiler import compile_kernel
 from .files import write_text
+from .gradient import gradient_refusal, input_gradient
 from .language import parse
 from .phases import decompose
-from .plan import Candidate, Tile
+from .plan import Candidate, Measured, MeasuredGradient, Tile
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget, find_target
 from .tiling import rank_tiles
@@ -162,6 +163,8 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
 
     `first_ms` is the time of the model's first choice, None if that does not run: how well the
     model ranks is the ratio of the two.
+    Where a kernel could give the gradient of the input, the row has its best tile as well, with its
+    time and torch's.
 
     A job for a worker with a GPU: arguments and result can be pickled. The candidates of the specs
     `ahead` are compiled while those of this one are measured.
@@ -170,24 +173,15 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
     import triton
 
     spec, target = parse(text), find_target(target_name)
-    jobs = [_compiling(each, target_name, count) for each in (text, *ahead)]
-    tiles = [tile for tile, fits in jobs[0] if fits.result()]
-    timer = _Timer(spec, target)
-    times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
-    finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
-    if not finalists:
-        raise SpecError(f"no candidate of {spec} runs on {torch.cuda.get_device_name()}")
-    first = jobs[0][0][0]
-    known = first in [tile for _, tile in finalists]
-    last = dict.fromkeys([tile for _, tile in finalists[:FINALISTS]] + [first] * known)
-    again = {tile: timer.milliseconds(tile, 80) for tile in last}
-    tile = min(again, key=lambda tile: again[tile])
-    return {
-        "spec": text,
-        "tile": asdict(tile),
-        "ms": float(f"{again[tile]:.4g}"),
-        "first_ms": float(f"{again[first]:.4g}") if known else None,
-        "tried": len(finalists),
+    back = () if gradient_refusal(spec) else (str(input_gradient(spec)),)
+    jobs = {each: _compiling(each, target_name, count) for each in (text, *back, *ahead)}
+    best, tile, tried, first = _fastest(spec, target, jobs[text])
+    row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
+    for each in back:
+        found = _fastest(parse(each), target, jobs[each])[1]
+        ms, torch_ms = _gradient_times(spec, target, tile, found)
+        row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}
+    return row | {
         "measured": {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
@@ -195,6 +189,78 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
     }
+
+
+def _fastest(
+    spec: ConvTransposeSpec, target: GpuTarget, jobs: list[tuple[Tile, Future[bool]]]
+) -> tuple[float, Tile, int, float | None]:
+    """Return the time of the fastest tile of those that are being compiled, it, and how many ran.
+
+    Last comes the time of the model's first choice, None if that does not run.
+
+    Raises:
+        SpecError: none of them runs.
+    """
+    import torch
+
+    tiles = [tile for tile, fits in jobs if fits.result()]
+    timer = _Timer(spec, target)
+    times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
+    finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
+    if not finalists:
+        raise SpecError(f"no candidate of {spec} runs on {torch.cuda.get_device_name()}")
+    first = jobs[0][0]
+    known = first in [tile for _, tile in finalists]
+    last = dict.fromkeys([tile for _, tile in finalists[:FINALISTS]] + [first] * known)
+    again = {tile: float(f"{timer.milliseconds(tile, 80):.4g}") for tile in last}
+    tile = min(again, key=lambda tile: again[tile])
+    return again[tile], tile, len(finalists), again[first] if known else None
+
+
+def _gradient_times(
+    spec: ConvTransposeSpec, target: GpuTarget, tile: Tile, back_tile: Tile
+) -> tuple[float, float]:
+    """Return the times of the input's gradient, by its kernel with `back_tile` and by torch.
+
+    The kernel's has the packing of the weight, which a step of training changes.
+    """
+    import torch
+    from triton.testing import do_bench
+
+    from .benchworker import draw, flipped
+    from .cubin import module_name
+    from .loading import load_module
+    from .verify import concrete
+
+    layer = concrete(spec, small=False)
+    back = input_gradient(layer)
+    grad, turned, _ = draw(back, "cuda")
+    weight, x = flipped(back, turned), grad.new_empty(layer.input)
+    if spec.layout == "channels_last":
+        last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
+        grad, x = grad.contiguous(memory_format=last), x.contiguous(memory_format=last)
+    used = Measured(tile, 0.0, 1, "", MeasuredGradient(back_tile, 0.0, 1.0))  # whatever the times
+    choices = Choices(target.name, {key_of(spec): used})
+    source = compile_kernel(spec, target, choices=choices)
+    geometry = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding)
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_module(source.text, module_name(source), Path(folder))
+        calls = (
+            lambda: module._input_gradient(grad, weight),
+            lambda: torch.ops.aten.convolution_backward(
+                grad, x, weight, None, *geometry, layer.groups, (True, False, False)
+            )[0],
+        )
+        _check(calls[0](), calls[1](), f"the gradient's {back_tile} of {spec}")
+        times = [do_bench(call, warmup=5, rep=80, return_mode="median") for call in calls]
+    return float(f"{times[0]:.4g}"), float(f"{times[1]:.4g}")
+
+
+def _check(output: Any, wanted: Any, name: str) -> None:
+    """Raise RuntimeError for an output that is off by more than rounding."""
+    error = float((output - wanted).norm() / wanted.norm())
+    if not error <= MOST_ERROR:
+        raise RuntimeError(f"{name} is wrong: relative error {error:.2e}")
 
 
 class _Timer:
@@ -231,9 +297,7 @@ class _Timer:
             output = module._launch(self.x, packed, self.bias)
         except OutOfResources:
             return None
-        error = (output - self.wanted).norm() / self.wanted.norm()
-        if not float(error) <= MOST_ERROR:
-            raise RuntimeError(f"{tile} of {self.spec} is wrong: relative error {float(error):.2e}")
+        _check(output, self.wanted, f"{tile} of {self.spec}")
         return do_bench(
             # Without the public function's checks: they can outlast a tiny layer's kernel.
             lambda: module._launch(self.x, packed, self.bias),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .grouping import Grouping
+from .kerneltext import KernelText
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, bare, split
@@ -41,6 +42,7 @@ class WrapperContext:
         kernel_axes: names of the weight's last axes.
         group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
         group_zeros: some weights of the table are zero.
+        rounds: the packed weight is rounded to TF32.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         inner_first: the spatial axes of a tensor, the last one first.
@@ -70,6 +72,7 @@ class WrapperContext:
     kernel_axes: str
     group_taps: tuple[str, ...]
     group_zeros: bool
+    rounds: bool
     lanes: str
     span: str
     layout: str
@@ -93,8 +96,9 @@ class WrapperContext:
     pipeline: str | None
 
 
-def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) -> WrapperContext:
-    """Return the names of the wrapper's templates."""
+def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> WrapperContext:
+    """Return the names of the wrapper's templates, for the kernel of `plan`."""
+    arguments = kernel.arguments
     spec = plan.spec
     names, check_names = _Names(plan, sizes), _Names(plan, sizes)
     checks = check_names.checks()
@@ -116,8 +120,9 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, arguments: tuple[str, ...]) 
         groups=spec.groups,
         input_axes=_input_axes(spec),
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
-        group_taps=() if plan.grouping is None else _table(plan.grouping),
+        group_taps=() if plan.grouping is None else _table(plan.grouping, plan.prefix),
         group_zeros=plan.grouping is not None and plan.grouping.has_zeros,
+        rounds=kernel.rounds,
         lanes=_value(sizes.lanes),
         span=_value(sizes.span),
         layout=spec.layout,
@@ -179,7 +184,7 @@ def _value(size: Expr) -> str:
     return "1" if size == 1 else f"{size}.value"
 
 
-def _table(grouping: Grouping) -> tuple[str, ...]:
+def _table(grouping: Grouping, prefix: str) -> tuple[str, ...]:
     """Return the lines of a grouping's table of kernel indices, -1 where there is none."""
     lines = []
     for outputs in grouping.table:
@@ -189,10 +194,10 @@ def _table(grouping: Grouping) -> tuple[str, ...]:
             lines.append(text)
         else:
             lines += ["(", *(f"    {row}," for row in rows), "),"]
-    whole = f"GROUP_TAPS = ({lines[0]})"
+    whole = f"{prefix}GROUP_TAPS = ({lines[0]})"
     if len(lines) == 1 and len(whole) <= WIDTH:
         return (whole,)
-    return ("GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
+    return (f"{prefix}GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
 
 
 def _tuple(values: tuple[object, ...]) -> str:
@@ -273,7 +278,7 @@ class _Names:
     def _symbol(self, size: Symbol) -> str:
         entry = self.definitions[size]
         if entry.name in BLOCKS:
-            return f'META["{entry.name}"]' if entry.value is None else f"{entry.name}.value"
+            return f'META["{entry.text}"]' if entry.value is None else f"{entry.text}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))
             if entry.block == "BLOCK_M":
@@ -284,10 +289,10 @@ class _Names:
         if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
             output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
             offset = f" + {grouping.offset}" if grouping.offset else ""
-            return f"triton.cdiv({output}{offset}, PHASES.value)"
+            return f"triton.cdiv({output}{offset}, {self.sizes.named('PHASES')}.value)"
         if entry.name.endswith("_BLOCKS"):
             output = self._variable(entry.name.replace("_BLOCKS", "_OUT"))
-            return f"triton.cdiv({output}, ROWS.value)"
+            return f"triton.cdiv({output}, {self.sizes.named('ROWS')}.value)"
         if entry.name.endswith(("_PHASE", "_GROUPS")):
             letter = entry.name.partition("_")[0]
             axis = AXES[self.plan.spec.rank].index(letter.lower())
@@ -331,7 +336,8 @@ class _Names:
         for axis in self.plan.grid:
             self.extent(axis)
         self.launch_sizes(arguments)  # which names them
-        self.used.discard("C_OUT")  # it has a line already
+        if not self.plan.prefix:
+            self.used.discard("C_OUT")  # it has a line already
         return self.shape_lines("x.shape", "shape")
 
     def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
@@ -352,7 +358,8 @@ class _Names:
 
     def launch_sizes(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return the sizes that the launch passes."""
-        return tuple(self.text(self.sizes.named(name)) for name in arguments)
+        symbols = {size.text: size.symbol for size in self.sizes.table}
+        return tuple(self.text(symbols[name]) for name in arguments)
 
     def checks(self) -> tuple[Check, ...]:
         """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""

@@ -21,8 +21,9 @@ from jinja2 import meta, nodes
 
 import convgen
 from convgen.compiler import plan
-from convgen.families import FAMILIES
+from convgen.families import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
+from convgen.kerneltext import KernelText
 from convgen.language import parse
 from convgen.render import environment, render
 from convgen.wrappertext import WrapperContext
@@ -32,6 +33,7 @@ ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
 RENDERED = ("module.py.jinja", "parts/header.jinja")  # render() asks for these by name
 ADDED = {"namespace", "body_sha256"}  # by render(), to the fields of FileContext
+LOOPED = {"kernel"}  # what module.py.jinja includes a template for, one after the other
 
 # Beside random ones: what they do not draw, which is autotune, pipelines and targets.
 SPECS = (
@@ -71,11 +73,11 @@ PARTS = (nodes.Include, nodes.FromImport)
 
 
 def included(include: nodes.Include | nodes.FromImport) -> list[str]:
-    """Return the templates that an include can mean: `template` is one a family, or shared."""
+    """Return the templates an include can mean: `kernel.template` is one a family, or shared."""
     if isinstance(include.template, nodes.Const):
         return [include.template.value]
-    assert isinstance(include.template, nodes.Name)
-    assert include.template.name == "template"
+    assert isinstance(include.template, nodes.Getattr)
+    assert include.template.attr == "template"
     return sorted({family.template for family in FAMILIES})
 
 
@@ -98,7 +100,8 @@ NAMES = set().union(*(meta.find_undeclared_variables(tree) for tree in TREES.val
 
 def test_templates_use_the_names_of_the_context_and_no_other():
     """A name too many in a template is an error at run time; one too few is dead work."""
-    assert {field.name for field in dataclasses.fields(FileContext)} | ADDED == NAMES
+    known = {field.name for field in dataclasses.fields(FileContext)} | ADDED
+    assert known == NAMES - LOOPED
 
 
 def test_every_template_is_rendered():
@@ -110,12 +113,13 @@ def test_every_template_is_rendered():
 class Reader:
     """Follows a template as Jinja would, with types in place of values.
 
-    `kernel` and `wrapper` are dataclasses; loops and macros hand out their fields. Each attribute
-    must be a field of the type it is read from, and is noted as used.
+    `wrapper` and the items of `kernels` are dataclasses, whose `body` is one a family; loops and
+    macros hand out their fields, and an included template sees them. Each attribute must be a field
+    of the type it is read from, and is noted as used.
     """
 
-    def __init__(self, types: dict[str, object], trees: dict[str, nodes.Template]) -> None:
-        self.types = types
+    def __init__(self, body: type, trees: dict[str, nodes.Template]) -> None:
+        self.body = body
         self.trees = trees
         self.used: set[tuple[type, str]] = set()
         self.macros: dict[str, nodes.Macro] = {}
@@ -126,7 +130,7 @@ class Reader:
         elif isinstance(node, PARTS):
             for name in included(node):
                 if name in self.trees:
-                    self.read(self.trees[name], self.types)
+                    self.read(self.trees[name], scope)
         elif isinstance(node, nodes.Call):
             macro = self.macros[node.node.name]
             given = [self.type_of(argument, scope) for argument in node.args]
@@ -160,6 +164,8 @@ class Reader:
         hints = typing.get_type_hints(owner)
         assert node.attr in hints, f"{owner.__name__} has no field {node.attr}"
         self.used.add((owner, node.attr))
+        if (owner, node.attr) == (KernelText, "body"):
+            return self.body
         options = typing.get_args(hints[node.attr])
         if isinstance(hints[node.attr], types.UnionType):  # X | None
             return next(option for option in options if option is not type(None))
@@ -179,20 +185,35 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
 
 # What Python hands on in other fields: the result, cast, as `store`; the access as `outputs`.
 CAST = ("result", "y")
+# What Python reads: the template's name, by which it is included, and what the file has for both.
+OF_THE_FILE = ("template", "precision_constant", "rounds")
+
+
+def fields_read(family: KernelFamily) -> set[tuple[type, str]]:
+    """Return (dataclass, field) of what the templates read for a kernel of a family."""
+    others = {other.template for other in FAMILIES} - {family.template}
+    scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
+    scope |= {"gradient": WrapperContext}  # where there is one
+    trees = {name: tree for name, tree in TREES.items() if name not in others}
+    reader = Reader(family.context_type, trees)
+    for name in RENDERED:
+        reader.read(TREES[name], scope)
+    return reader.used
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
-    others = {other.template for other in FAMILIES} - {family.template}
-    scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
-    scope |= {"kernel": family.context_type, "wrapper": WrapperContext}
-    reader = Reader(scope, {name: tree for name, tree in TREES.items() if name not in others})
-    for name in RENDERED:
-        reader.read(TREES[name], scope)
-    for name in CAST:
-        reader.used.add((family.context_type, name))
-    assert reader.used == fields_below(family.context_type) | fields_below(WrapperContext)
+    used = {(owner, name) for owner, name in fields_read(family) if owner is not KernelText}
+    used |= {(family.context_type, name) for name in CAST}
+    assert used == fields_below(family.context_type) | fields_below(WrapperContext)
+
+
+def test_templates_use_the_fields_that_kernels_share_and_no_other():
+    """Each is read for some family."""
+    used = set().union(*map(fields_read, FAMILIES))
+    used = {(owner, name) for owner, name in used if owner is KernelText}
+    assert used | {(KernelText, name) for name in OF_THE_FILE} == fields_below(KernelText)
 
 
 SPELLING = {  # text, names and their fields, choices, repetition, macros, parts; nothing else
@@ -233,7 +254,8 @@ def test_contexts_hold_text_numbers_and_flags(plans):
     """A sympy expression would be printed by sympy's rules, not by the printer's."""
     for each in plans:
         ahead: list[object] = [file_context(each)]
-        assert isinstance(ahead[0].kernel, convgen.families.find_family(each.family).context_type)
+        family = convgen.families.find_family(each.family)
+        assert isinstance(ahead[0].kernels[0].body, family.context_type)
         while ahead:
             value = ahead.pop()
             if dataclasses.is_dataclass(value):

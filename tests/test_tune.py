@@ -19,11 +19,13 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import find_target, parse
-from convgen.choices import key_of, text_of
+from convgen import tune as tuning
+from convgen.choices import key_of, read_choices, text_of
 from convgen.cli import main
 from convgen.cubin import compilers
+from convgen.gradient import input_gradient
 from convgen.phases import decompose
-from convgen.plan import Candidate, Tile
+from convgen.plan import Candidate, MeasuredGradient, Tile
 from convgen.spec import SpecError
 from convgen.tiling import rank_tiles
 from convgen.tune import _fits, shortlist, tune
@@ -119,6 +121,27 @@ def test_a_worker_ends_when_its_work_does(root: Path):
     subprocess.run([sys.executable, root / "tests" / "tune_worker.py"], check=True, timeout=100)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_row_has_the_gradient_of_the_input_where_a_kernel_could_give_it(
+    stride, tmp_path, monkeypatch
+):
+    """Without it no file would ever have that kernel; of a strided layer nothing can be timed."""
+    text = key_of(parse(LAYER.replace("stride=2", f"stride={stride}")))
+    compiled = []
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
+    monkeypatch.setattr(tuning, "_compiling", lambda spec, *of: compiled.append(spec))
+    monkeypatch.setattr(tuning, "_fastest", lambda *of: (1.0, TILE, 3, 1.0))
+    monkeypatch.setattr(tuning, "_gradient_times", lambda *of: (0.5, 0.75))
+    row = tuning.measure(text, "h100", 4)
+    where = row.pop("measured")
+    path = tmp_path / "choices.json"
+    path.write_text(text_of("h100", where, [row]), "utf-8")
+    found = read_choices(path).table[text].gradient
+    backs = [str(input_gradient(parse(text)))] if stride == 1 else []
+    assert compiled == [text, *backs]
+    assert found == (MeasuredGradient(TILE, 0.5, 0.75) if stride == 1 else None)
+
+
 def test_a_file_of_another_target_is_refused(tmp_path):
     output = tmp_path / "choices.json"
     output.write_text(text_of("a100", MEASURED, rows(LAYER)), "utf-8")
@@ -146,3 +169,13 @@ def test_a_layer_is_tuned(tmp_path: Path):
     found = json.loads(output.read_text("utf-8"))["choices"]
     assert [row["spec"] for row in found] == [key_of(parse(LAYER))]
     assert found[0]["first_ms"] >= found[0]["ms"] > 0
+
+
+@pytest.mark.gpu
+def test_the_gradient_of_a_layer_s_input_is_tuned(tmp_path: Path):
+    output, layer = tmp_path / "choices.json", LAYER.replace("stride=2", "stride=1")
+    done = CliRunner().invoke(main, ["tune", layer, "-o", str(output), "--tiles", "4"])
+    assert done.exit_code == 0, done.stderr
+    found = read_choices(output).table[key_of(parse(layer))].gradient
+    assert found is not None
+    assert min(found.ms, found.torch_ms) > 0

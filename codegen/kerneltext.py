@@ -1,0 +1,266 @@
+"""The names of a kernel's template, as text.
+
+Stage 5, part of render. Input: a `KernelPlan`; output: a `KernelText`, in which every expression is
+already printed. A file has one, and another for the gradient of the input where it has that kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .families import find_family
+from .plan import KernelPlan
+from .pointwise import Stage
+from .printer import WIDTH, Scribe
+from .sizes import AXES, BLOCKS, Size, Sizes
+from .spec import ConvTransposeSpec
+
+_TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+_COMMENTS = {
+    "BLOCK_M": "output positions of a tile",
+    "BLOCK_N": "output channels of a tile",
+    "BLOCK_K": "input channels of a step",
+    "PHASE": "outputs of a phase: ceil(output / stride)",
+    "TAPS": "taps of a phase",
+    "SPAN": "neighbouring inputs of a row, taken together as channels",
+    "PHASES": "neighbouring outputs of a row, computed together",
+    "PHASE_LANES": "PHASES, up to a power of two",
+    "ROWS": "neighbouring rows of outputs, computed together",
+    "BLOCKS": "blocks of ROWS rows",
+    "OFFSET": "outputs of a row's first group that lie before the row",
+    "IN_GROUPS": "groups of SPAN inputs in a row",
+    "GROUPS": "groups of PHASES outputs in a row",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelText:
+    """The names of `kernels/*.jinja` and the parts of them; text, flags and tuples of text only.
+
+    Attributes:
+        name, template: the kernel's name, and what prints it.
+        summary, formula: what it computes, lines of its docstring.
+        triton_dtype, accumulator: the element type in comments, and of the sum.
+        has_bias: it adds a bias.
+        precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
+        precision_constant: the precision behind the constant, None where a name serves.
+        rounds: operands are rounded to TF32.
+        preface: lines before its constants.
+        constants, arguments, locals: sizes known, given at the launch, and derived from those.
+        block_arguments: blocks that are tuned.
+        tuned: the file has configs for it.
+        argument_names: the names of `arguments`, as a list.
+        body: the family's own context.
+        x_shape, w_shape, y_shape: the tensors' axes.
+        after, store: stages and casts behind the product, and what is stored.
+    """
+
+    name: str
+    template: str
+    summary: str
+    formula: tuple[str, ...]
+    triton_dtype: str
+    accumulator: str
+    has_bias: bool
+    precision: str
+    precision_constant: str | None
+    rounds: bool
+    preface: tuple[str, ...]
+    constants: tuple[str, ...]
+    arguments: tuple[str, ...]
+    locals: tuple[str, ...]
+    block_arguments: tuple[str, ...]
+    tuned: bool
+    argument_names: str
+    body: Any
+    x_shape: str
+    w_shape: str
+    y_shape: str
+    after: tuple[str, ...]
+    store: str
+
+
+def kernel_text(
+    plan: KernelPlan, sizes: Sizes, name: str, summary: str, preface: tuple[str, ...] = ()
+) -> KernelText:
+    """Return the names of the template of `plan`'s family; some are given, as of `KernelText`."""
+    spec = plan.spec
+    family = find_family(plan.family)
+    scribe = Scribe(sizes.space)
+    body = _with_stages(spec, family.context(plan, sizes, scribe), products=family.products)
+    constants, arguments, local_lines = _size_lines(sizes, scribe)
+    tuned_blocks = tuple(
+        size.text for size in sizes.table if size.name in BLOCKS and size.value is None
+    )
+    product = spec.product if family.products else None
+    fallback = product is not None and not product.interpreted
+    precision = product.name if product else "ieee"
+    return KernelText(
+        name=name,
+        template=family.template,
+        summary=summary,
+        formula=_formula(spec),
+        triton_dtype=_TRITON_DTYPES[spec.dtype],
+        accumulator=spec.element.accumulator,
+        has_bias=spec.bias,
+        precision="PRECISION" if fallback else f'"{precision}"',
+        precision_constant=precision if fallback else None,
+        rounds=product is not None and product.rounds,
+        preface=preface,
+        constants=constants,
+        arguments=arguments,
+        locals=local_lines,
+        block_arguments=tuned_blocks,
+        tuned=bool(plan.tuned),
+        argument_names=_list(arguments),
+        body=body,
+        **_tensor_shapes(plan),
+        after=tuple(_stage_line("acc", stage) for stage in spec.after),
+        store=_cast(spec, body.result),
+    )
+
+
+def _list(names: tuple[str, ...]) -> str:
+    """Return a list of names, broken where the longest line that has it would be too long."""
+    quoted = [f'"{name}"' for name in names]
+    line = f"[{', '.join(quoted)}]"
+    if len(f"    do_not_specialize_on_alignment={line},") <= WIDTH:
+        return line
+    return "[\n" + "".join(f"    {name},\n" for name in quoted) + "]"
+
+
+def _size_lines(
+    sizes: Sizes, scribe: Scribe
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the constants, arguments and locals for the sizes the kernel reads."""
+    constants: list[str] = []
+    arguments: list[str] = []
+    local_lines: list[str] = []
+    for size in reversed(sizes.table):
+        if size.symbol not in scribe.used:
+            continue
+        if size.block is not None:
+            scribe.used.add(sizes.named(size.block))
+            local_lines.insert(
+                0,
+                f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {sizes.named(size.block)})",
+            )
+        elif size.value is not None:
+            constants.insert(0, _constant(size, sizes))
+        elif size.definition is not None:
+            local_lines.insert(0, f"{size.text} = {scribe.text(size.definition)}")
+        elif size.name not in BLOCKS:
+            arguments.insert(0, size.text)
+    return tuple(constants), tuple(arguments), tuple(local_lines)
+
+
+def _constant(size: Size, sizes: Sizes) -> str:
+    comment = None
+    if sizes.block is not None and size.name == "BLOCK_M":
+        what = "groups of outputs" if sizes.grouping is not None else "outputs"
+        comment = f"positions of a tile: {what}, in each of ROWS rows"
+    elif sizes.grouping is not None:
+        comment = {
+            "BLOCK_M": "positions of a tile: groups of outputs",
+            f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
+        }.get(size.name)
+    comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
+    comment = comment or _COMMENTS.get(size.name.partition("_")[0])
+    return f"{size.text} = tl.constexpr({size.value})" + (f"  # {comment}" if comment else "")
+
+
+def _stage_line(variable: str, stage: Stage) -> str:
+    return f"{variable} = {stage.text(stage.row.triton, variable)}"
+
+
+def _cast(spec: ConvTransposeSpec, value: str) -> str:
+    """Text of `value` in the spec's dtype, from the accumulator's."""
+    if spec.dtype == "bfloat16":
+        return f"to_bfloat16({value})"
+    same = spec.element.triton == spec.element.accumulator
+    return value if same else f"{value}.to(tl.{spec.element.triton})"
+
+
+def _with_stages(spec: ConvTransposeSpec, kernel: Any, *, products: bool) -> Any:
+    """Return a family's context, stages and rounding put before what it does to its inputs."""
+    tiles = []
+    for tile in kernel.inputs:
+        weights = [weight.name for weight in tile.weights] if products else []
+        lines = (*_stages_before(spec, tile.masked, weights, products=products), *tile.lines)
+        tiles.append(dataclasses.replace(tile, lines=lines))
+    return dataclasses.replace(kernel, inputs=tuple(tiles))
+
+
+def _stages_before(
+    spec: ConvTransposeSpec, masked: bool, weights: list[str], *, products: bool
+) -> tuple[str, ...]:
+    """Lines between a load and its products, in matrix units or not."""
+    narrow = spec.element.triton != spec.element.accumulator
+    lines: list[str] = []
+    if spec.before:
+        lines += [f"x = x.to(tl.{spec.element.accumulator})"] * narrow
+        lines += [_stage_line("x", stage) for stage in spec.before]
+        if masked and not all(stage.row.keeps_zero for stage in spec.before):
+            lines.append("x = tl.where(x_mask, x, 0.0)  # padding stays zero")
+        lines += [f"x = {_cast(spec, 'x')}"] * (narrow and products)
+    if not products:
+        return tuple(lines)
+    if spec.product is not None and spec.product.rounds:
+        lines.append("x = round_to_tf32(x)")
+    if spec.dtype == "bfloat16":
+        lines += [
+            "if INTERPRETED:  # its tl.dot does not know bfloat16",
+            *(f"    {name} = {name}.to(tl.float32)" for name in ("x", *weights)),
+        ]
+    return tuple(lines)
+
+
+def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
+    spec, grouping, p = plan.spec, plan.grouping, plan.prefix
+    letters = [letter.upper() for letter in AXES[spec.rank]]
+    shapes = {}
+    for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
+        spatial = [f"{p}{letter}_{end}" for letter in letters]
+        axes = [f"{p}C_{end}", *spatial]
+        if spec.layout == "channels_last":
+            axes = [*spatial, f"{p}C_{end}"]
+        shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
+    taps = [f"{p}K{letter}" for letter in letters]
+    rows, columns = f"{p}C_OUT", f"{p}C_IN" if spec.groups == 1 else f"{p}GROUP_C_IN"
+    if grouping is not None:
+        taps[-1:] = [f"{p}TAPS_{letters[-1]}"] * (grouping.taps > 1)
+        lanes = "PHASES" if grouping.lanes == grouping.width else "PHASE_LANES"
+        rows += f" * {p}{lanes}" * (grouping.lanes > 1)
+        columns += f" * {p}SPAN" * (grouping.span > 1)
+    if not find_family(plan.family).products:
+        columns = "1"  # a channel of its own is all that an output reads
+    # With a prefix the names of all taps would not fit the line.
+    shapes["w_shape"] = f"[{'taps' if p else ' * '.join(taps) or 1}, {rows}, {columns}]"
+    return shapes
+
+
+def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
+    """Say what the kernel computes, axis by axis."""
+    letters = AXES[spec.rank]
+    outputs, inputs, taps = (
+        ", ".join(f"{prefix}{letter}" for letter in letters) for prefix in ("o", "i", "k")
+    )
+    relations = []
+    for letter, s, p, d in zip(letters, spec.stride, spec.padding, spec.dilation, strict=True):
+        left = f"o{letter}" + (f" + {p}" if p else "")
+        strided = f"{s} * i{letter}" if s > 1 else f"i{letter}"
+        dilated = f"{d} * k{letter}" if d > 1 else f"k{letter}"
+        relations.append(f"{left} = {strided} + {dilated}")
+    group = "" if spec.groups == 1 else f", ci and co of the same of {spec.groups} groups"
+    return (
+        f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * w[{taps}, co, ci]",
+        *_relations(relations, group),
+    )
+
+
+def _relations(relations: list[str], group: str) -> list[str]:
+    """Say what the indices have to do with each other, in one line if it is short."""
+    line = f"with {', '.join(relations)}{group}"
+    return [line] if len(line) + 4 <= WIDTH else ["with", *relations, *[group[2:]] * bool(group)]
