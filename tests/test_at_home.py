@@ -29,6 +29,14 @@ GEOMETRY = "4, 6, 3, stride=2, padding=1"
 FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
+@pytest.fixture
+def on_device(device: str):
+    """New tensors and layers lie where kernels run."""
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
+
+
 def emitted(folder: Path, text: str):
     """Load the file of a spec under a name of its own."""
     return load_module(convgen.emit(text), f"at_home_{abs(hash(text)):x}", folder)
@@ -66,6 +74,7 @@ def test_the_output_has_the_format_that_torch_gives_it(tmp_path, own, shape):
         assert got.stride() == want.stride(), (of_weight, of_input, batched)
 
 
+@pytest.mark.usefixtures("on_device")
 def test_a_slice_of_a_channels_last_tensor_is_one(tmp_path):
     """It is dense in no format, and torch goes by its strides all the same."""
     module = emitted(tmp_path, f"ConvTranspose2d({GEOMETRY}, dtype=float64)")
@@ -81,6 +90,7 @@ def test_a_slice_of_a_channels_last_tensor_is_one(tmp_path):
 # ---- compilers and tracers ----
 
 
+@pytest.mark.usefixtures("on_device")
 def test_one_graph_serves_a_hundred_lengths(tmp_path):
     """A codec's lengths are new at each call; each must not cost a compilation."""
     module = emitted(tmp_path, "ConvTranspose1d(4, 2, 4, stride=2, padding=1, dtype=float64)")
@@ -95,6 +105,7 @@ def test_one_graph_serves_a_hundred_lengths(tmp_path):
         assert torch.equal(compiled(x), made(x))
 
 
+@pytest.mark.usefixtures("on_device")
 def test_an_exported_program_takes_any_batch_and_length(tmp_path):
     module = emitted(tmp_path, "relu | ConvTranspose1d(4, 2, 4, stride=2, dtype=float64)")
     made, free = module.ModelNew(), torch.export.Dim.DYNAMIC
@@ -106,6 +117,7 @@ def test_an_exported_program_takes_any_batch_and_length(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace.*:DeprecationWarning")
+@pytest.mark.usefixtures("on_device")
 def test_modes_and_tracers_see_the_operator(tmp_path):
     """A launch that goes past them has no fake output, and stands in no traced graph."""
     module = emitted(tmp_path, f"ConvTranspose2d({GEOMETRY}, dtype=float64)")
@@ -138,6 +150,7 @@ def test_it_shows_and_offers_what_torch_s_layer_does(tmp_path):
     assert torch.equal(made.weight, layer.weight)
 
 
+@pytest.mark.usefixtures("on_device")
 def test_a_copy_that_is_stored_holds_no_packed_weight(tmp_path, monkeypatch):
     """A checkpoint of a whole model would have every weight twice."""
     module = emitted(tmp_path, f"ConvTranspose2d({GEOMETRY}, dtype=float64)")
@@ -149,6 +162,7 @@ def test_a_copy_that_is_stored_holds_no_packed_weight(tmp_path, monkeypatch):
     assert len(pickle.dumps(made)) == before
 
 
+@pytest.mark.usefixtures("on_device")
 def test_the_gradients_keep_only_what_they_need(tmp_path):
     """The gradient of the bias needs neither input nor weight; what is kept takes memory."""
     module = emitted(tmp_path, f"ConvTranspose2d({GEOMETRY}, dtype=float64)")

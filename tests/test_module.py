@@ -230,7 +230,8 @@ def test_a_weight_is_packed_once_while_gradients_are_recorded(load, x, device, m
 def test_a_look_at_the_output_before_the_step_packs_nothing_for_good(optimizer, load, x, device):
     """A sample for the log, between loss and step: the step may leave no trace on the weight."""
     model = load(DOUBLE).ModelNew(device=device)
-    steps = optimizer(model.parameters(), lr=0.1, fused=True)
+    fused = (optimizer, device) != (torch.optim.Adagrad, "cuda")  # which torch has not
+    steps = optimizer(model.parameters(), lr=0.1, fused=fused)
     loss = model(x).square().sum()
     with torch.no_grad():
         model(x)

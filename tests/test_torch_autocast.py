@@ -137,23 +137,23 @@ def test_the_function_of_another_dtype_refuses_autocasts(half, load, device):
         function(*tensors(dtype=torch.float32, device=device))
 
 
-def test_gradients_inside_autocast_keep_the_files_dtype(load):
+def test_gradients_inside_autocast_keep_the_files_dtype(load, device):
     """What backward computes again must not be cast by an autocast that is on by then."""
     file = load("relu | ConvTranspose2d(4, 6, 3, groups=2, dtype=float64) | tanh")
-    x, w, b = (tensor.requires_grad_() for tensor in tensors())
+    x, w, b = (tensor.requires_grad_() for tensor in tensors(device=device))
     y = file.conv_transpose2d(x, w, b)
     want = torch.autograd.grad(y.sum(), (x, w, b), retain_graph=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         got = torch.autograd.grad(y.sum(), (x, w, b))
     assert all(map(torch.equal, got, want))
 
 
-def test_a_packed_call_is_cast_by_no_autocast(load):
+def test_a_packed_call_is_cast_by_no_autocast(load, device):
     """It launches at once: an input of another dtype would be read as what it is not."""
     file = load("ConvTranspose2d(4, 6, 3, groups=2, dtype=float16)")
-    x, w, b = (tensor.half() for tensor in tensors())
+    x, w, b = (tensor.half() for tensor in tensors(device=device))
     packed = file.pack_weight(w)
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(device, torch.float16):
         assert file.conv_transpose2d_packed(x, packed, b).dtype == torch.float16
         with pytest.raises(ValueError, match=r"torch.float16, got torch.float32"):
             file.conv_transpose2d_packed(x.float(), packed, b)
