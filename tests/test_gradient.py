@@ -39,7 +39,7 @@ OPEN = "ConvTranspose2d(kernel_size=3, padding=1, groups=2, dtype=float64)"
 def tiles_of(spec, kinds=("gather", 1, 1)):
     """Return the tiles of a (family, span, rows) that could give the input's gradient of `spec`."""
     back = input_gradient(spec)
-    ranking = rank_tiles(back, decompose(back), H100, with_rows=True)
+    ranking = rank_tiles(back, decompose(back), H100)
     tiles = [c.tile for c in ranking]
     return [t for t in tiles if kinds is None or (t.family, t.span, t.rows) == kinds]
 
