@@ -110,6 +110,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     own, other = formats[::-1] if channels_last else formats
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
     launch_sizes = names.launch_sizes(arguments)
+    tile = plan.tile
+    options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}")
     return WrapperContext(
         input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
         weight_shape=_tuple(_weight_shape(spec)),
@@ -135,7 +137,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         check_reads_output=any("= output" in line for line in check_lines),
         checks=checks,
         grid=grid,
-        launch=(*tensors, *launch_sizes, *_launch_options(plan)),
+        launch=(*tensors, *launch_sizes, *options, "enable_fp_fusion=True"),
         tensors=", ".join(tensors),
         launch_sizes=_tuple(launch_sizes) if launch_sizes else "",
         aligned=f"({' | '.join(f'{tensor}.data_ptr()' for tensor in tensors)}) % 16 == 0",
@@ -145,12 +147,6 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         module_arguments=_module_arguments(spec),
         pipeline=_pipeline(spec),
     )
-
-
-def _launch_options(plan: KernelPlan) -> tuple[str, ...]:
-    tile = plan.tile
-    tuned = [f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}"]
-    return (*([] if plan.tuned else tuned), "enable_fp_fusion=True")
 
 
 def _input_axes(spec: ConvTransposeSpec) -> str:
