@@ -45,8 +45,9 @@ class WrapperContext:
         rounds: the packed weight is rounded to TF32.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         layout, other_layout: the spec's layout, and the one an input may have instead.
-        inner_first: the spatial axes of a tensor, the last one first.
-        own_format, other_format: arguments that name those layouts to torch; empty if none does.
+        own_axes, other_axes: the axes of a tensor dense in those layouts, the innermost first.
+        last_axes: those of channels_last.
+        own_format: the argument that names the layout to torch; empty if none does.
         shape_names: the lines that name the sizes which grid and launch read.
         check_names, checks: conditions on run-time sizes, and the lines that name those.
         check_reads_output: those lines read the shape of the output.
@@ -77,9 +78,10 @@ class WrapperContext:
     span: str
     layout: str
     other_layout: str
-    inner_first: str
+    own_axes: str
+    other_axes: str
+    last_axes: str
     own_format: str
-    other_format: str
     shape_names: tuple[str, ...]
     check_names: tuple[str, ...]
     check_reads_output: bool
@@ -106,8 +108,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     channels_last = spec.layout == "channels_last"
     tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
     grid = _grid_text([names.extent(axis) for axis in plan.grid], tuned)
-    formats = ["", f"memory_format=torch.{_FORMATS[spec.rank]}" if spec.rank > 1 else ""]
-    own, other = formats[::-1] if channels_last else formats
+    spatial = tuple(range(spec.rank + 1, 1, -1))
+    axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
     launch_sizes = names.launch_sizes(arguments)
     tile = plan.tile
@@ -129,9 +131,10 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         span=_value(sizes.span),
         layout=spec.layout,
         other_layout="channels_first" if channels_last else "channels_last",
-        inner_first=", ".join(str(axis) for axis in range(spec.rank + 1, 1, -1)),
-        own_format=own,
-        other_format=other if spec.rank > 1 else "",
+        own_axes=axes[channels_last],
+        other_axes=axes[not channels_last],
+        last_axes=axes[True],
+        own_format=f"memory_format=torch.{_FORMATS[spec.rank]}" if channels_last else "",
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
         check_reads_output=any("= output" in line for line in check_lines),

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16552 programs = 64.66 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 6078b0dca6a0b9b97d95771b1f7fce87b655596ff5121a41e5e1d5a3f8118d7f
+# body sha256: e316ce0147f68902cac7dbe60d2c8233efbdae22c5b437bce4f082ec18166429
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -236,16 +236,19 @@ def _call(input, weight, weight_shape, bias, cast):
 
     With `cast` the dtypes are those that autocast gives.
     """
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    dense = input.dim() != 4 or input.is_contiguous()
-    other = not dense and input.is_contiguous(memory_format=torch.channels_last)
+    dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    if bias is not None:
+        dtypes, devices = (*dtypes, bias.dtype), (*devices, bias.device)
+    if cast:
+        tensors = (input, weight) if bias is None else (input, weight, bias)
+        dtypes = tuple(map(_autocast_dtype, tensors))
     return (
         input.shape,
+        input.stride(),
         weight_shape,
         None if bias is None else bias.shape,
-        tuple([_autocast_dtype(tensor) if cast else tensor.dtype for tensor in tensors]),
-        tuple([tensor.device for tensor in tensors]),
-        "channels_last" if other else "channels_first",
+        dtypes,
+        devices,
     )
 
 
@@ -264,6 +267,16 @@ def _output_shape(input_shape, c_out):
     return (input_shape[0], c_out, *spatial)
 
 
+def _is_dense(shape, stride, axes):
+    """Whether a tensor is dense with its axes in an order, the innermost first."""
+    step = 1
+    for axis in axes:
+        if shape[axis] != 1 and stride[axis] != step:
+            return False
+        step *= shape[axis]
+    return True
+
+
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
     if len(shape) != 4 or stride[1] == 0:
@@ -276,7 +289,7 @@ def _is_channels_last(shape, stride):
     return True
 
 
-def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
+def _error(input_shape, input_stride, weight_shape, bias_shape, dtypes, devices):
     """Return what is wrong with a call, as type and text of an exception; None if nothing is.
 
     RuntimeError and torch's own text are for what no layer accepts, ValueError for what this file
@@ -320,11 +333,16 @@ def _error(input_shape, weight_shape, bias_shape, dtypes, devices, layout):
             "Given input size per channel: ({}). Calculated output size per channel: ({}). "
             "Output size is too small".format(*sizes)
         )
-    mismatch = _mismatch(tuple(shape), weight_shape, bias_shape, dtypes, devices, layout)
+    mismatch = _mismatch(tuple(shape), weight_shape, bias_shape, dtypes, devices)
+    # An input that is dense in neither layout is copied.
+    if mismatch is None and len(input_shape) == 4 and 0 not in shape:
+        own = _is_dense(shape, input_stride, (3, 2, 1, 0))
+        if not own and _is_dense(shape, input_stride, (1, 3, 2, 0)):
+            mismatch = "layout channels_first, got channels_last"
     return None if mismatch is None else (ValueError, f"this file was generated for {mismatch}")
 
 
-def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
+def _mismatch(shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what it got, None if the call fits."""
     if not _fits(shape, INPUT_SHAPE):
         return f"input {INPUT_SHAPE}, got {shape}"
@@ -336,8 +354,6 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices, layout):
         return "bias=False, got a bias"
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
-    if layout != "channels_first":
-        return f"layout channels_first, got {layout}"
     return None
 
 
@@ -347,14 +363,14 @@ def _remembered_error(*call):
     return _error(*call)
 
 
-def _layer_error(input_stride, weight_stride, input_shape, weight_shape, *others):
+def _layer_error(weight_stride, input_shape, input_stride, weight_shape, *others):
     """Return what is wrong with a layer's call, whose output has the layout that torch's has."""
     last = _is_channels_last(input_shape, input_stride)
     last = last or _is_channels_last(weight_shape, weight_stride)
     if last:
         wanted = "this file was generated for layout channels_first"
         return ValueError, f"{wanted}, got channels_last"
-    return _error(input_shape, weight_shape, *others)
+    return _error(input_shape, input_stride, weight_shape, *others)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -370,7 +386,8 @@ def _raise(error):
 
 def _is_autocast(tensor):
     """Whether autocast is on for a tensor's kind of device; there is none for meta."""
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+    kind = "cuda" if tensor.is_cuda else "cpu"
+    return not tensor.is_meta and torch.is_autocast_enabled(kind)
 
 
 def _autocast_dtype(tensor):
@@ -512,7 +529,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_1234016ea7d7985e"
+NAMESPACE = "convgen_34f8b7598a9c8ad1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -598,8 +615,8 @@ class ModelNew(nn.Module):
         weight, bias = self._parameters.get("weight"), self._parameters["bias"]
         if weight is None:  # a parametrization computes it
             weight = self.weight
-        watched = _is_watched(input, weight, bias)
-        reason = self._reason_for_torch(input, weight, bias, output_size, watched)
+        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
             if not (self._warned or torch.compiler.is_compiling()):
@@ -609,7 +626,7 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
-        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+        if cast:  # a dtype that is another than this file's becomes this
             if _is_recorded(input, weight, bias):
                 return OPERATOR(input, weight, bias, packed)
             return _launch(input.to(torch.float32), packed, None)
@@ -638,7 +655,9 @@ class ModelNew(nn.Module):
         # A change would leave no trace, and a graph's replay must see the weight as it is then.
         if weight.is_inference() or not weight.is_leaf or capturing:
             return pack_weight(weight.detach().to(torch.float32))
-        stream = torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else None
+        stream = None
+        if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
+            stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
         state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight.detach().to(torch.float32)))
@@ -649,7 +668,7 @@ class ModelNew(nn.Module):
             self._hooked = (weight,)
         return self._packed[2]
 
-    def _reason_for_torch(self, input, weight, bias, output_size, watched):
+    def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
@@ -661,10 +680,9 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
         error_of = _layer_error if watched else _remembered_layer_error
-        error = error_of(input.stride(), weight.stride(), *call)
+        error = error_of(weight.stride(), *call)
         if error is None:
             return None
         kind, text = error

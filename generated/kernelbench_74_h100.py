@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs = 82.83 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 18eff53a5d62508004637cef142a410b6b5477543a19403b0cbf10a57d4a7c8c
+# body sha256: 32945933180f882e9b3ceadec8bed015dedc3d24c1625e5b7f3464adb609b44d
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -162,13 +162,18 @@ def _call(input, weight, weight_shape, bias, cast):
 
     With `cast` the dtypes are those that autocast gives.
     """
-    tensors = (input, weight) if bias is None else (input, weight, bias)
+    dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    if bias is not None:
+        dtypes, devices = (*dtypes, bias.dtype), (*devices, bias.device)
+    if cast:
+        tensors = (input, weight) if bias is None else (input, weight, bias)
+        dtypes = tuple(map(_autocast_dtype, tensors))
     return (
         input.shape,
         weight_shape,
         None if bias is None else bias.shape,
-        tuple([_autocast_dtype(tensor) if cast else tensor.dtype for tensor in tensors]),
-        tuple([tensor.device for tensor in tensors]),
+        dtypes,
+        devices,
     )
 
 
@@ -265,7 +270,8 @@ def _raise(error):
 
 def _is_autocast(tensor):
     """Whether autocast is on for a tensor's kind of device; there is none for meta."""
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+    kind = "cuda" if tensor.is_cuda else "cpu"
+    return not tensor.is_meta and torch.is_autocast_enabled(kind)
 
 
 def _autocast_dtype(tensor):
@@ -406,7 +412,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_0a8421cf8860ab2e"
+NAMESPACE = "convgen_95102130defacb41"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -492,8 +498,8 @@ class ModelNew(nn.Module):
         weight, bias = self._parameters.get("weight"), self._parameters["bias"]
         if weight is None:  # a parametrization computes it
             weight = self.weight
-        watched = _is_watched(input, weight, bias)
-        reason = self._reason_for_torch(input, weight, bias, output_size, watched)
+        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
             if not (self._warned or torch.compiler.is_compiling()):
@@ -503,7 +509,7 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
-        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+        if cast:  # a dtype that is another than this file's becomes this
             if _is_recorded(input, weight, bias):
                 return OPERATOR(input, weight, bias, packed)
             return _launch(input.to(torch.float32), packed, None)
@@ -532,7 +538,9 @@ class ModelNew(nn.Module):
         # A change would leave no trace, and a graph's replay must see the weight as it is then.
         if weight.is_inference() or not weight.is_leaf or capturing:
             return pack_weight(weight.detach().to(torch.float32))
-        stream = torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else None
+        stream = None
+        if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
+            stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
         state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight.detach().to(torch.float32)))
@@ -543,7 +551,7 @@ class ModelNew(nn.Module):
             self._hooked = (weight,)
         return self._packed[2]
 
-    def _reason_for_torch(self, input, weight, bias, output_size, watched):
+    def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
@@ -555,7 +563,6 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:

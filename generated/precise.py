@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 15989271bbd640e346fe24c1f367fd98e2825e194d916bada1189ee52c1c6394
+# body sha256: d76bb5dadc104e9affbf70ee0e69911e2a965ff69044a7d5368dfcc81307cbd6
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -165,13 +165,18 @@ def _call(input, weight, weight_shape, bias, cast):
 
     With `cast` the dtypes are those that autocast gives.
     """
-    tensors = (input, weight) if bias is None else (input, weight, bias)
+    dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    if bias is not None:
+        dtypes, devices = (*dtypes, bias.dtype), (*devices, bias.device)
+    if cast:
+        tensors = (input, weight) if bias is None else (input, weight, bias)
+        dtypes = tuple(map(_autocast_dtype, tensors))
     return (
         input.shape,
         weight_shape,
         None if bias is None else bias.shape,
-        tuple([_autocast_dtype(tensor) if cast else tensor.dtype for tensor in tensors]),
-        tuple([tensor.device for tensor in tensors]),
+        dtypes,
+        devices,
     )
 
 
@@ -272,7 +277,8 @@ def _raise(error):
 
 def _is_autocast(tensor):
     """Whether autocast is on for a tensor's kind of device; there is none for meta."""
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+    kind = "cuda" if tensor.is_cuda else "cpu"
+    return not tensor.is_meta and torch.is_autocast_enabled(kind)
 
 
 def _autocast_dtype(tensor):
@@ -416,7 +422,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_a78013d236689f2b"
+NAMESPACE = "convgen_d56edf9505b01e6e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -502,8 +508,8 @@ class ModelNew(nn.Module):
         weight, bias = self._parameters.get("weight"), self._parameters["bias"]
         if weight is None:  # a parametrization computes it
             weight = self.weight
-        watched = _is_watched(input, weight, bias)
-        reason = self._reason_for_torch(input, weight, bias, output_size, watched)
+        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
             if not (self._warned or torch.compiler.is_compiling()):
@@ -513,7 +519,7 @@ class ModelNew(nn.Module):
         if watched:
             return OPERATOR(input, weight, bias)  # which packs the weight itself
         packed = self._packed_weight(weight)
-        if _is_autocast(input):  # a dtype that is another than this file's becomes this
+        if cast:  # a dtype that is another than this file's becomes this
             if _is_recorded(input, weight, bias):
                 return OPERATOR(input, weight, bias, packed)
             return _launch(input.to(torch.float64), packed, bias.to(torch.float64))
@@ -542,7 +548,9 @@ class ModelNew(nn.Module):
         # A change would leave no trace, and a graph's replay must see the weight as it is then.
         if weight.is_inference() or not weight.is_leaf or capturing:
             return pack_weight(weight.detach().to(torch.float64))
-        stream = torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else None
+        stream = None
+        if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
+            stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
         state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
         if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
             self._packed = (weight, state, pack_weight(weight.detach().to(torch.float64)))
@@ -553,7 +561,7 @@ class ModelNew(nn.Module):
             self._hooked = (weight,)
         return self._packed[2]
 
-    def _reason_for_torch(self, input, weight, bias, output_size, watched):
+    def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
@@ -565,7 +573,6 @@ class ModelNew(nn.Module):
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"
-        cast = _is_autocast(input)
         call = _call(input, weight, weight.shape, bias, cast)
         error = _error(*call) if watched else _remembered_error(*call)
         if error is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +41,19 @@ def rows(*names: str, spec: str = SMALL) -> str:
     """Return the table's `output` and one row a name."""
     row = '[[tool.convgen.kernel]]\nname = "{}"\nspec = "{}"\n'
     return 'output = "kernels"\n' + "".join(row.format(name, spec) for name in names)
+
+
+def worked(name: str, jobs: list[tuple[str, ...]]) -> list[Any]:
+    """Return what a worker beside this file, a process of its own, prints for each job."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    worker = Path(__file__).parent / name
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        input="\n".join(map(json.dumps, jobs)),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]

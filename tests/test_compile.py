@@ -12,12 +12,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from convgen import TARGETS, find_target
 from convgen.table import read_table
+from running import worked
 
 # One target an architecture that the table has.
 ARCHITECTURES = {t.compute_capability: t.name for t in reversed(TARGETS)}
@@ -31,22 +31,6 @@ OTHERS = (
     "ConvTranspose2d(64, 64, 4, stride=2, autotune=launch, input=(1, 64, 32, 32))",
     "ConvTranspose2d(6, 6, 3, groups=6, dilation=2, layout=channels_last)",
 )
-
-
-def worked(name: str, jobs: list[tuple[str, ...]]) -> list[Any]:
-    """Return what a worker, a process of its own, prints for each job."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    worker = Path(__file__).parent / name
-    done = subprocess.run(
-        [sys.executable, str(worker)],
-        input="\n".join(map(json.dumps, jobs)),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.compile
