@@ -149,7 +149,8 @@ class Builder:
     def build(self, project: Path, *options: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m build` in a project, into its dist/; without options sdist to wheel."""
         # Not from the project's folder: a build/ of setuptools would be taken for the module.
-        return self.run(sys.executable, "-m", "build", *options, project, cwd=self.wheels)
+        command = (sys.executable, "-m", "build", "--installer", "uv", *options, project)
+        return self.run(*command, cwd=self.wheels)
 
     def wheel(self, project: Path, *options: str) -> dict[str, bytes]:
         """Build and return the files of the wheel: name to bytes."""
@@ -172,8 +173,8 @@ class Builder:
         made = self.run(sys.executable, "-m", "venv", "--without-pip", environment)
         assert made.returncode == 0, made.stdout
         python = environment / "bin" / "python"
-        pip = (sys.executable, "-m", "pip", "--python", python)
-        done = self.run(*pip, "install", *what, cwd=self.wheels)
+        command = (sys.executable, "-m", "uv", "pip", "install", "--python", python, *what)
+        done = self.run(*command, cwd=self.wheels)
         assert done.returncode == 0, done.stdout
         return python
 
@@ -185,6 +186,10 @@ class Builder:
             "PIP_FIND_LINKS": str(self.wheels),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_COMPILE": "0",  # pip reads this as `compile = 0`: sympy takes seconds
+            "UV_NO_CONFIG": "1",
+            "UV_NO_INDEX": "1",
+            "UV_FIND_LINKS": str(self.wheels),
+            "UV_CACHE_DIR": str(self.wheels.with_name("uv")),  # not one with another convgen
             "SOURCE_DATE_EPOCH": "1700000000",
             "TRITON_INTERPRET": "1",
         }

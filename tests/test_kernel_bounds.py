@@ -63,7 +63,7 @@ EXACT_STAGES = (
     Stage("add", (1.0,)),
     Stage("mul", (-2.0,)),
 )
-RANDOM_LAYERS = 48
+RANDOM_LAYERS = 28
 FORMS = {"autotuned", "gather 1", "polyphase 1", "polyphase 2", "polyphase 4"}
 SHARES = 4  # so that workers of pytest-xdist can divide the work
 

@@ -19,7 +19,7 @@ from convgen.loading import load_module
 from convgen.verify import allowed, measure, run
 from drawing import draw, each_form
 
-DRAWN = 320
+DRAWN = 160  # tests/fuzz.py is for long runs
 CHUNK = 20  # specs a test: enough to keep pytest's own time out of it
 
 
