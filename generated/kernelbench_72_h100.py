@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 8 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile * group * image), 3456 programs = 8.73 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: 859b9ac005ddd10303a2187f50473dee85ce31c4875c73bd6ce1a575a80ccf18
+# body sha256: 459f97f2a59592d316f10533800b9bdd81db53e8782590c7771f2279867442e0
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -104,10 +104,16 @@ def conv_transpose3d_kernel(
     image = program // (16 * tiles)
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
-    first_d = 1 - phase_d
-    residue_d = 1 - phase_d
+    # 0, but not to LLVM: before Triton 3.8 it gets the joint index math of axes that differ
+    # wrong, where it knows the bounds of what they start from
+    zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)
+    first_d = zero + 1 - phase_d
+    residue_d = first_d * 2 + phase_d - 1
     taps_d = 2 - phase_d
+    first_h = zero + 1
+    residue_h = first_h * 2 + phase_h - 2
     taps_h = 3 - phase_h
+    first_w = zero + 1
 
     # Its output positions of the phase, flattened, and its channels
     lane = tl.arange(0, BLOCK_M * SPAN)
@@ -134,9 +140,9 @@ def conv_transpose3d_kernel(
         tap_d = step // (taps_h * 3)
         shift_d = first_d - tap_d
         kd = tap_d * 2 + phase_d
-        shift_h = 1 - tap_h
+        shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
-        shift_w = 1 - tap_w
+        shift_w = first_w - tap_w
         tap = kd * (KH * TAPS_W) + kh * TAPS_W + tap_w
         x_step = shift_d * (H_IN * W_IN) + shift_w * SPAN + shift_h * W_IN
         x_inside = q_d + shift_d < D_IN
@@ -166,7 +172,7 @@ def conv_transpose3d_kernel(
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
         + group * (D_OUT * GROUP_C_OUT * H_OUT * W_OUT)
         + residue_d * (H_OUT * W_OUT)
-        + phase_h * W_OUT
+        + residue_h * W_OUT
     )
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position_out = (
@@ -545,7 +551,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_998376febb0ebb4b"
+NAMESPACE = "convgen_c54c33f1ee237ae1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -27,8 +27,10 @@ import trials
 from bounding import bounded
 from convgen import parse
 from convgen.oracle import reference
+from convgen.plan import Tile
 from convgen.render import KernelSource
 from fuzz import main, target_of
+from running import worked
 from trials import Trial, compiled, draw_trial, held, problem, shapes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,6 +43,53 @@ def filled() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+# What it found wrong on an H100 (Triton 3.6, 2026-11): LLVM and ptxas on index math of axes that
+# differ (taps.py). The second one's tile is the planner's.
+FOUND = {
+    "a constant that ptxas loses": Trial(
+        emitted=parse(
+            "ConvTranspose3d(48, 15, kernel_size=(2, 1, 1), stride=(3, 3, 1), padding=(0, 4, 0), "
+            "output_padding=(6, 0, 0), groups=3, dilation=(7, 2, 1), input=(2, 48, 2, 5, 2), "
+            "precision=tf32x3, grid=1, target=h100)"
+        ),
+        tile=Tile(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=4),
+        sizes=(),
+        data=19351,
+    ),
+    "flags that LLVM mixes up": Trial(
+        emitted=parse(
+            "ConvTranspose3d(2, 1, kernel_size=3, stride=1, padding=(10, 1, 0), "
+            "output_padding=(1, 0, 2), bias=False, dilation=(2, 5, 3), "
+            "input=(1, 2, 16, None, None), precision=bf16x6, layout=channels_last, target=h100)"
+        ),
+        tile=None,
+        sizes=(),
+        data=64695,
+    ),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_is_right(name: str, tmp_path: Path, device: str) -> None:
+    """On a GPU; the interpreter never had these wrong."""
+    spec = FOUND[name].emitted
+    assert spec.input is not None
+    known = dataclasses.replace(spec, input=tuple(2 if n is None else n for n in spec.input))
+    trial = dataclasses.replace(FOUND[name], sizes=(known, known))
+    assert problem(trial, compiled(trial), "found", tmp_path, device) is None
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", FOUND)
+def test_index_math_of_axes_that_differ_is_not_paired(name: str) -> None:
+    """What the machine code was wrong for, in the vectors that LLVM made of index math."""
+    (row,) = worked("pairing_worker.py", [(compiled(FOUND[name]).text,)])
+    assert row["flagged"] == []
+    assert row["unread"] == []
 
 
 @pytest.mark.interpreter
