@@ -1,8 +1,9 @@
 """The direct family: depthwise layers without matrix units, bound by memory.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan` with a `Grouping` of span 1; output: the
-`DirectContext` of the template. A program has BLOCK_N channels and, of each, PHASES neighbouring
-outputs at BLOCK_M positions of a row (grouping.py has the algebra); each tap multiplies the inputs
+Stages 3 and 5 of the family. Input: a `KernelPlan`, in channels_first with a `Grouping` of span 1;
+output: the `DirectContext` of the template. A program has BLOCK_N channels at BLOCK_M positions: in
+channels_last outputs of one phase, side by side along the channels; in channels_first PHASES
+neighbouring outputs of a row each (grouping.py has the algebra). Each tap multiplies the inputs
 there by the weights that lead to these outputs, all in the accumulator's precision.
 """
 
@@ -51,6 +52,7 @@ class DirectContext:
         acc_shape, flat_shape: extents of the sum; with a position's outputs as positions, None
             if they are that already.
         phases: outputs of a position; None if it is one.
+        over_positions: the index that spreads what a channel has over the positions.
         x_value, w_value: the tiles in the accumulator's precision.
         inputs, w_tile, outputs: the tiles at x, w and y: one of each.
         y_pointers: where the elements go.
@@ -71,6 +73,7 @@ class DirectContext:
     acc_shape: str
     flat_shape: str | None
     phases: str | None
+    over_positions: str
     x_value: str
     w_value: str
     inputs: tuple[OperandText, ...]
@@ -85,9 +88,7 @@ def direct_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why the family cannot serve `spec`, None if it can."""
     if not 1 < spec.groups == spec.in_channels == spec.out_channels:
         return "not depthwise: a group of one input and one output channel each"
-    if spec.layout != "channels_first":
-        return "channels_last: gather stores whole lines there"
-    return refusal(decompose(spec)[-1], 1)
+    return None if spec.layout == "channels_last" else refusal(decompose(spec)[-1], 1)
 
 
 def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectContext:
@@ -112,15 +113,18 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         Coordinate(channel, sizes.group_out, lanes),
         Coordinate(column, lanes, Integer(1)),
     ]
-    x_text = kernel.access("x", x, ("co", "position"))
+    last = plan.spec.layout == "channels_last"
+    x_text = kernel.access("x", x, ("position", "co") if last else ("co", "position"))
     w_text = kernel.access("w", w, ("co", "phase") if lanes != 1 else ("co",))
     out = define_positions(kernel, lines["out"], start, lanes, "_out") if lanes != 1 else at
     outputs = group_outputs(kernel, out, phase.residues, 0)
     y = tensor(kernel, out.image, channel, "OUT", outputs)
-    order = ("co", "position_out" if lanes != 1 else "position")
+    position = "position_out" if lanes != 1 else "position"
+    order = (position, "co") if last else ("co", position)
     y_text, output_texts = stores(kernel, lambda row: y, order, lines["out"], added=True)
     grouped, element = bool(lanes != 1), plan.spec.element
     block_m, block_n = sizes.named("BLOCK_M"), sizes.named("BLOCK_N")
+    per_position = f", {lanes}" if grouped else ""
     same, wide = element.triton == element.accumulator, f"tl.{element.accumulator}"
     return DirectContext(
         program_lines=tuple(lines["program"]),
@@ -133,9 +137,10 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
         lane_lines=(*channel_lanes(kernel, "co"), *[f"phase = tl.arange(0, {lanes})"] * grouped),
-        acc_shape=f"{block_n}, {block_m}" + f", {lanes}" * grouped,
+        acc_shape=f"{block_m}, {block_n}" if last else f"{block_n}, {block_m}" + per_position,
         flat_shape=f"{block_n}, {block_m} * {lanes}" if grouped else None,
         phases=str(lanes) if grouped else None,
+        over_positions="[None, :]" if last else "[:, None]",
         x_value="x" if same or plan.spec.before else f"x.to({wide})",
         w_value="w" if same else f"w.to({wide})",
         inputs=(OperandText("", x_text.masked, x_text.mask_lines, ()),),

@@ -71,9 +71,9 @@ FAMILIES = (
     KernelFamily(
         name="direct",
         template="kernels/direct.py.jinja",
-        idea="one multiplication a tap and output, without matrix units, in full precision; all "
-        "phases of the last axis in one contiguous store",
-        serves="depthwise layers in channels_first",
+        idea="one multiplication a tap and output, without matrix units, in full precision; in "
+        "channels_first all phases of the last axis in one contiguous store",
+        serves="depthwise layers",
         products=False,
         refuses=direct_refusal,
         context=direct_context,

@@ -1,4 +1,4 @@
-"""Coordinates along a grouped last axis: of the inputs of a group, and of its outputs.
+"""Coordinates where the last axis may be grouped: of the inputs of a group, and of its outputs.
 
 Stages 3 and 5, common to the families that group it (grouping.py has the algebra). Input: a
 `Kernel` and the positions of a tile; output: coordinates of the tensors.
@@ -42,12 +42,12 @@ def group_inputs(
 def group_outputs(
     kernel: Kernel, out: Positions, residues: list[Expr], row: int
 ) -> list[list[Coordinate]]:
-    """Return the output's spatial coordinates: a phase of each axis, all phases of the last."""
+    """Return the output's spatial coordinates: a phase of each axis, all of a grouped one."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):
         extent = sizes.output(number)
-        if number < last:
+        if number < last or kernel.plan.grouping is None:
             index = index_of(kernel, number, position, row)
             axes.append([Coordinate(axis.stride * index + residue, extent, Integer(1))])
             continue

@@ -59,7 +59,8 @@ def plan_kernel(
     if measured is not None:
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
-    grouping = None if chosen.family == "gather" else Grouping(phases[-1], chosen.span)
+    grouped = chosen.family != "gather" and spec.layout == "channels_first"
+    grouping = Grouping(phases[-1], chosen.span) if grouped else None
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
     sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, prefix)
     grid, reason = _grid(spec, phases, sizes, fold)

@@ -114,7 +114,7 @@ def _forms_of_one_row(
     count = math.prod(axis.stride for axis in phases)
     # Taps of all phases together are the layer's taps: a phase has its share.
     kernel = math.prod(axis.kernel for axis in phases)
-    yield Form(
+    gather = Form(
         family="gather",
         span=1,
         lanes=1,
@@ -122,14 +122,17 @@ def _forms_of_one_row(
         phases=count,
         taps=kernel / count,
     )
-    last = phases[-1]
-    if direct_refusal(spec) is None:
-        grouping = Grouping(last, 1)
-        yield _grouped("direct", grouping, phases, problem)
-    for span in SPANS if spec.layout == "channels_first" else ():
-        if span_refusal(spec, span) is not None:
-            continue
-        yield _grouped("polyphase", Grouping(last, span), phases, problem)
+    yield gather
+    last, depthwise = phases[-1], direct_refusal(spec) is None
+    if spec.layout == "channels_last":
+        if depthwise:
+            yield dataclasses.replace(gather, family="direct")
+        return
+    if depthwise:
+        yield _grouped("direct", Grouping(last, 1), phases, problem)
+    for span in SPANS:
+        if span_refusal(spec, span) is None:
+            yield _grouped("polyphase", Grouping(last, span), phases, problem)
 
 
 def _grouped(
@@ -193,6 +196,8 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
     """
     size = spec.element.itemsize
+    if form.family == "direct" and spec.layout == "channels_last":  # it stores as it loads
+        return 0
     if form.family == "direct":  # the way from the loads' layout to the store's
         return tile.block_m * form.columns(tile) * size
     columns = form.columns(tile)

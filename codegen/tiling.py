@@ -29,8 +29,8 @@ BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
 NUM_STAGES = (2, 3, 4)
-DIRECT_M = (64, 128, 256, 512)
-DIRECT_N = (1, 2, 4, 8, 16)
+DIRECT_M = {"channels_first": (64, 128, 256, 512), "channels_last": (4, 8, 16, 32, 64)}
+DIRECT_N = {"channels_first": (1, 2, 4, 8, 16), "channels_last": (32, 64, 128, 256)}
 # Nanoseconds of an SM for each element of a tile that is loaded or stored: by bytes of an element
 # and inputs that are loaded as one (a tap's shift breaks the alignment of longer runs).
 LOAD_POSITIONS = {
@@ -121,8 +121,9 @@ def _tiles(
 def _direct_tiles(
     spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
 ) -> Iterator[Tile]:
-    channels = [n for n in DIRECT_N if n < 2 * problem.out_channels]
-    for block_m, block_n, num_warps in itertools.product(DIRECT_M, channels, (4, 8)):
+    blocks = DIRECT_N[spec.layout]
+    channels = [n for n in blocks if n < 2 * problem.out_channels] or blocks[:1]
+    for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], channels, (4, 8)):
         tile = Tile(
             block_m=block_m,
             block_n=block_n,

@@ -35,7 +35,6 @@ def depthwise(spec: ConvTransposeSpec, *, opened: bool) -> ConvTransposeSpec:
         in_channels=channels,
         out_channels=channels,
         input=(batch, channels, *spatial),
-        layout="channels_first",
     )
 
 
@@ -55,13 +54,15 @@ def test_depthwise_layers_match_the_oracle(share: int, tmp_path: Path, device: s
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_stages_are_applied_and_padding_stays_zero(dtype, tmp_path, device):
+def test_stages_are_applied_and_padding_stays_zero(dtype, layout, tmp_path, device):
     """sigmoid(0) is not 0: a padded input would add to the sum."""
     layer = "ConvTranspose2d(6, 6, 4, stride=2, padding=1, groups=6, input=(2, 6, 5, 7)"
-    spec = parse(f"sigmoid | {layer}, dtype={dtype}) | tanh | mul(0.5)")
+    spec = parse(f"sigmoid | {layer}, dtype={dtype}, layout={layout}) | tanh | mul(0.5)")
     tile = next(c.tile for c in plan(spec).ranking if c.tile.family == "direct")
-    module = load_module(compile_kernel(spec, None, tile).text, f"stages_{dtype}", tmp_path)
+    name = f"stages_{dtype}_{layout}"
+    module = load_module(compile_kernel(spec, None, tile).text, name, tmp_path)
     _, error, faithful = measure(spec, module, device, 0)
     assert error <= allowed(spec, faithful)
 
@@ -71,8 +72,8 @@ def test_stages_are_applied_and_padding_stays_zero(dtype, tmp_path, device):
     [
         "ConvTranspose2d(6, 12, 3, groups=6)",
         "ConvTranspose2d(6, 6, 3, groups=3)",
+        "ConvTranspose2d(6, 6, 3, groups=3, layout=channels_last)",
         "ConvTranspose2d(1, 1, 3)",
-        "ConvTranspose2d(6, 6, 3, groups=6, layout=channels_last)",
         "ConvTranspose1d(6, 6, 3, stride=64, groups=6)",
     ],
 )
@@ -82,9 +83,8 @@ def test_other_layers_are_left_to_other_families(text):
     assert all(candidate.tile.family != "direct" for candidate in plan(spec).ranking)
 
 
-def test_a_depthwise_layer_takes_it():
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_a_depthwise_layer_takes_it(layout):
     """The planner's costs are a guess here; multiplying zeros in matrix units is never right."""
-    spec = parse(
-        "ConvTranspose2d(64, 64, 4, stride=2, padding=1, groups=64, input=(16, 64, 64, 64))"
-    )
-    assert plan(spec).family == "direct"
+    layer = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, groups=64, input=(16, 64, 64, 64)"
+    assert plan(parse(f"{layer}, layout={layout})")).family == "direct"
