@@ -102,7 +102,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     phase = define_phase(kernel, lines["phase"])
     start = define_start(kernel, lines["position"])
     at = define_positions(kernel, lines["position"], start, Integer(1))
-    steps = define_steps(kernel, lines["step"], phase, Integer(1))
+    steps = define_steps(kernel, lines["step"], phase, depthwise=True)
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
     tap = define_flat_tap(kernel, lines, tap)
     x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts, 0))

@@ -79,14 +79,26 @@ def _phases(plan: KernelPlan) -> Rows:
             output = f"o{letter} = {axis.stride}*m + {phase.residue}"
             yield f"  {output}", ", ".join(taps) or "no tap: bias and stages only"
     if plan.grouping is not None:
-        grouping = plan.grouping
+        yield from _groups(plan.grouping)
+
+
+def _groups(grouping: Grouping) -> Rows:
+    if grouping.unrolled:
         yield (
             "groups",
-            f"of the last axis: {grouping.width} neighbouring outputs read, tap by tap, "
-            f"{grouping.span} neighbouring inputs; of each output the kernel indices:",
+            f"of the last axis: {grouping.span} neighbouring inputs lead to {grouping.width} "
+            "neighbouring outputs, with those beside them; of each output kernel index and input:",
         )
-        for tap, outputs in enumerate(grouping.table):
-            yield f"  tap {tap}", " ".join(str(list(inputs)) for inputs in outputs)
+        for output, sums in enumerate(grouping.sums):
+            yield f"  output {output}", ", ".join(f"k{k} from {place:+d}" for place, k in sums)
+        return
+    yield (
+        "groups",
+        f"of the last axis: {grouping.width} neighbouring outputs read, tap by tap, "
+        f"{grouping.span} neighbouring inputs; of each output the kernel indices:",
+    )
+    for tap, outputs in enumerate(grouping.table):
+        yield f"  tap {tap}", " ".join(str(list(inputs)) for inputs in outputs)
 
 
 def _index(plan: KernelPlan) -> Rows:
@@ -188,7 +200,9 @@ def _wrapper(plan: KernelPlan) -> Rows:
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
     yield "copies", f"none of an input that is dense{layout}; one of an input that is not dense"
     pairs = problem.in_channels * problem.out_channels // spec.groups
-    last = spec.kernel_size[-1] if plan.grouping is None else _slots(plan.grouping)
+    last = spec.kernel_size[-1]
+    if plan.grouping is not None and not plan.grouping.unrolled:
+        last = _slots(plan.grouping)
     packed = pairs * math.prod(spec.kernel_size[:-1]) * last * spec.element.itemsize
     yield "memory", f"the output, and {packed} bytes of packed weight; no workspace"
     yield "packed weight", "kept by the layer until the weight changes; in training made each time"

@@ -14,6 +14,7 @@ from .gather import gather_context
 from .gemm import GemmContext
 from .polyphase import polyphase_context, polyphase_refusal
 from .spec import ConvTransposeSpec
+from .stencil import StencilContext, stencil_context, stencil_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,17 @@ FAMILIES = (
         refuses=direct_refusal,
         context=direct_context,
         context_type=DirectContext,
+    ),
+    KernelFamily(
+        name="stencil",
+        template="kernels/stencil.py.jinja",
+        idea="groups of neighbours in a row, loaded and stored as vectors; weights are scalars of "
+        "the program, without matrix units, in full precision",
+        serves="depthwise layers in channels_first whose rows come in whole groups",
+        products=False,
+        refuses=stencil_refusal,
+        context=stencil_context,
+        context_type=StencilContext,
     ),
 )
 

@@ -18,6 +18,7 @@ has two taps so, and three with groups that start with the row.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .phases import AxisPhases
@@ -34,14 +35,19 @@ class Grouping:
     Attributes:
         axis: its phases.
         span: inputs of a group.
+        unrolled: a program meets all inputs of an output group at once, by `sums`; there are no
+            taps along the groups, which start with the row.
     """
 
     axis: AxisPhases
     span: int
+    unrolled: bool = False
 
     @property
     def offset(self) -> int:
         """Outputs of the first group that lie before the row: none, or what saves a tap."""
+        if self.unrolled:
+            return 0
         before = self.axis.padding % self.width
         low, high = _shifts(self.axis, self.width, self.span, 0)
         low_before, high_before = _shifts(self.axis, self.width, self.span, before)
@@ -71,9 +77,9 @@ class Grouping:
     def groups(self) -> AxisPhases:
         """The axis group by group: stride 1, `taps` taps, tap 0 at the largest shift."""
         return AxisPhases(
-            kernel=self.taps,
+            kernel=1 if self.unrolled else self.taps,
             stride=1,
-            padding=self.shifts[1],
+            padding=0 if self.unrolled else self.shifts[1],
             dilation=1,
             growth=self.growth + 1,
         )
@@ -93,6 +99,21 @@ class Grouping:
         low = self.offset + axis.stride * place + self.width * (self.shifts[1] - tap)
         k, rest = divmod(output + axis.padding - low, axis.dilation)
         return k if rest == 0 and 0 <= k < axis.kernel and output < self.width else None
+
+    @property
+    def sums(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each output of a group the inputs it meets, as (place, k) with rising k.
+
+        Places count from the first input of the group of that number, and may lie beside it.
+        """
+        return tuple(tuple(self._meets(output)) for output in range(self.width))
+
+    def _meets(self, output: int) -> Iterator[tuple[int, int]]:
+        for k in range(self.axis.kernel):
+            reach = output + self.axis.padding - self.axis.dilation * k
+            place, rest = divmod(reach, self.axis.stride)
+            if rest == 0:
+                yield place, k
 
     @property
     def has_zeros(self) -> bool:

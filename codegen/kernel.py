@@ -90,10 +90,10 @@ class StoreText:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """The loop over (channel block, tap): its variable and its trip count, as text."""
+    """The loop over (channel block, tap): its variable and what it runs over, as text."""
 
     variable: str
-    trips: str
+    over: str
 
 
 @dataclass(slots=True)

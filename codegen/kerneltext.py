@@ -229,7 +229,7 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
     taps = [f"{p}K{letter}" for letter in letters]
     rows, columns = f"{p}C_OUT", f"{p}C_IN" if spec.groups == 1 else f"{p}GROUP_C_IN"
-    if grouping is not None:
+    if grouping is not None and not grouping.unrolled:
         taps[-1:] = [f"{p}TAPS_{letters[-1]}"] * (grouping.taps > 1)
         lanes = "PHASES" if grouping.lanes == grouping.width else "PHASE_LANES"
         rows += f" * {p}{lanes}" * (grouping.lanes > 1)

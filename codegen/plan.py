@@ -46,6 +46,11 @@ class Tile:
     span: int = 1
     rows: int = 1
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether its programs have channels that are groups of their own."""
+        return self.family in ("direct", "stencil")
+
     def __str__(self) -> str:
         inputs = f" x {self.span} inputs" if self.span > 1 else ""
         rows = f" x {self.rows} rows" if self.rows > 1 else ""

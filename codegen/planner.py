@@ -60,7 +60,8 @@ def plan_kernel(
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
     grouped = chosen.family != "gather" and spec.layout == "channels_first"
-    grouping = Grouping(phases[-1], chosen.span) if grouped else None
+    unrolled = chosen.family == "stencil"
+    grouping = Grouping(phases[-1], chosen.span, unrolled) if grouped else None
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
     sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, prefix)
     grid, reason = _grid(spec, phases, sizes, fold)

@@ -247,17 +247,19 @@ class Scribe:
         kinds = {self._kind(mask.index) for mask in masks}
         first = next((kind for kind in order if kind in kinds), None)
         if first is None:
-            each = [self._condition(mask) for mask in masks]
+            each = [self.condition(mask) for mask in masks]
             return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
         for kind in order:
             axes: dict[Expr, list[str]] = {}
             for mask in masks:
                 own = self._kind(mask.index) or first
                 if own == kind:
-                    axes.setdefault(mask.index, []).append(self._condition(mask))
+                    axes.setdefault(mask.index, []).append(self.condition(mask))
             conditions = [" & ".join(axis) for axis in axes.values()]
             if conditions and len(order) == 1:
-                return [assignment(name, bare(" & ".join(conditions)), 4)]
+                text = " & ".join(conditions)
+                each = [text] if len(f"        {name} = {text}") <= WIDTH else conditions
+                return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
             if sum(map(len, axes.values())) > 1:
                 vector = name.replace("mask", "inside")
                 each = [part for condition in conditions for part in _fitting(vector, condition)]
@@ -275,7 +277,8 @@ class Scribe:
             line = _joined(name, parts, order)
         return [*lines, line] if parts else []
 
-    def _condition(self, mask: Mask) -> str:
+    def condition(self, mask: Mask) -> str:
+        """Print a condition, in parentheses."""
         index = self.space.reduce(mask.index)
         known = self.space.number(self.space.bounds(index).high) is not None
         # Run-time indices that int32 cannot hold are refused by the wrapper.

@@ -19,6 +19,7 @@ from .plan import Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .rows import RowBlock, rows_refusal
 from .spec import ConvTransposeSpec, SpecError
+from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from .targets import GpuTarget
 
 WARP = 32
@@ -96,7 +97,7 @@ def forms(
     of_one_row = list(_forms_of_one_row(spec, phases, problem))
     yield from of_one_row
     for form, rows in itertools.product(of_one_row, ROWS):
-        if form.family != "direct" and rows_refusal(spec, rows) is None:
+        if form.family in ("gather", "polyphase") and rows_refusal(spec, rows) is None:
             extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
             yield dataclasses.replace(
                 form,
@@ -130,6 +131,9 @@ def _forms_of_one_row(
         return
     if depthwise:
         yield _grouped("direct", Grouping(last, 1), phases, problem)
+    for span in STENCIL_SPANS if stencil_refusal(spec) is None else ():
+        if stencil_span_refusal(spec, span) is None:
+            yield _grouped("stencil", Grouping(last, span, unrolled=True), phases, problem)
     for span in SPANS:
         if span_refusal(spec, span) is None:
             yield _grouped("polyphase", Grouping(last, span), phases, problem)
@@ -146,7 +150,7 @@ def _grouped(
         lanes=grouping.lanes,
         positions=math.prod(problem.phase_extents[:-1]) * groups,
         phases=count,
-        taps=math.prod(axis.kernel for axis in phases[:-1]) / count * grouping.taps,
+        taps=math.prod(axis.kernel for axis in phases[:-1]) / count * grouping.groups.kernel,
     )
 
 
@@ -164,7 +168,7 @@ def form_of(
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
     threads = WARP * tile.num_warps
-    if form.family == "direct":  # the products of a tap beside their sums
+    if tile.depthwise:  # the products of a tap beside their sums
         return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
@@ -196,9 +200,9 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
     """
     size = spec.element.itemsize
-    if form.family == "direct" and spec.layout == "channels_last":  # it stores as it loads
+    if tile.depthwise and spec.layout == "channels_last":  # it stores as it loads
         return 0
-    if form.family == "direct":  # the way from the loads' layout to the store's
+    if tile.depthwise:  # the way from the loads' layout to the store's
         return tile.block_m * form.columns(tile) * size
     columns = form.columns(tile)
     step = form.step_elements(tile) * size

@@ -116,7 +116,8 @@ class Sizes:
 
     def kernel(self, axis: int) -> Expr:
         """Extent of a spatial axis in the packed weight: of the kernel, or of the group's taps."""
-        if self.grouping is not None and self.is_grouped(axis):
+        grouped = self.grouping is not None and self.is_grouped(axis)
+        if self.grouping is not None and grouped and not self.grouping.unrolled:
             return (
                 Integer(1) if self.grouping.taps == 1 else self.named(f"TAPS_{self.letter(axis)}")
             )
@@ -149,8 +150,8 @@ class Sizes:
         phases = self.phases[axis]
         if self.is_blocked(axis):
             return Integer(1)
-        if self.is_grouped(axis):
-            return self.kernel(axis)
+        if self.grouping is not None and self.is_grouped(axis):
+            return Integer(1) if self.grouping.unrolled else self.kernel(axis)
         if phases.kernel % phases.tap_step:
             return None
         if phases.most_taps == 1:
@@ -209,7 +210,7 @@ def make_sizes(
     names in the file begin with `prefix`.
     """
     # To the direct family a channel is no group: its programs take several.
-    groups = 1 if tiles[0].family == "direct" else spec.groups
+    groups = 1 if tiles[0].depthwise else spec.groups
     table = [Size("BATCH", spec.batch), *_channels(spec, groups)]
     letters = [letter.upper() for letter in AXES[spec.rank]]
     outputs = spec.output_spatial

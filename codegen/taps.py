@@ -15,6 +15,9 @@ from .index import AtLeast, FloorDiv, symbol, unflatten
 from .kernel import Kernel, Loop
 from .phases import AxisPhases
 
+# Steps without matrix units that are written out, so that the loads of all are in flight: Triton
+# pipelines no others.
+MOST_UNROLLED = 9
 # A step function with more steps than this prints as a division.
 MAX_COMPARISONS = 8
 
@@ -106,14 +109,14 @@ class Steps:
 
 
 def define_steps(
-    kernel: Kernel, lines: list[str], phase: PhaseText, blocks: Expr | None = None
+    kernel: Kernel, lines: list[str], phase: PhaseText, depthwise: bool = False
 ) -> Steps:
     """Define taps and first input channel of a step of the flat loop, taps fastest.
 
-    `blocks` is the number of channel blocks, if it is not that of the sizes.
+    With `depthwise` a channel is all of its block, and a short loop is written out.
     """
     scribe, sizes = kernel.scribe, kernel.sizes
-    blocks = sizes.named("channel_blocks") if blocks is None else blocks
+    blocks = Integer(1) if depthwise else sizes.named("channel_blocks")
     names, radices, lasts = [], [], []
     for (number, letter, axis), count in list(zip(kernel.axes, phase.taps, strict=True))[::-1]:
         if axis.most_taps > 1:
@@ -134,7 +137,9 @@ def define_steps(
     if scribe.space.number(trips) != 1:
         # Without a name to take apart, a step only says that the phase's one tap exists.
         variable = "step" if len(names) > 1 else "".join(names) or "_"
-        loop = Loop(variable, scribe.text(trips))
+        short = (scribe.space.number(trips) or MOST_UNROLLED + 1) <= MOST_UNROLLED
+        over = "tl.static_range" if depthwise and short else "range"
+        loop = Loop(variable, f"{over}({scribe.text(trips)})")
         step = scribe.name(loop.variable, 0, trips - 1)
         for name, last, digit in zip(names, lasts, unflatten(step, radices), strict=True):
             values[name] = scribe.define(lines, name, digit, (0, last))

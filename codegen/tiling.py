@@ -46,6 +46,7 @@ STORE_GROUPS = {8: 0.188, 4: 0.094, 2: 0.061}
 # an SM and clock, unfitted.
 DIRECT_LOAD = 0.05
 DIRECT_PRODUCT = 0.01
+STENCIL_LOADS = 3  # of a group: a vector, and the inputs beside it; a guess as well
 # Strided stores fill a line in several programs; more channels a tile, more lines in flight.
 STORE_STRIDED = 0.90
 STORE_STRIDED_GROWTH = 0.51  # exponent of BLOCK_N / 16
@@ -80,13 +81,14 @@ def rank_tiles(
     return tuple(sorted(candidates, key=_order))
 
 
-def _order(candidate: Candidate) -> tuple[float, str, int, int, int, int, int, int, int]:
+def _order(candidate: Candidate) -> tuple[float, int, str, int, int, int, int, int, int, int]:
     tile = candidate.tile
-    # The model's figures are no better than a percent: within that, the smaller tile wins,
-    # and the deeper pipeline.
+    # The model's figures are no better than a percent: within that, wider vectors win over single
+    # elements, the smaller tile, and the deeper pipeline.
     grain = round(math.log(candidate.cost.model_ms) / math.log(1.01))
     size = tile.block_m * tile.block_n
-    name = (tile.family, tile.span, tile.rows)
+    wide = tile.span if tile.family == "stencil" else 0
+    name = (-wide, tile.family, tile.span, tile.rows)
     return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
 
 
@@ -95,8 +97,8 @@ def _tiles(
 ) -> Iterator[Tile]:
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     most = 2 * form.positions * problem.batch
-    if form.family == "direct":
-        yield from _direct_tiles(spec, problem, form, target)
+    if form.family in ("direct", "stencil"):
+        yield from _depthwise_tiles(spec, problem, form, target)
         return
     rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
     columns = _blocks(BLOCK_N, form.lanes, group_out)
@@ -118,10 +120,10 @@ def _tiles(
             yield tile
 
 
-def _direct_tiles(
+def _depthwise_tiles(
     spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
 ) -> Iterator[Tile]:
-    blocks = DIRECT_N[spec.layout]
+    blocks = DIRECT_N[spec.layout] if form.family == "direct" else (1,)
     channels = [n for n in blocks if n < 2 * problem.out_channels] or blocks[:1]
     for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], channels, (4, 8)):
         tile = Tile(
@@ -131,6 +133,7 @@ def _direct_tiles(
             num_warps=num_warps,
             num_stages=2,
             family=form.family,
+            span=form.span,
         )
         if block_m * block_n >= WARP * num_warps and fits(spec, form, tile, target):
             yield tile
@@ -189,7 +192,7 @@ def cost_of(
         tiles = math.ceil(form.positions * problem.batch / tile.block_m)
     else:
         tiles = math.ceil(form.positions / tile.block_m) * problem.batch
-    if form.family == "direct":
+    if tile.depthwise:
         channel_tiles = math.ceil(problem.out_channels / tile.block_n)
     else:
         channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
@@ -199,8 +202,8 @@ def cost_of(
     slots = target.sms * occupied
     waves = programs / slots
     step_bytes = form.step_elements(tile) * size
-    if form.family == "direct":
-        step_bytes = (tile.block_m + form.lanes) * tile.block_n * size
+    if tile.depthwise:
+        step_bytes = (tile.block_m * form.span + form.lanes) * tile.block_n * size
     store_bytes = form.rows * tile.block_m * form.columns(tile) * size
     l2_bytes = int(programs * (steps * step_bytes + store_bytes))
 
@@ -230,6 +233,8 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
     """Return what a step of a program costs its SM, in nanoseconds."""
     if form.family == "direct":
         return STEP + tile.block_m * tile.block_n * (DIRECT_LOAD + form.lanes * DIRECT_PRODUCT)
+    if form.family == "stencil":
+        return STEP + tile.block_m * (STENCIL_LOADS * DIRECT_LOAD + form.lanes * DIRECT_PRODUCT)
     columns, depth = form.columns(tile), form.depth(tile)
     flops = 2 * form.products * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)

@@ -112,7 +112,9 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
     launch_sizes = names.launch_sizes(arguments)
-    tile = plan.tile
+    tile, packed = plan.tile, plan.grouping
+    if packed is not None and packed.unrolled:  # the weight is as it is without groups
+        packed = None
     options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}")
     return WrapperContext(
         input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
@@ -124,11 +126,11 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         groups=spec.groups,
         input_axes=_input_axes(spec),
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
-        group_taps=() if plan.grouping is None else _table(plan.grouping, plan.prefix),
-        group_zeros=plan.grouping is not None and plan.grouping.has_zeros,
+        group_taps=() if packed is None else _table(packed, plan.prefix),
+        group_zeros=packed is not None and packed.has_zeros,
         rounds=kernel.rounds,
-        lanes=_value(sizes.lanes),
-        span=_value(sizes.span),
+        lanes="1" if packed is None else _value(sizes.lanes),
+        span="1" if packed is None else _value(sizes.span),
         layout=spec.layout,
         other_layout="channels_first" if channels_last else "channels_last",
         own_axes=axes[channels_last],
@@ -403,8 +405,7 @@ class _Names:
                 count = Integer(self.plan.block.rows * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
-        direct = self.plan.family == "direct"
-        blocks_in = self._most("block_n" if direct else "block_k")
+        blocks_in = self._most("block_n" if self.plan.tile.depthwise else "block_k")
         whole = channels_last or self.plan.fold_batch
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))

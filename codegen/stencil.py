@@ -1,0 +1,319 @@
+"""The stencil family: depthwise layers whose rows come in whole groups, bound by memory.
+
+Stages 3 and 5 of the family. Input: a `KernelPlan` with an unrolled `Grouping`; output: the
+`StencilContext` of the template. A program has one channel and, at BLOCK_M positions of a row, the
+PHASES neighbouring outputs that SPAN neighbouring inputs lead to: it loads these as one vector and
+the few beside them one by one, multiplies each by weights that are scalars of the program, and
+stores the outputs as whole vectors. Along the other axes the flat loop goes tap by tap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from sympy import Expr, Integer
+
+from .grouping import Grouping
+from .index import Coordinate, Mask, access
+from .kernel import (
+    ONE,
+    AccessText,
+    Kernel,
+    Loop,
+    OperandText,
+    Positions,
+    StoreText,
+    bias_coordinates,
+    define_lane,
+    define_positions,
+    define_program,
+    define_start,
+    output_start,
+    stores,
+    tensor,
+)
+from .phases import decompose
+from .plan import KernelPlan
+from .printer import Scribe, assignment, bare
+from .sizes import Sizes
+from .spec import ConvTransposeSpec
+from .taps import define_flat_tap, define_phase, define_steps, define_taps
+
+STENCIL_SPANS = (2, 4, 8)
+VECTOR = 16  # bytes that a thread loads at once
+MOST_PRODUCTS = 64  # lines and registers grow with them
+MOST_BESIDE = 8  # inputs beside a group that are loaded one by one
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarText:
+    """What is loaded by itself: its name, and what is added to the access for it."""
+
+    name: str
+    offset: str
+
+
+@dataclass(frozen=True, slots=True)
+class BesideText(ScalarText):
+    """An input beside the group, with the name of its mask."""
+
+    mask: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StencilContext:
+    """The names of `kernels/stencil.py.jinja`: text, flags and tuples of text only.
+
+    Attributes:
+        program_lines, phase_lines, position_lines, step_lines, loop: as of `GemmContext`.
+        x, w, y, bias: the accesses.
+        inputs, outputs: the tiles at x and y: one of each.
+        beside_lines: the lines of the masks of the groups beside a group.
+        beside: the inputs in them.
+        span, phases, widths: inputs and outputs of a group; extents of the sum.
+        wide: what brings a value into the accumulator's precision.
+        weights: the weights of a step.
+        sum_lines: those of the outputs of a step.
+        join_lines: those that lay them side by side, in `acc`.
+        y_pointers, result_lines, result: as of `GemmContext`.
+    """
+
+    program_lines: tuple[str, ...]
+    phase_lines: tuple[str, ...]
+    position_lines: tuple[str, ...]
+    step_lines: tuple[str, ...]
+    loop: Loop | None
+    x: AccessText
+    w: AccessText
+    y: AccessText
+    bias: AccessText
+    inputs: tuple[OperandText, ...]
+    outputs: tuple[StoreText, ...]
+    beside_lines: tuple[str, ...]
+    beside: tuple[BesideText, ...]
+    span: str
+    phases: str
+    widths: str
+    wide: str
+    weights: tuple[ScalarText, ...]
+    sum_lines: tuple[str, ...]
+    join_lines: tuple[str, ...]
+    y_pointers: str
+    result_lines: tuple[str, ...]
+    result: str
+
+
+def stencil_refusal(spec: ConvTransposeSpec) -> str | None:
+    """Return why the family cannot serve `spec` with any span, None if it can."""
+    if not 1 < spec.groups == spec.in_channels == spec.out_channels:
+        return "not depthwise: a group of one input and one output channel each"
+    if spec.layout != "channels_first":
+        return "channels_last: the channels are neighbours, not the inputs of a row"
+    if spec.before:
+        return "stages before the layer"
+    reasons = [stencil_span_refusal(spec, span) for span in STENCIL_SPANS]
+    return reasons[0] if all(reasons) else None
+
+
+def stencil_span_refusal(spec: ConvTransposeSpec, span: int) -> str | None:
+    """Return why groups of `span` inputs cannot serve a depthwise `spec`, None if they can."""
+    extent, stride = spec.spatial[-1], spec.stride[-1]
+    if extent is None:
+        return "the last extent is left to run time"
+    if stride & (stride - 1):
+        return f"stride {stride} along the last axis: no vector has {stride * span} outputs"
+    if span * spec.element.itemsize > VECTOR:
+        return f"groups of {span} inputs are more than a vector of {VECTOR} bytes"
+    grouping = Grouping(decompose(spec)[-1], span, unrolled=True)
+    outputs = spec.output_spatial[-1]
+    if extent % span or outputs != extent * stride:
+        return f"rows of {extent} inputs and {outputs} outputs are no whole groups of {span}"
+    products = [pair for sums in grouping.sums for pair in sums]
+    if not all(grouping.sums):
+        return "outputs of the last axis that no tap reaches"
+    if len(products) > MOST_PRODUCTS:
+        return f"{len(products)} products a group, at most {MOST_PRODUCTS}"
+    beside = {place for place, _ in products if not 0 <= place < span}
+    if len(beside) > MOST_BESIDE:
+        return f"{len(beside)} inputs beside a group, at most {MOST_BESIDE}"
+    return None
+
+
+def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilContext:
+    """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
+    assert plan.grouping is not None
+    kernel, grouping = Kernel(plan, sizes, scribe), plan.grouping
+    parts = ("program", "phase", "position", "step")
+    lines: dict[str, list[str]] = {part: [] for part in parts}
+    define_program(kernel, lines["program"])
+    channel = output_start(kernel, lines["program"])
+    phase = define_phase(kernel, lines["phase"])
+    start = define_start(kernel, lines["position"])
+    at = define_positions(kernel, lines["position"], start, Integer(1))
+    steps = define_steps(kernel, lines["step"], phase, depthwise=True)
+    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    tap = define_flat_tap(kernel, lines, tap)
+    inputs = define_lane(kernel, "inputs", "SPAN")
+    x = kernel.access("x", _inputs(kernel, at, channel, shifts, inputs), ("position", "inputs"))
+    x_text = _over_groups(kernel, x, _inputs(kernel, at, channel, shifts, Integer(0)))
+    taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
+    w = [
+        Coordinate(tap, taps, sizes.group_out, looped=True),
+        Coordinate(channel, sizes.group_out, ONE),
+    ]
+    place = define_lane(kernel, "outputs", "PHASES")
+    y = _outputs(kernel, at, channel, phase.residues, place)
+    y_text, output_texts = stores(kernel, lambda row: y, ("position", "outputs"), [], added=False)
+    element = plan.spec.element
+    wide = "" if element.triton == element.accumulator else f".to(tl.{element.accumulator})"
+    cast = (f"x = x{wide}",) if wide else ()
+    split = _split_lines(str(sizes.named("BLOCK_M")), grouping.span)
+    beside_lines, beside = _beside(kernel, at, x_text.masked)
+    used = sorted({k for sums in grouping.sums for _, k in sums})
+    span, width = sizes.named("SPAN"), sizes.named("PHASES")
+    scribe.used |= {span, width}
+    widths = f"{sizes.named('BLOCK_M')}, {width}"
+    return StencilContext(
+        program_lines=tuple(lines["program"]),
+        phase_lines=tuple(lines["phase"]),
+        position_lines=tuple(lines["position"]),
+        step_lines=tuple(lines["step"]),
+        loop=steps.loop,
+        x=x_text,
+        w=kernel.access("w", w, ("co",)),
+        y=y_text,
+        inputs=(OperandText("", x_text.masked, x_text.mask_lines, (*cast, *split)),),
+        outputs=output_texts,
+        beside_lines=beside_lines,
+        beside=beside,
+        span=str(span),
+        phases=str(width),
+        bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
+        widths=widths,
+        wide=wide,
+        weights=tuple(ScalarText(f"w_{k}", kernel.offset(k * sizes.group_out)) for k in used),
+        sum_lines=_sum_lines(grouping),
+        join_lines=_join_lines(grouping.width, widths),
+        y_pointers=f"{y_text.pointer} + y_lanes",
+        result_lines=(),
+        result="acc",
+    )
+
+
+def _inputs(
+    kernel: Kernel, at: Positions, channel: Expr, shifts: list[Expr], place: Expr
+) -> list[Coordinate]:
+    """Return coordinates of the inputs at a place of the groups."""
+    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
+    axes = [
+        [Coordinate(position + shift, sizes.input(number), ONE)]
+        for number, (position, shift) in enumerate(zip(at.axes, shifts, strict=True))
+    ]
+    groups = sizes.named(f"{sizes.letter(last)}_IN_GROUPS")
+    axes[last] = [
+        Coordinate(at.axes[last], groups, sizes.span),
+        Coordinate(place, sizes.span, ONE),
+    ]
+    return tensor(kernel, at.image, channel, "IN", axes)
+
+
+def _over_groups(kernel: Kernel, x: AccessText, firsts: list[Coordinate]) -> AccessText:
+    """Return `x` with lines for the first inputs of the groups, from which others are reached."""
+    scribe = kernel.scribe
+    one = access(scribe.space, firsts, frozenset(scribe.kinds))
+    (group,) = scribe.lane_lines("group", one.lanes, ("position",))
+    inside = scribe.mask_lines("x_inside", one.masks, ("position",))
+    return dataclasses.replace(
+        x,
+        lanes=(group, "x_lanes = group_lanes[:, None] + inputs[None, :]"),
+        mask_lines=(*inside, "x_mask = x_inside[:, None]") if inside else (),
+    )
+
+
+def _outputs(
+    kernel: Kernel, at: Positions, channel: Expr, residues: list[Expr], place: Expr
+) -> list[Coordinate]:
+    """Return coordinates of the outputs at a place of the groups."""
+    sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
+    axes = [
+        [Coordinate(axis.stride * position + residue, sizes.output(number), ONE)]
+        for (number, _, axis), position, residue in zip(kernel.axes, at.axes, residues, strict=True)
+    ]
+    phases = sizes.named("PHASES")
+    axes[last] = [
+        Coordinate(at.axes[last], sizes.phase(last), phases),
+        Coordinate(place, phases, ONE),
+    ]
+    return tensor(kernel, at.image, channel, "OUT", axes)
+
+
+def _beside(
+    kernel: Kernel, at: Positions, masked: bool
+) -> tuple[tuple[str, ...], tuple[BesideText, ...]]:
+    """Return the lines of the masks of the groups beside a group, and the inputs in them."""
+    grouping, sizes = kernel.plan.grouping, kernel.sizes
+    assert grouping is not None
+    last, span, masks, texts = kernel.plan.spec.rank - 1, grouping.span, {}, []
+    places = {place for sums in grouping.sums for place, _ in sums}
+    for place in sorted(places - set(range(span))):
+        shift, name = place // span, _name(place, span)
+        side, _, _ = name.partition("_")
+        mask = f"{side}_mask" if abs(shift) == 1 else f"{side}_mask_{abs(shift)}"
+        extent = None if place < 0 else sizes.named(f"{sizes.letter(last)}_IN_GROUPS")
+        kernel.scribe.used |= extent.free_symbols if extent is not None else set()
+        condition = kernel.scribe.condition(Mask(at.axes[last] + shift, extent))
+        masks[mask] = (
+            f"{mask} = x_inside & {condition}" if masked else f"{mask} = {bare(condition)}"
+        )
+        texts.append(BesideText(name, f" {'-' if place < 0 else '+'} {abs(place)}", mask))
+    return tuple(masks.values()), tuple(texts)
+
+
+def _name(place: int, span: int) -> str:
+    """Return the name of the input at a place from a group's first."""
+    if place < 0:
+        return f"before_{-place}"
+    return f"x_{place}" if place < span else f"after_{place - span + 1}"
+
+
+def _names(letter: str, numbers: range) -> str:
+    return "_".join([letter, *map(str, numbers)])
+
+
+def _split_lines(block: str, span: int) -> tuple[str, ...]:
+    """Return the lines that split `x`, groups of inputs, into one tile an input."""
+    levels = span.bit_length() - 1
+    lines = [f"x = x.reshape({block}, {', '.join(['2'] * levels)})"] * (levels > 1)
+    for level in range(levels):
+        step = 2**level
+        for first in range(step):
+            whole = _names("x", range(first, span, step)) if level else "x"
+            halves = [_names("x", range(first + n * step, span, 2 * step)) for n in (0, 1)]
+            lines.append(f"{', '.join(halves)} = tl.split({whole})")
+    return tuple(lines)
+
+
+def _sum_lines(grouping: Grouping) -> tuple[str, ...]:
+    """Return the lines of what a step adds to each output of a group."""
+    lines = []
+    for output, sums in enumerate(grouping.sums):
+        products = [f"{_name(place, grouping.span)} * w_{k}" for place, k in sums]
+        lines.append(assignment(f"y_{output}", " + ".join(products), 8))
+    return tuple(lines)
+
+
+def _join_lines(width: int, widths: str) -> tuple[str, ...]:
+    """Return the lines that lay the outputs of a group side by side, in the accumulator."""
+    lines = []
+    for level in reversed(range(width.bit_length() - 1)):
+        step = 2**level
+        for first in range(step):
+            halves = [_names("y", range(first + n * step, width, 2 * step)) for n in (0, 1)]
+            joined = f"tl.join({', '.join(halves)})"
+            if level:
+                lines.append(f"{_names('y', range(first, width, step))} = {joined}")
+            else:
+                shape = f".reshape({widths})" if width > 2 else ""
+                lines.append(f"acc += {joined}{shape}")
+    return tuple(lines)
