@@ -15,7 +15,6 @@ from .gemm import (
     GemmContext,
     channel_lanes,
     loads,
-    triton_sees_rows,
     weight_coordinates,
 )
 from .index import Coordinate
@@ -52,7 +51,6 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     shifts, kernel_index = define_taps(kernel, lines["step"], phase, steps)
 
     last = plan.spec.layout == "channels_last"
-    transposed = not last and not triton_sees_rows(kernel)
     numbers = range(plan.spec.rank)
 
     def inputs(row: int) -> list[Coordinate]:
@@ -69,8 +67,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         return tensor(kernel, at.image, co, "OUT", axes)
 
     weight = weight_coordinates(kernel, kernel_index, (co, sizes.group_out), (ci, sizes.group_in))
-    order = ("ci", "position") if transposed else ("position", "ci")
-    x, w, input_texts = loads(kernel, inputs, order, (weight, ("ci", "co")))
+    x, w, input_texts = loads(kernel, inputs, ("position", "ci"), (weight, ("ci", "co")))
     order = ("position", "co") if last else ("co", "position")
     y, output_texts = stores(kernel, outputs, order, [], added=False)
     return GemmContext(
@@ -86,7 +83,6 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         bias=kernel.access("bias", bias_coordinates(kernel, co), ("co",)),
         inputs=input_texts,
         outputs=output_texts,
-        x_operand="tl.trans(x)" if transposed else "x",
         acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
         bias_lanes="co",
         y_pointers=f"{y.pointer} + y_lanes",

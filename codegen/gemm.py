@@ -63,7 +63,6 @@ class GemmContext:
         lane_lines: the lanes over channels.
         x, w, y, bias: the accesses.
         inputs, outputs: the tiles at x and y.
-        x_operand: the x tile as left operand of the product, [positions, channels].
         acc_shape: extents of the product.
         bias_lanes: the bias of each of its columns.
         y_pointers: where the elements go.
@@ -83,27 +82,11 @@ class GemmContext:
     bias: AccessText
     inputs: tuple[InputText, ...]
     outputs: tuple[StoreText, ...]
-    x_operand: str
     acc_shape: str
     bias_lanes: str
     y_pointers: str
     result_lines: tuple[str, ...]
     result: str
-
-
-def triton_sees_rows(kernel: Kernel) -> bool:
-    """Whether Triton can tell that neighbouring positions are neighbours in memory.
-
-    Its axis analysis loses a run through `//` and `%` by an odd or unknown extent. It then takes
-    the last dimension of a tile to be the contiguous one, so that positions must be that one. A
-    [positions, channels] tile is the faster one where it is seen through: it is the left operand
-    of the product as it is (H100, Triton 3.6, 2026-11: case 57 of KernelBench 4.4 against 5.8 ms).
-    """
-    spec, sizes = kernel.plan.spec, kernel.sizes
-    if spec.rank == 1 and not kernel.plan.fold_batch:
-        return True
-    extent = kernel.scribe.space.number(sizes.phase(spec.rank - 1))
-    return extent is not None and extent % 2 == 0
 
 
 def weight_coordinates(

@@ -68,6 +68,11 @@ class AtLeast(sympy.Function):  # type: ignore[misc]
         return True
 
 
+def _has_no_negative_terms(expr: Expr) -> bool:
+    terms = sympy.expand(expr).as_coefficients_dict()
+    return all(coefficient >= 0 for coefficient in terms.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """The values `low … high`, both included, as expressions in sizes."""
@@ -108,14 +113,21 @@ class Space:
         return int(value) if value.is_Integer else None
 
     def is_nonnegative(self, expr: Expr) -> bool:
-        """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0."""
+        """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0.
+
+        A quotient counts as its smallest value and a size of its own.
+        """
         value = self.value(expr)
         if not value.free_symbols <= set(self.sizes):
             return False  # of other symbols the caller has the bounds
         least = {size: size + self.least.get(size, 1) for size in value.free_symbols}
-        shifted = value.xreplace(least)
-        terms = sympy.expand(shifted).as_coefficients_dict()
-        return all(coefficient >= 0 for coefficient in terms.values())
+        shifted = sympy.expand(value.xreplace(least))
+        quotients = {
+            node: sympy.Dummy() + node.xreplace(dict.fromkeys(node.free_symbols, Integer(0)))
+            for node in shifted.atoms(FloorDiv)
+            if node.args[1].is_Integer and _has_no_negative_terms(node.args[0])
+        }
+        return _has_no_negative_terms(shifted.xreplace(quotients))
 
     def bounds(self, expr: Expr) -> Range:
         """Return a range of `expr`, by interval arithmetic over its terms."""

@@ -23,6 +23,7 @@ _COMMENTS = {
     "BLOCK_N": "output channels of a tile",
     "BLOCK_K": "input channels of a step",
     "PHASE": "outputs of a phase: ceil(output / stride)",
+    "ROW": "positions of a row, an even number: Triton then sees runs of them",
     "TAPS": "taps of a phase",
     "SPAN": "neighbouring inputs of a row, taken together as channels",
     "PHASES": "neighbouring outputs of a row, computed together",

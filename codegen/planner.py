@@ -63,7 +63,7 @@ def plan_kernel(
     unrolled = chosen.family == "stencil"
     grouping = Grouping(phases[-1], chosen.span, unrolled) if grouped else None
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
-    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, prefix)
+    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, fold, prefix)
     grid, reason = _grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,

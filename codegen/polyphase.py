@@ -12,7 +12,6 @@ from .gemm import (
     GemmContext,
     channel_lanes,
     loads,
-    triton_sees_rows,
     weight_coordinates,
 )
 from .grouped import group_inputs, group_outputs
@@ -79,7 +78,6 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     lane_lines = [*channel_lanes(kernel, "ci"), f"column = tl.arange(0, {block_n} * {lanes})"]
     if span != 1:
         lane_lines.insert(1, f"row = tl.arange(0, {block_k} * {span})")
-    transposed = span != 1 or not triton_sees_rows(kernel)
 
     def inputs(row: int) -> list[Coordinate]:
         axes = group_inputs(kernel, at, shifts, row)
@@ -95,7 +93,8 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         (co_start * lanes + column, sizes.group_out * lanes),
         (steps.channel * span + row, sizes.group_in * span),
     )
-    order = ("ci", "position") if transposed else ("position", "ci")
+    # The left operand of the product as it is, or what `_operand_lines` makes of groups.
+    order = ("position", "ci") if span == 1 else ("ci", "position")
     w_order = ("row" if span != 1 else "ci", "column")
     x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), *_operand_lines(sizes))
     out = define_positions(kernel, lines["out"], start, lanes, "_out")
@@ -115,7 +114,6 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         bias=kernel.access("bias", bias, ("column",)),
         inputs=input_texts,
         outputs=output_texts,
-        x_operand="tl.trans(x)" if transposed and span == 1 else "x",
         acc_shape=f"{block_m}, {block_n} * {lanes}",
         bias_lanes=f"column // {lanes}",
         y_pointers="y_pointers",

@@ -18,6 +18,7 @@ from .phases import AxisPhases
 from .plan import Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .rows import RowBlock, rows_refusal
+from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec, SpecError
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from .targets import GpuTarget
@@ -119,7 +120,8 @@ def _forms_of_one_row(
         family="gather",
         span=1,
         lanes=1,
-        positions=math.prod(problem.phase_extents),
+        positions=math.prod(problem.phase_extents[:-1])
+        * _row(spec, problem.phase_extents[-1], span=1),
         phases=count,
         taps=kernel / count,
     )
@@ -130,17 +132,26 @@ def _forms_of_one_row(
             yield dataclasses.replace(gather, family="direct")
         return
     if depthwise:
-        yield _grouped("direct", Grouping(last, 1), phases, problem)
+        yield _grouped(spec, "direct", Grouping(last, 1), phases, problem)
     for span in STENCIL_SPANS if stencil_refusal(spec) is None else ():
         if stencil_span_refusal(spec, span) is None:
-            yield _grouped("stencil", Grouping(last, span, unrolled=True), phases, problem)
+            yield _grouped(spec, "stencil", Grouping(last, span, unrolled=True), phases, problem)
     for span in SPANS:
         if span_refusal(spec, span) is None:
-            yield _grouped("polyphase", Grouping(last, span), phases, problem)
+            yield _grouped(spec, "polyphase", Grouping(last, span), phases, problem)
+
+
+def _row(spec: ConvTransposeSpec, count: int, span: int) -> int:
+    """Return the positions of a row of `count` outputs or groups, as sizes.py has them."""
+    return count + count % 2 if needs_even_rows(spec, span, fold=False) else count
 
 
 def _grouped(
-    family: str, grouping: Grouping, phases: tuple[AxisPhases, ...], problem: Problem
+    spec: ConvTransposeSpec,
+    family: str,
+    grouping: Grouping,
+    phases: tuple[AxisPhases, ...],
+    problem: Problem,
 ) -> Form:
     groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
     count = math.prod(axis.stride for axis in phases[:-1])
@@ -148,7 +159,7 @@ def _grouped(
         family=family,
         span=grouping.span,
         lanes=grouping.lanes,
-        positions=math.prod(problem.phase_extents[:-1]) * groups,
+        positions=math.prod(problem.phase_extents[:-1]) * _row(spec, groups, grouping.span),
         phases=count,
         taps=math.prod(axis.kernel for axis in phases[:-1]) / count * grouping.groups.kernel,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .grouping import Grouping
-from .index import Space, symbol
+from .index import FloorDiv, Space, symbol
 from .phases import AxisPhases
 from .plan import KernelPlan, Tile
 from .rows import RowBlock
@@ -105,7 +105,13 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_OUT")
 
     def phase(self, axis: int) -> Expr:
-        """Positions along a spatial axis: outputs of a phase, groups of outputs, blocks of rows."""
+        """Positions along a spatial axis: `count` of them, on the last one perhaps one more."""
+        name = f"{self.letter(axis)}_ROW"
+        padded = axis == self.rank - 1 and any(size.name == name for size in self.table)
+        return self.named(name) if padded else self.count(axis)
+
+    def count(self, axis: int) -> Expr:
+        """Outputs of a phase along a spatial axis, groups of outputs, blocks of rows."""
         if self.is_blocked(axis):
             return self.named(f"{self.letter(axis)}_BLOCKS")
         if self.is_grouped(axis):
@@ -202,12 +208,13 @@ def make_sizes(
     tiles: tuple[Tile, ...],
     grouping: Grouping | None,
     block: RowBlock | None,
+    fold: bool = False,
     prefix: str = "",
 ) -> Sizes:
     """Return the sizes of a kernel for `spec` that runs with any of `tiles`.
 
-    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one. The
-    names in the file begin with `prefix`.
+    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one. With
+    `fold` images share tiles. The names in the file begin with `prefix`.
     """
     # To the direct family a channel is no group: its programs take several.
     groups = 1 if tiles[0].depthwise else spec.groups
@@ -237,6 +244,9 @@ def make_sizes(
         values = {getattr(tile, name.lower()) for tile in tiles}
         table.append(Size(name, values.pop() if len(values) == 1 else None))
     sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping, block)
+    if needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
+        table += _even_row(sizes)
+        sizes = dataclasses.replace(sizes, table=tuple(table))
     counts = (
         ("tiles", sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
@@ -249,7 +259,29 @@ def make_sizes(
 
 def sizes_of(plan: KernelPlan) -> Sizes:
     """Return the sizes of the kernel of `plan`."""
-    return make_sizes(plan.spec, plan.phases, plan.tiles, plan.grouping, plan.block, plan.prefix)
+    parts = plan.tiles, plan.grouping, plan.block, plan.fold_batch, plan.prefix
+    return make_sizes(plan.spec, plan.phases, *parts)
+
+
+def needs_even_rows(spec: ConvTransposeSpec, span: int, fold: bool) -> bool:
+    """Whether the positions of a row must be an even number, of which one may have no output.
+
+    Triton's axis analysis loses a run through `//` and `%` by an odd or unknown number. Where it
+    then sees no run along either dimension of a tile, it takes neighbouring threads along the first
+    (3.6) or the last one (3.7 to 3.9), and strides through memory if that is the channels.
+    """
+    flat = spec.rank > 1 or fold
+    return flat and span == 1 and spec.layout == "channels_first"
+
+
+def _even_row(sizes: Sizes) -> list[Size]:
+    """Return the positions of a row, where they are more than its phase has outputs or groups."""
+    last = sizes.rank - 1
+    count, name = sizes.count(last), f"{sizes.letter(last)}_ROW"
+    known = sizes.space.number(count)
+    if known is None:
+        return [Size(name, None, 2 * FloorDiv(count + 1, Integer(2)))]
+    return [Size(name, known + 1)] if known % 2 else []
 
 
 def _prefixed(table: list[Size], prefix: str) -> tuple[Size, ...]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from .phases import AxisPhases
 from .plan import Candidate, Cost, Problem, Tile, problem_of
 from .resources import WARP, Form, fits, forms, occupancy
+from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
@@ -189,7 +190,8 @@ def cost_of(
     size = spec.element.itemsize
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     if folds_batch(problem, form, tile):
-        tiles = math.ceil(form.positions * problem.batch / tile.block_m)
+        odd = form.positions % 2 and needs_even_rows(spec, form.span, fold=True)
+        tiles = math.ceil((form.positions + bool(odd)) * problem.batch / tile.block_m)
     else:
         tiles = math.ceil(form.positions / tile.block_m) * problem.batch
     if tile.depthwise:

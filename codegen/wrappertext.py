@@ -286,6 +286,9 @@ class _Names:
                 images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
                 return f"triton.cdiv({bare(images + self._positions())}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
+        if entry.name.endswith("_ROW"):
+            count = self.text(self.sizes.count(self.plan.spec.rank - 1))
+            return f"triton.cdiv({bare(count)}, 2) * 2"
         grouping = self.plan.grouping
         if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
             output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
