@@ -183,7 +183,7 @@ def compile_command(
         from .cubin import resources_of
 
         measured = _choices(choices, pairs)
-        rows = [resources_of(statement, measured) for statement in pairs]
+        rows = [row for statement in pairs for row in resources_of(statement, measured)]
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
         return

@@ -77,11 +77,15 @@ def module_name(source: KernelSource) -> str:
     return f"convgen_{source.body_sha256[:16]}"
 
 
-def read_launch(text: str) -> Launch:
-    """Return the one launch that the emitted file `text` has."""
+def read_launches(text: str) -> tuple[Launch, ...]:
+    """Return the launch of each kernel of the emitted file `text`, the layer's first."""
     tree = ast.parse(text)
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    kernel = next(node for node in functions if node.name.endswith(KERNEL))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    kernels = [node for node in functions if node.name.endswith(KERNEL)]
+    return tuple(_launch(tree, kernel) for kernel in kernels)
+
+
+def _launch(tree: ast.Module, kernel: ast.FunctionDef) -> Launch:
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     call = next(node for node in calls if _is_launch(node, kernel.name))
     given = kernel.args.args[: len(call.args)]
@@ -95,8 +99,8 @@ def _is_launch(call: ast.Call, kernel: str) -> bool:
     return isinstance(value, ast.Name) and value.id == kernel
 
 
-def compile_text(text: str, dtype: str, name: str, capability: int) -> Binary:
-    """Compile the kernel of the emitted file `text` for a compute capability such as 89.
+def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int = 0) -> Binary:
+    """Compile a kernel of the emitted file `text` for a compute capability such as 89.
 
     Sizes that the file leaves open are compiled for as numbers below 2**31, pointers as multiples
     of 16, as those that torch allocates are; an autotuned file with the first of its configs.
@@ -108,6 +112,7 @@ def compile_text(text: str, dtype: str, name: str, capability: int) -> Binary:
         dtype: its spec's.
         name: what line information calls it.
         capability: ten times the major version plus the minor one.
+        kernel: its number in the file: 0 is the layer's, 1 that of the input's gradient.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import triton
@@ -127,13 +132,13 @@ def compile_text(text: str, dtype: str, name: str, capability: int) -> Binary:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    launch = read_launch(text)
+    launch = read_launches(text)[kernel]
     names = _device_part(text, name)
-    kernel, configs = names[launch.kernel], names.get("CONFIGS")
+    function, configs = names[launch.kernel], names.get("CONFIGS")
     tensor = MockTensor(getattr(tl, dtype))
     arguments = [tensor if a.endswith(_POINTER) else 2 for a in launch.arguments]
     options = launch.options | (configs[0].all_kwargs() if configs else {})
-    jit = kernel.fn if configs else kernel
+    jit = function.fn if configs else function
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(Stub())
     try:
@@ -166,10 +171,10 @@ def _is_for_device(node: ast.stmt) -> bool:
     return any(ast.unparse(decorator).startswith("triton.") for decorator in decorators)
 
 
-def compile_for(source: KernelSource, target: GpuTarget) -> Binary:
-    """Compile the kernel of `source` for a target."""
-    name = f"{module_name(source)}.py"
-    return compile_text(source.text, source.plan.spec.dtype, name, capability_of(target.arch))
+def compile_for(source: KernelSource, target: GpuTarget, kernel: int = 0) -> Binary:
+    """Compile a kernel of `source` for a target; by its number, as of `compile_text`."""
+    name, capability = f"{module_name(source)}.py", capability_of(target.arch)
+    return compile_text(source.text, source.plan.spec.dtype, name, capability, kernel)
 
 
 def capability_of(arch: str) -> int:
@@ -192,13 +197,19 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def resources_of(statement: Statement, choices: Choices | None) -> dict[str, Any]:
-    """Return what the machine code of a statement's kernel takes on its target, as JSON has it."""
+def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str, Any]]:
+    """Return what the machine code of a statement's kernels takes on its target, as JSON has it."""
     target = statement.target
     source = compile_kernel(statement.spec, target, choices=choices)
-    binary = compile_for(source, target)
+    name = statement.name or f"conv_transpose{statement.spec.rank}d"
+    names = [name, *[f"{name}_input_gradient"] * (source.plan.gradient is not None)]
+    binaries = [compile_for(source, target, number) for number in range(len(names))]
+    return [_row(*pair, target) for pair in zip(names, binaries, strict=True)]
+
+
+def _row(name: str, binary: Binary, target: GpuTarget) -> dict[str, Any]:
     return {
-        "name": statement.name or f"conv_transpose{statement.spec.rank}d",
+        "name": name,
         "target": target.name,
         "registers": binary.registers,
         "spills": binary.spills,

@@ -1,7 +1,7 @@
 """Compile emitted files to machine code and print what they take, as JSON.
 
 A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
-`[spec, target]`, prints a JSON line for each.
+`[spec, target]`, prints a JSON line for each: registers of each kernel, the most of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ def main() -> None:
     for line in sys.stdin:
         text, name = json.loads(line)
         target = find_target(name)
-        binary = compile_for(compile_kernel(parse(text), target), target)
-        row = {"registers": binary.registers, "spills": binary.spills, "shared": binary.shared}
+        source = compile_kernel(parse(text), target)
+        kernels = 1 + (source.plan.gradient is not None)
+        binaries = [compile_for(source, target, number) for number in range(kernels)]
+        row = {
+            "registers": [binary.registers for binary in binaries],
+            "spills": max(binary.spills for binary in binaries),
+            "shared": max(binary.shared for binary in binaries),
+        }
         print(json.dumps(row), flush=True)
 
 

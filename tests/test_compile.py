@@ -82,6 +82,20 @@ def test_the_command_compiles_for_a_list_of_targets() -> None:
         assert 1 <= row["occupancy"] <= min(target.blocks_per_sm, warps)
 
 
+@pytest.mark.compile
+def test_the_kernel_of_the_gradient_is_compiled_too() -> None:
+    """An H100's choices have one for this layer: what it takes would go unseen until a backward."""
+    target = find_target("h100")
+    layer = "ConvTranspose2d(32, 32, 3, bias=False, input=(8, 32, 512, 1024), dtype=float16"
+    spec = parse(f"{layer}, target=h100)")
+    assert plan(spec, target).gradient is not None
+    (row,) = worked("compile_worker.py", [(str(spec), "h100")])
+    layer, gradient = row["registers"]
+    assert 16 <= layer <= 255
+    assert 16 <= gradient <= 255
+    assert row["spills"] <= SPILLS
+
+
 ODD = {  # layers whose rows have an odd number of positions, or one that run time decides
     "gather": ("ConvTranspose2d(32, 32, 3, input=(4, 32, 31, 31))", ("gather", 1)),
     "rows": ("ConvTranspose2d(32, 32, 3, input=(4, 32, 31, 31))", ("gather", 2)),
