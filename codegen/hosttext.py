@@ -1,0 +1,209 @@
+"""Sizes as variables of the emitted wrapper: grid, run-time arguments, and the checks on them.
+
+Stage 5, part of render. Input: a `KernelPlan` and its `Sizes`; output: text that computes the same
+sizes from the tensors' shapes, on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
+from .printer import WIDTH, bare
+from .sizes import AXES, BLOCKS, Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A condition that the file was not generated for, what it was, and a line before it."""
+
+    condition: str
+    message: str
+    setup: str | None = None
+
+
+class HostNames:
+    """Prints sizes as variables of the wrapper: `H_IN` is `h_in`."""
+
+    def __init__(self, plan: KernelPlan, sizes: Sizes) -> None:
+        self.plan = plan
+        self.sizes = sizes
+        self.space = sizes.space
+        self.definitions = {size.symbol: size for size in sizes.table}
+        self.used: set[str] = set()
+        self.positions: str | None = None
+
+    def text(self, expr: Expr) -> str:
+        """Print a product of sizes."""
+        if expr.is_Integer:
+            return str(expr)
+        if isinstance(expr, Symbol):
+            return self._symbol(expr)
+        joint = " * " if expr.is_Mul else " + "
+        parts = (
+            [self.text(part) for part in expr.as_ordered_factors()]
+            if expr.is_Mul
+            else [self.text(part) for part in expr.as_ordered_terms()]
+        )
+        return joint.join(parts)
+
+    def _symbol(self, size: Symbol) -> str:
+        entry = self.definitions[size]
+        if entry.name in BLOCKS:
+            return f'META["{entry.text}"]' if entry.value is None else f"{entry.text}.value"
+        if entry.block is not None:
+            block = self._symbol(self.sizes.named(entry.block))
+            if entry.block == "BLOCK_M":
+                images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
+                return f"triton.cdiv({bare(images + self._positions())}, {block})"
+            return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
+        if entry.name.endswith("_ROW"):
+            count = self.text(self.sizes.count(self.plan.spec.rank - 1))
+            return f"triton.cdiv({bare(count)}, 2) * 2"
+        grouping = self.plan.grouping
+        if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
+            output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
+            offset = f" + {grouping.offset}" if grouping.offset else ""
+            return f"triton.cdiv({output}{offset}, {self.sizes.named('PHASES')}.value)"
+        if entry.name.endswith("_BLOCKS"):
+            output = self._variable(entry.name.replace("_BLOCKS", "_OUT"))
+            return f"triton.cdiv({output}, {self.sizes.named('ROWS')}.value)"
+        if entry.name.endswith(("_PHASE", "_GROUPS")):
+            letter = entry.name.partition("_")[0]
+            axis = AXES[self.plan.spec.rank].index(letter.lower())
+            growth = self.plan.phases[axis].extent_growth
+            if grouping is not None and entry.name.endswith("_GROUPS"):
+                growth = grouping.growth
+            source = self._variable(f"{letter}_IN")
+            if growth == 0:
+                return source
+            return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
+        if entry.name.startswith("GROUP_"):
+            return f"{self._variable(entry.name[6:])} // GROUPS"
+        return self._variable(entry.name)
+
+    def _positions(self) -> str:
+        """Return the name of the positions of an image, which `shape_line` then defines."""
+        text = self.text(self.sizes.positions)
+        if self.plan.spec.rank == 1:
+            return text
+        self.positions = bare(text)
+        return "positions"
+
+    def _variable(self, name: str) -> str:
+        self.used.add(name)
+        return name.lower()
+
+    def extent(self, coordinates: tuple[GridCoordinate, ...]) -> str:
+        """Print the extent of a grid axis."""
+        live = [c.extent for c in coordinates if self.space.number(c.extent) != 1]
+        numbers = [int(extent) for extent in live if extent.is_Integer]
+        texts = [self.text(extent) for extent in live if not extent.is_Integer]
+        count = 1
+        for number in numbers:
+            count *= number
+        if count > 1:
+            texts.insert(0, str(count))
+        return " * ".join(texts) or "1"
+
+    def launch_names(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the lines that name the sizes which grid and launch read."""
+        for axis in self.plan.grid:
+            self.extent(axis)
+        self.launch_sizes(arguments)  # which names them
+        if not self.plan.prefix:
+            self.used.discard("C_OUT")  # it has a line already
+        return self.shape_lines("x.shape", "shape")
+
+    def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
+        """Return the lines that name the sizes printed so far, from these two shapes."""
+        letters = [letter.upper() for letter in AXES[self.plan.spec.rank]]
+        lines = []
+        for end, first, source in (("IN", "BATCH", inputs), ("OUT", "", outputs)):
+            names = [first, f"C_{end}", *(f"{letter}_{end}" for letter in letters)]
+            read = [(n, name) for n, name in enumerate(names) if name in self.used]
+            if len(read) == 1:
+                lines.append(f"{read[0][1].lower()} = {source}[{read[0][0]}]")
+            elif read:
+                shown = [name.lower() if (n, name) in read else "_" for n, name in enumerate(names)]
+                lines.append(f"{', '.join(shown)} = {source}")
+        if self.positions is not None:
+            lines.append(f"positions = {self.positions}")
+        return tuple(lines)
+
+    def launch_sizes(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the sizes that the launch passes."""
+        symbols = {size.text: size.symbol for size in self.sizes.table}
+        return tuple(self.text(symbols[name]) for name in arguments)
+
+    def checks(self) -> tuple[Check, ...]:
+        """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
+        found = []
+        reach = self._reach()
+        if reach:
+            what = "sizes whose offsets in a tile stay below 2**31"
+            # The margin is for the lanes that hang over the end of the positions.
+            found.append(Check("reach >= 2**31 - 2**16", what, _reach_text(reach)))
+        for number, axis in enumerate(self.plan.grid):
+            live = [c.extent for c in axis if self.space.number(c.extent) is None]
+            if number and live:
+                extent = self.extent(axis).replace('META["BLOCK_N"]', str(self._least("block_n")))
+                limit = GRID_LIMITS[number]
+                what = f"at most {limit} programs on axis {number} of the grid"
+                found.append(Check(f"{extent} > {limit}", what))
+        return tuple(found)
+
+    def _least(self, block: str) -> int:
+        return min(int(getattr(tile, block)) for tile in self.plan.tiles)
+
+    def _most(self, block: str) -> int:
+        return max(int(getattr(tile, block)) for tile in self.plan.tiles)
+
+    def _reach(self) -> list[str]:
+        """Bounds of the offsets inside a tile of input and output that run time decides."""
+        sizes, spec = self.sizes, self.plan.spec
+        channels_last = spec.layout == "channels_last"
+        images = Integer(1)
+        if self.plan.fold_batch:  # the tile's images: its positions are known, or it would not fold
+            positions = self.space.number(sizes.positions) or 1
+            images = Integer(self._most("block_m") // positions + 2)
+        inputs, outputs = [], []
+        for axis, phases in enumerate(self.plan.phases):
+            grows = phases.extent_growth > 0
+            count, span = sizes.phase(axis), 1
+            if self.plan.grouping is not None and sizes.is_grouped(axis):
+                span = self.plan.grouping.span
+                known = self.space.number(count)  # as it is with a span above 1
+                count = count if known is None else Integer(known)
+            if self.plan.block is not None and sizes.is_blocked(axis):  # its extents are known
+                count = Integer(self.plan.block.rows * (self.space.number(count) or 0))
+            inputs.append(span * count if grows or span > 1 else sizes.input(axis))
+            outputs.append(phases.stride * span * count)
+        blocks_in = self._most("block_n" if self.plan.tile.depthwise else "block_k")
+        whole = channels_last or self.plan.fold_batch
+        depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
+        depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
+        products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
+        largest: dict[Expr, Expr] = {}  # of products of the same sizes
+        for product in products:
+            count, size = product.as_coeff_Mul()
+            if self.space.number(product) is None:
+                largest[size] = max(largest.get(size, Integer(0)), count)
+        kept: list[Expr] = []  # the larger of two, where the sizes prove which one that is
+        for reach in (count * size for size, count in largest.items()):
+            if not any(self.space.is_nonnegative(other - reach) for other in kept):
+                kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
+                kept.append(reach)
+        return [self.text(reach) for reach in kept]
+
+
+def _reach_text(products: list[str]) -> str:
+    """Return the assignment of `reach`, broken as by ruff."""
+    if len(products) == 1:
+        return f"reach = {products[0]}"
+    line = f"reach = max({', '.join(products)})"
+    broken = "reach = max(\n" + "".join(f"    {product},\n" for product in products) + ")"
+    return line if len(line) + 4 <= WIDTH else broken
