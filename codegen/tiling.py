@@ -117,8 +117,18 @@ def _tiles(
             span=form.span,
             rows=form.rows,
         )
-        if fits(spec, form, tile, target):
+        if fits(spec, form, tile, target) and not _share_a_layout(spec, form, tile):
             yield tile
+
+
+def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
+    """Whether the tiles of input and weight have one shape, and so one layout: the weight's.
+
+    Its vectors run along the input channels; neighbouring threads then read far from each other
+    along a row. None of them is the fastest measured of its layer.
+    """
+    apart = spec.layout == "channels_last" or form.span > 1
+    return not apart and tile.block_m == tile.block_k == form.columns(tile)
 
 
 def _depthwise_tiles(
