@@ -9,6 +9,8 @@ the template. The positions of a program are outputs of one phase (phases.py has
 
 from __future__ import annotations
 
+import dataclasses
+
 from sympy import Integer
 
 from .gemm import (
@@ -21,6 +23,7 @@ from .index import Coordinate
 from .kernel import (
     ONE,
     Kernel,
+    StoreText,
     bias_coordinates,
     define_lane,
     define_positions,
@@ -70,6 +73,9 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     x, w, input_texts = loads(kernel, inputs, ("position", "ci"), (weight, ("ci", "co")))
     order = ("position", "co") if last else ("co", "position")
     y, output_texts = stores(kernel, outputs, order, [], added=False)
+    apart = plan.spec.stride[-1] > 1 and not last
+    if apart:
+        output_texts = tuple(_in_one_dimension(kernel, text) for text in output_texts)
     return GemmContext(
         program_lines=tuple(lines["program"]),
         phase_lines=tuple(lines["phase"]),
@@ -87,5 +93,22 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         bias_lanes="co",
         y_pointers=f"{y.pointer} + y_lanes",
         result_lines=(),
-        result="acc" if last else "tl.trans(acc)",
+        result="acc" if last or apart else "tl.trans(acc)",
     )
+
+
+def _in_one_dimension(kernel: Kernel, text: StoreText) -> StoreText:
+    """Return a store of outputs that are `stride` apart, flattened.
+
+    Triton sees a run along neither dimension of such a tile, and lets neighbouring threads store
+    along the first (3.6) or the last one (3.7 to 3.9): so there is but one.
+    """
+    shape = f"{kernel.sizes.named('BLOCK_N')}, {kernel.sizes.named('BLOCK_M')}"
+    flat = shape.replace(", ", " * ")
+    lines = [
+        "# In one dimension, along which neighbouring threads store neighbours of a row",
+        f"y_lanes = y_lanes.reshape({flat})",
+    ]
+    if text.mask_lines:
+        lines.append(f"y_mask = tl.broadcast_to(y_mask, ({shape})).reshape({flat})")
+    return dataclasses.replace(text, pointer_lines=(*lines, f"acc = tl.trans(acc).reshape({flat})"))

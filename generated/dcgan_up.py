@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 81090382d10a69c0beac3377254de12fd18036b9c0415d36270289ac832551e8
+# body sha256: 26887a174e030eafca727ebd9eebfe4ce54d8fdb3e35644a857f4d98238ffbac
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -141,7 +141,11 @@ def conv_transpose2d_kernel(
     y_position = next_image * (C_OUT * H_OUT * W_OUT) + q_h * (2 * W_OUT) + q_w * 2
     y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (image + next_image < BATCH)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    # In one dimension, along which neighbouring threads store neighbours of a row
+    y_lanes = y_lanes.reshape(BLOCK_N * BLOCK_M)
+    y_mask = tl.broadcast_to(y_mask, (BLOCK_N, BLOCK_M)).reshape(BLOCK_N * BLOCK_M)
+    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
+    tl.store(y_tile + y_lanes, acc, mask=y_mask)
 
 
 def pack_weight(weight):
@@ -484,7 +488,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_799ef616bd19ae35"
+NAMESPACE = "convgen_3b9743502ad34252"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

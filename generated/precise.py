@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: d76bb5dadc104e9affbf70ee0e69911e2a965ff69044a7d5368dfcc81307cbd6
+# body sha256: 3ea93fe63ee67ad5a25cf9e58de6bb8673eec6d285da1ecabe24e6d81820c8fc
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -100,7 +100,11 @@ def conv_transpose1d_kernel(
     y_tile = y_ptr + tl.cast(image, tl.int64) * L_OUT * C_OUT + phase_l
     y_lanes = (co * L_OUT)[:, None] + (position * 3)[None, :]
     y_mask = (position * 3 + phase_l < L_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    # In one dimension, along which neighbouring threads store neighbours of a row
+    y_lanes = y_lanes.reshape(BLOCK_N * BLOCK_M)
+    y_mask = tl.broadcast_to(y_mask, (BLOCK_N, BLOCK_M)).reshape(BLOCK_N * BLOCK_M)
+    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
+    tl.store(y_tile + y_lanes, acc, mask=y_mask)
 
 
 def pack_weight(weight):
@@ -422,7 +426,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d56edf9505b01e6e"
+NAMESPACE = "convgen_96e65192ee3fc2ff"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -96,7 +96,7 @@ def test_the_kernel_of_the_gradient_is_compiled_too() -> None:
     assert row["spills"] <= SPILLS
 
 
-ODD = {  # layers whose rows have an odd number of positions, or one that run time decides
+ODD = {  # layers whose rows have an odd number of positions, or one that run time decides, or apart
     "gather": ("ConvTranspose2d(32, 32, 3, input=(4, 32, 31, 31))", ("gather", 1)),
     "rows": ("ConvTranspose2d(32, 32, 3, input=(4, 32, 31, 31))", ("gather", 2)),
     "polyphase": (
@@ -112,16 +112,23 @@ ODD = {  # layers whose rows have an odd number of positions, or one that run ti
         "ConvTranspose2d(32, 32, 4, stride=2, padding=1, groups=32, input=(4, 32, 32, 32))",
         ("direct", 1),
     ),
+    "apart": (
+        "ConvTranspose2d(32, 32, 4, stride=2, padding=1, input=(4, 32, 32, 32))",
+        ("gather", 1),
+    ),
     "folded": ("ConvTranspose1d(32, 32, 4, stride=2, input=(64, 32, 14))", ("polyphase", 1)),
 }
 LAYOUT = re.compile(r"^(#\w+) = #ttg\.blocked<.*threadsPerWarp = \[([\d, ]+)\]", re.MULTILINE)
 READ = re.compile(r"%x\w* = (?:tt\.load|ttg\.async_copy_global\w*) .*?tensor<(\d+)x\d+x!.*?(#\w+)>")
 
 
+WRITE = re.compile(r"tt\.store .*?tensor<(\d+)x(?:\d+x)?!.*?(#\w+)>")
+
+
 @pytest.mark.compile
 @pytest.mark.parametrize("name", ODD)
-def test_neighbouring_threads_read_neighbouring_inputs(name: str) -> None:
-    """Else a warp reads 32 channels, each from a line of its own: up to eight times slower.
+def test_neighbouring_threads_have_neighbours_of_a_row(name: str) -> None:
+    """Else a warp reads or writes 32 channels, each in a line of its own: up to 8 times slower.
 
     Triton takes the wrong dimension of a tile where it sees no run along either, and which one that
     is depends on its version.
@@ -136,9 +143,10 @@ def test_neighbouring_threads_read_neighbouring_inputs(name: str) -> None:
     layouts = {
         layout: list(map(int, lanes.split(", "))) for layout, lanes in LAYOUT.findall(code["ttgir"])
     }
-    reads = READ.findall(code["ttgir"])
-    assert reads
-    for rows, layout in reads:
-        along_rows, along_columns = layouts[layout]
-        positions_first = int(rows) == tile.block_m
-        assert (along_rows if positions_first else along_columns) >= 8
+    for pattern in (READ, WRITE):
+        found = pattern.findall(code["ttgir"])
+        assert found
+        for rows, layout in found:
+            # Positions lie along the first dimension, the only one, or the last one.
+            first = int(rows) == tile.block_m
+            assert layouts[layout][0 if first else -1] >= 8
