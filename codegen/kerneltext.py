@@ -25,7 +25,7 @@ _COMMENTS = {
     "PHASE": "outputs of a phase: ceil(output / stride)",
     "ROW": "positions of a row, an even number: Triton then sees runs of them",
     "TAPS": "taps of a phase",
-    "SPAN": "neighbouring inputs of a row, taken together as channels",
+    "SPAN": "neighbouring inputs of a row, taken together",
     "PHASES": "neighbouring outputs of a row, computed together",
     "PHASE_LANES": "PHASES, up to a power of two",
     "ROWS": "neighbouring rows of outputs, computed together",

@@ -31,6 +31,7 @@ SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
 BLOCK = re.compile(rf"({PREFIX})?BLOCK_")  # of the layer's kernel, or of its gradient's
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
+REGISTERED = {"NAMESPACE", "register_optimizer_step_post_hook"}
 FOREIGN = {"libdevice", "extern_elementwise", "inline_asm_elementwise"}
 
 
@@ -240,7 +241,7 @@ def _section(statement: ast.stmt) -> str | None:
             return "ModelNew"
         case ast.ClassDef(bases=[base]) if ast.unparse(base) == "torch.autograd.Function":
             return "registration"
-        case ast.Assign() | ast.If() if "NAMESPACE" in _names(statement):
+        case ast.Assign() | ast.If() if not REGISTERED.isdisjoint(_names(statement)):
             return "registration"
         case ast.Assign() | ast.AnnAssign():
             return "constants"

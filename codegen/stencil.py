@@ -267,7 +267,8 @@ def _beside(
             f"{mask} = x_inside & {condition}" if masked else f"{mask} = {bare(condition)}"
         )
         texts.append(BesideText(name, f" {'-' if place < 0 else '+'} {abs(place)}", mask))
-    return tuple(masks.values()), tuple(texts)
+    comment = ("# The inputs beside the group",) if texts else ()
+    return (*comment, *masks.values()), tuple(texts)
 
 
 def _name(place: int, span: int) -> str:
@@ -284,7 +285,8 @@ def _names(letter: str, numbers: range) -> str:
 def _split_lines(block: str, span: int) -> tuple[str, ...]:
     """Return the lines that split `x`, groups of inputs, into one tile an input."""
     levels = span.bit_length() - 1
-    lines = [f"x = x.reshape({block}, {', '.join(['2'] * levels)})"] * (levels > 1)
+    lines = ["# The inputs of a group one by one, from halves of even and odd places"]
+    lines += [f"x = x.reshape({block}, {', '.join(['2'] * levels)})"] * (levels > 1)
     for level in range(levels):
         step = 2**level
         for first in range(step):
@@ -305,7 +307,7 @@ def _sum_lines(grouping: Grouping) -> tuple[str, ...]:
 
 def _join_lines(width: int, widths: str) -> tuple[str, ...]:
     """Return the lines that lay the outputs of a group side by side, in the accumulator."""
-    lines = []
+    lines = ["# Side by side, the same way back"]
     for level in reversed(range(width.bit_length() - 1)):
         step = 2**level
         for first in range(step):

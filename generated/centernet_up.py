@@ -4,7 +4,7 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs = 16.00 waves over 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: aa12dad32a11663f7724fc4042e77b1009f5d3ccacecf891a8a32b697ac050ca
+# body sha256: e8e3123f9a7b40c83af875af7b70793b8d162c999ccc06d64ab7c01b2f8ee17b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 C_IN = tl.constexpr(64)
 C_OUT = tl.constexpr(64)
@@ -30,7 +31,7 @@ H_OUT = tl.constexpr(128)
 W_OUT = tl.constexpr(128)
 H_PHASE = tl.constexpr(64)  # outputs of a phase: ceil(output / stride)
 KW = tl.constexpr(4)
-SPAN = tl.constexpr(4)  # neighbouring inputs of a row, taken together as channels
+SPAN = tl.constexpr(4)  # neighbouring inputs of a row, taken together
 PHASES = tl.constexpr(8)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(16)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(16)  # groups of PHASES outputs in a row
@@ -50,6 +51,9 @@ GROUPS = 64
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 EAGER = {torch.Tensor, nn.Parameter, type(None)}
+
+# Steps of optimizers so far: fused ones change weights and leave no trace in them.
+STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
@@ -103,10 +107,12 @@ def conv_transpose2d_kernel(
         x_inside = (q_h + shift_h >= 0) & (q_h + shift_h < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
+        # The inputs of a group one by one, from halves of even and odd places
         x = x.reshape(BLOCK_M, 2, 2)
         x_0_2, x_1_3 = tl.split(x)
         x_0, x_2 = tl.split(x_0_2)
         x_1, x_3 = tl.split(x_1_3)
+        # The inputs beside the group
         before_mask = x_inside & (q_w - 1 >= 0)
         after_mask = x_inside & (q_w + 1 < W_IN_GROUPS)
         before_1 = tl.load(x_tile + x_step + group_lanes - 1, mask=before_mask, other=0.0)
@@ -124,6 +130,7 @@ def conv_transpose2d_kernel(
         y_5 = x_3 * w_0 + x_2 * w_2
         y_6 = x_3 * w_1 + x_2 * w_3
         y_7 = after_1 * w_0 + x_3 * w_2
+        # Side by side, the same way back
         y_0_4 = tl.join(y_0, y_4)
         y_1_5 = tl.join(y_1, y_5)
         y_2_6 = tl.join(y_2, y_6)
@@ -385,6 +392,10 @@ def _is_watched(*tensors):
     )
 
 
+def _count_step(*_):
+    STEPS[0] += 1
+
+
 def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
     return torch.is_grad_enabled() and (
@@ -499,7 +510,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_42c67055359537c9"
+NAMESPACE = "convgen_2d964219a20244ea"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -515,6 +526,7 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
+STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 
 class Recorded(torch.autograd.Function):
@@ -576,15 +588,19 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._packed = None  # (weight, what tells its versions apart, the packed copy)
+        self._packed = None  # (what tells the weight's versions apart, the weight, the packed copy)
         self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
         self._warned = False
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
-        if weight is None:  # a parametrization computes it
+        # A parametrization, pruning or a replica has them elsewhere.
+        own = self._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None:
             weight = self.weight
+        if "bias" not in own:
+            bias = self.bias
         watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -607,8 +623,7 @@ class ModelNew(nn.Module):
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.
 
-        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
-        steps of a fused one by gradients that were set by hand.
+        Such are edits through `weight.data`, and steps of an optimizer in a graph that is replayed.
         """
         self._packed = None
 
@@ -628,15 +643,19 @@ class ModelNew(nn.Module):
         stream = None
         if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
-        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
-        if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
-            self._packed = (weight, state, pack_weight(weight.detach().to(torch.float32)))
+        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream, STEPS[0])
+        packed = self._packed
+        if packed is None or packed[0] != state or packed[1][0] is not weight:
+            # An alias keeps the memory, so that no other weight comes to lie there.
+            alias = weight.detach()
+            packed = state, (weight, alias), pack_weight(alias.to(torch.float32))
+            self._packed = packed
         if weight.requires_grad and self._hooked[0] is not weight:
-            # Fused optimizers leave no trace either, but gradients come before them.
+            # A step in a compiled graph may leave no trace either, but gradients come before it.
             layer = weakref.ref(self)
             weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
             self._hooked = (weight,)
-        return self._packed[2]
+        return packed[2]
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 64 channels, 16 x 2 inputs deep, 4 warps, 3 stages
 # grid: (tile, image), 19088 programs = 72.30 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: fab7106d474edd5a59b93be3edd29512238d3311b4e3451c4fc86fc972b84c72
+# body sha256: 8274ae3843670af4b5959cc51e5642b9ce5758691578b0372d9fe67e36edc2fc
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -21,6 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 C_IN = tl.constexpr(32)
 C_OUT = tl.constexpr(64)
@@ -32,7 +33,7 @@ H_OUT = tl.constexpr(68)
 W_OUT = tl.constexpr(68)
 KD = tl.constexpr(3)
 KH = tl.constexpr(5)
-SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together as channels
+SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(32)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(34)  # groups of PHASES outputs in a row
@@ -53,6 +54,9 @@ GROUPS = 1
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 EAGER = {torch.Tensor, nn.Parameter, type(None)}
+
+# Steps of optimizers so far: fused ones change weights and leave no trace in them.
+STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
@@ -406,6 +410,10 @@ def _is_watched(*tensors):
     )
 
 
+def _count_step(*_):
+    STEPS[0] += 1
+
+
 def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
     return torch.is_grad_enabled() and (
@@ -520,7 +528,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_59da7fa0988be120"
+NAMESPACE = "convgen_a2c94ee1e9b056c0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -536,6 +544,7 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
         f"{NAMESPACE}::conv_transpose3d", _backward, setup_context=_save, lib=LIBRARY
     )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose3d
+STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 
 class Recorded(torch.autograd.Function):
@@ -597,15 +606,19 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._packed = None  # (weight, what tells its versions apart, the packed copy)
+        self._packed = None  # (what tells the weight's versions apart, the weight, the packed copy)
         self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
         self._warned = False
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        weight, bias = self._parameters.get("weight"), self._parameters["bias"]
-        if weight is None:  # a parametrization computes it
+        # A parametrization, pruning or a replica has them elsewhere.
+        own = self._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None:
             weight = self.weight
+        if "bias" not in own:
+            bias = self.bias
         watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -628,8 +641,7 @@ class ModelNew(nn.Module):
     def invalidate(self):
         """Forget the packed weight, after a change that torch does not report.
 
-        Such are edits through `weight.data`, steps of an optimizer in a graph that is replayed, and
-        steps of a fused one by gradients that were set by hand.
+        Such are edits through `weight.data`, and steps of an optimizer in a graph that is replayed.
         """
         self._packed = None
 
@@ -649,15 +661,19 @@ class ModelNew(nn.Module):
         stream = None
         if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
-        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream)
-        if self._packed is None or self._packed[0] is not weight or self._packed[1] != state:
-            self._packed = (weight, state, pack_weight(weight.detach().to(torch.float32)))
+        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream, STEPS[0])
+        packed = self._packed
+        if packed is None or packed[0] != state or packed[1][0] is not weight:
+            # An alias keeps the memory, so that no other weight comes to lie there.
+            alias = weight.detach()
+            packed = state, (weight, alias), pack_weight(alias.to(torch.float32))
+            self._packed = packed
         if weight.requires_grad and self._hooked[0] is not weight:
-            # Fused optimizers leave no trace either, but gradients come before them.
+            # A step in a compiled graph may leave no trace either, but gradients come before it.
             layer = weakref.ref(self)
             weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
             self._hooked = (weight,)
-        return self._packed[2]
+        return packed[2]
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""

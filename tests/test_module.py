@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils import parametrize, prune
 
 import convgen
 from convgen.loading import load_module
@@ -239,6 +240,50 @@ def test_a_look_at_the_output_before_the_step_packs_nothing_for_good(optimizer, 
     steps.step()
     with torch.no_grad():
         assert close(model(x), twin(model)(x))
+
+
+def test_a_look_at_the_output_between_gradient_and_step_is_no_longer_true_after_it(load, x, device):
+    """A generator runs without recording while its gradients wait: its weight is packed again."""
+    model = load(DOUBLE).ModelNew(device=device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        torch.no_grad()(model)(x)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            assert close(model(x), twin(model)(x))
+
+
+def test_memory_that_was_left_is_not_taken_for_the_weight_s(load, x, device):
+    """Of a weight that is replaced twice the second may lie where the first one lay."""
+    model = load(DOUBLE).ModelNew(device=device)
+    for _ in range(20):
+        for _ in range(2):
+            model.weight.data = torch.randn_like(model.weight)
+        with torch.no_grad():
+            assert close(model(x), twin(model)(x))
+
+
+BIASES = {
+    "pruned": lambda model: prune.l1_unstructured(model, "bias", 0.5),
+    "parametrized": lambda model: parametrize.register_parametrization(model, "bias", nn.Tanh()),
+    "a tensor": lambda model: (
+        model._parameters.pop("bias"),
+        setattr(model, "bias", torch.ones_like(model.weight[0, :, 0, 0])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_the_bias_need_not_be_a_parameter(name, load, x, device):
+    """A replica for data parallelism has plain tensors, for one."""
+    model = load(DOUBLE).ModelNew(device=device)
+    reference = twin(model)
+    for each in (model, reference):
+        BIASES[name](each)
+    with torch.no_grad():
+        assert close(model(x), reference(x))
 
 
 @pytest.mark.parametrize("recording", [True, False])

@@ -156,10 +156,10 @@ CONSTEXPR = [
         ("annotated constexpr", r"^C_IN = ", "C_IN: tl.constexpr = "),
         ("constexpr with a second value", r"^C_IN = .*", r"\g<0>\nC_IN = 3"),
         ("constexpr with a changed value", r"^C_IN = .*", r"\g<0>\nif STRIDE:\n    C_IN = 3"),
-        ("KH that is a number", r"^KH = .*", "KH = 3"),
-        ("KH that is a parameter", r"^    x_ptr,", r"\g<0>\n    KH,"),
+        ("KW that is a number", r"^KW = .*", "KW = 3"),
+        ("KW that is a parameter", r"^    x_ptr,", r"\g<0>\n    KW,"),
         ("KW assigned in a kernel", KERNEL_BODY, r"    KW = 3\n\g<0>"),
-        ("KH from nowhere", r"^KH = .*\n", ""),
+        ("KW from nowhere", r"^KW = .*\n", ""),
     )
 ]
 
