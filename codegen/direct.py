@@ -84,10 +84,17 @@ class DirectContext:
     result: str
 
 
+def depthwise_refusal(spec: ConvTransposeSpec) -> str | None:
+    """Return why `spec` is not depthwise, None if it is."""
+    if 1 < spec.groups == spec.in_channels == spec.out_channels:
+        return None
+    return "not depthwise: a group of one input and one output channel each"
+
+
 def direct_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why the family cannot serve `spec`, None if it can."""
-    if not 1 < spec.groups == spec.in_channels == spec.out_channels:
-        return "not depthwise: a group of one input and one output channel each"
+    if (reason := depthwise_refusal(spec)) is not None:
+        return reason
     return None if spec.layout == "channels_last" else refusal(decompose(spec)[-1], 1)
 
 

@@ -21,6 +21,7 @@ from .targets import GpuTarget
 NOMINAL_BATCH = 8
 NOMINAL_CHANNELS = 64
 NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
+DEPTHWISE = ("direct", "stencil")  # families whose channels are groups of their own
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
 
 
@@ -49,7 +50,7 @@ class Tile:
     @property
     def depthwise(self) -> bool:
         """Whether its programs have channels that are groups of their own."""
-        return self.family in ("direct", "stencil")
+        return self.family in DEPTHWISE
 
     def __str__(self) -> str:
         inputs = f" x {self.span} inputs" if self.span > 1 else ""

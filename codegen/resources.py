@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .direct import direct_refusal
 from .grouping import Grouping
 from .phases import AxisPhases
-from .plan import Problem, Tile
+from .plan import DEPTHWISE, Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .rows import RowBlock, rows_refusal
 from .sizes import needs_even_rows
@@ -98,7 +98,7 @@ def forms(
     of_one_row = list(_forms_of_one_row(spec, phases, problem))
     yield from of_one_row
     for form, rows in itertools.product(of_one_row, ROWS):
-        if form.family in ("gather", "polyphase") and rows_refusal(spec, rows) is None:
+        if form.family not in DEPTHWISE and rows_refusal(spec, rows) is None:
             extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
             yield dataclasses.replace(
                 form,

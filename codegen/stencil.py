@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
+from .direct import depthwise_refusal
 from .grouping import Grouping
 from .index import Coordinate, Mask, access
 from .kernel import (
@@ -106,8 +107,8 @@ class StencilContext:
 
 def stencil_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why the family cannot serve `spec` with any span, None if it can."""
-    if not 1 < spec.groups == spec.in_channels == spec.out_channels:
-        return "not depthwise: a group of one input and one output channel each"
+    if (reason := depthwise_refusal(spec)) is not None:
+        return reason
     if spec.layout != "channels_first":
         return "channels_last: the channels are neighbours, not the inputs of a row"
     if spec.before:
@@ -172,7 +173,6 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     beside_lines, beside = _beside(kernel, at, x_text.masked)
     used = sorted({k for sums in grouping.sums for _, k in sums})
     span, width = sizes.named("SPAN"), sizes.named("PHASES")
-    scribe.used |= {span, width}
     widths = f"{sizes.named('BLOCK_M')}, {width}"
     return StencilContext(
         program_lines=tuple(lines["program"]),
@@ -261,7 +261,6 @@ def _beside(
         side, _, _ = name.partition("_")
         mask = f"{side}_mask" if abs(shift) == 1 else f"{side}_mask_{abs(shift)}"
         extent = None if place < 0 else sizes.named(f"{sizes.letter(last)}_IN_GROUPS")
-        kernel.scribe.used |= extent.free_symbols if extent is not None else set()
         condition = kernel.scribe.condition(Mask(at.axes[last] + shift, extent))
         masks[mask] = (
             f"{mask} = x_inside & {condition}" if masked else f"{mask} = {bare(condition)}"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .phases import AxisPhases
-from .plan import Candidate, Cost, Problem, Tile, problem_of
+from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
 from .resources import WARP, Form, fits, forms, occupancy
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
@@ -98,7 +98,7 @@ def _tiles(
 ) -> Iterator[Tile]:
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     most = 2 * form.positions * problem.batch
-    if form.family in ("direct", "stencil"):
+    if form.family in DEPTHWISE:
         yield from _depthwise_tiles(spec, problem, form, target)
         return
     rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
