@@ -130,9 +130,10 @@ def _plan(plan: KernelPlan) -> Rows:
     yield (
         "occupancy",
         (
-            f"{cost.occupancy} programs an SM ({cost.occupancy * tile.num_warps} of "
-            f"{target.warps_per_sm} warps; about {registers(plan.spec, form, tile)} registers a "
-            f"thread, {shared_memory(plan.spec, form, tile)} bytes of shared memory a program)"
+            f"{cost.occupancy} programs an SM by estimate ({cost.occupancy * tile.num_warps} of "
+            f"{target.warps_per_sm} warps; about {registers(plan.spec, form, tile, target)} "
+            f"registers a thread, {shared_memory(plan.spec, form, tile)} bytes of shared memory a "
+            "program)"
         ),
     )
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"

@@ -176,7 +176,7 @@ def form_of(
     raise SpecError(f"no kernel of {kind} serves {spec}")
 
 
-def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
     threads = WARP * tile.num_warps
     if tile.depthwise:  # the products of a tap beside their sums
@@ -188,7 +188,12 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     accumulators = _held(spec, form, tile)
     # Products of several terms hold each operand in two or three parts.
     parts = 1 if spec.product is None else min(spec.product.products, 3)
-    operands = (tile.block_m + columns) * depth * wide * parts // threads
+    lines = tile.block_m + columns
+    if form.family == "polyphase" and form.span == 1 and _from_shared(spec, target):
+        # Only float32 inputs pass through registers, to be rounded. Of 57 such tiles of 128
+        # accumulators, one of those that this lets fit spilled (Triton 3.6).
+        lines = tile.block_m if spec.dtype == "float32" else 0
+    operands = lines * depth * wide * parts // threads
     # A strided output is stored element by element: every accumulator has its own address.
     strided = max(spec.stride) > 1 and form.family == "gather"
     addresses = accumulators // 2 if strided else 0
@@ -203,6 +208,12 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
         addresses += 3 * tile.block_m * tile.block_k // threads
     return OTHER_REGISTERS + accumulators + operands + addresses
+
+
+def _from_shared(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
+    """Whether products read their operands from shared memory: those of a single matrix product."""
+    single = spec.dtype != "float64" if spec.product is None else spec.product.rounds
+    return target.multiplies_from_shared and single
 
 
 def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
@@ -234,7 +245,7 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
         return shared and _rows_fit(spec, form, tile, target)
     return (
         held * parts <= MOST_OPERANDS
-        and registers(spec, form, tile) <= target.registers_per_thread - _margin(form, target)
+        and registers(spec, form, tile, target) <= target.registers_per_thread - _margin(form, target)
         and shared_memory(spec, form, tile) <= target.shared_per_block
     )
 
@@ -284,7 +295,7 @@ def _margin(form: Form, target: GpuTarget) -> int:
 def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Return programs resident on an SM: what threads, registers and shared memory allow."""
     shared = shared_memory(spec, form, tile)
-    return max(1, resident(target, tile.num_warps, registers(spec, form, tile), shared))
+    return max(1, resident(target, tile.num_warps, registers(spec, form, tile, target), shared))
 
 
 def resident(target: GpuTarget, num_warps: int, registers: int, shared: int) -> int:

@@ -47,7 +47,7 @@ def test_the_brief_s_problem():
     # 65 928 tiles of 32 * 4 outputs by 64 channels, each product 64 channels times 9 taps deep.
     assert plan["multiplied"].startswith("622.175 GFLOP")
     assert plan["bytes"].startswith("4303.512 MB at least")
-    assert plan["occupancy"].startswith("2 programs an SM (8 of 48 warps; ")
+    assert plan["occupancy"].startswith("2 programs an SM by estimate (8 of 48 warps; ")
     assert plan["waves"] == "257.53 over 128 SMs x 2 programs"
     assert plan["tail"] == "47 % of the last wave stands empty"
     assert plan["roofline"] == "7.4876 ms, bound by compute"

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from convgen import find_target, parse
 from convgen import tune as tuning
-from convgen.choices import key_of, read_choices, text_of
+from convgen.choices import key_of, read_choices, shipped, text_of
 from convgen.cli import main
 from convgen.cubin import compilers
 from convgen.gradient import input_gradient
@@ -73,6 +73,21 @@ def test_a_shortlist_is_the_same_every_time():
 def test_a_small_layer_is_tried_whole():
     ranking = ranking_of(LAYER)[:5]
     assert set(shortlist(ranking, 48)) == {candidate.tile for candidate in ranking}
+
+
+def test_the_package_s_own_choice_is_tried_again(monkeypatch):
+    """Else another search with few tiles could ship a slower one in its place."""
+    text, own = next(
+        (text, own)
+        for text, own in shipped("h100").table.items()
+        if own.tile not in shortlist(ranking_of(text), 1)
+    )
+    executor = ThreadPoolExecutor(1)
+    monkeypatch.setattr(tuning, "_fits", lambda *of: True)
+    monkeypatch.setattr(tuning, "_compilers", lambda: executor)
+    tiles = [tile for tile, _ in tuning._compiling.__wrapped__(text, "h100", 1)]
+    assert len(tiles) == 2
+    assert own.tile == tiles[1]
 
 
 def test_what_the_file_has_is_not_measured_again(tmp_path):
