@@ -135,7 +135,10 @@ def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
     if "input_gradient" not in row:
         return None
     found = row["input_gradient"]
-    return MeasuredGradient(tile_of(found["tile"]), float(found["ms"]), float(found["torch_ms"]))
+    tile = tile_of(found["tile"])
+    if tile.relayout:
+        raise ValueError("the kernel of the input's gradient makes no copy")
+    return MeasuredGradient(tile, float(found["ms"]), float(found["torch_ms"]))
 
 
 def _reason(error: Exception) -> str:
@@ -147,11 +150,15 @@ def _reason(error: Exception) -> str:
 def tile_of(row: Any) -> Tile:
     """Return the tile that a file's object describes; raises ValueError if it is none."""
     names = [field.name for field in dataclasses.fields(Tile)]
-    given = {"rows": 1, **row} if isinstance(row, dict) else {}
+    given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}
     if set(given) != set(names):
         raise ValueError(f"a tile has {', '.join(names)}")
     for name, value in row.items():
         if name == "family":
+            continue
+        if name == "relayout":
+            if not isinstance(value, bool):
+                raise ValueError(f"relayout of a tile is true or false, got {value!r}")
             continue
         if not isinstance(value, int) or not 1 <= value <= 1024:
             raise ValueError(f"{name} of a tile is a number from 1 to 1024, got {value!r}")

@@ -112,7 +112,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
         dtype: its spec's.
         name: what line information calls it.
         capability: ten times the major version plus the minor one.
-        kernel: its number in the file: 0 is the layer's, 1 that of the input's gradient.
+        kernel: its number in the file: 0 is the layer's; then come that of the input's gradient
+            and that of the input's copy, if the file has them.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import triton
@@ -203,6 +204,7 @@ def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str
     source = compile_kernel(statement.spec, target, choices=choices)
     name = statement.name or f"conv_transpose{statement.spec.rank}d"
     names = [name, *[f"{name}_input_gradient"] * (source.plan.gradient is not None)]
+    names += [f"{name}_channels_last"] * source.plan.tile.relayout
     binaries = [compile_for(source, target, number) for number in range(len(names))]
     return [_row(*pair, target) for pair in zip(names, binaries, strict=True)]
 

@@ -176,7 +176,11 @@ def _blocks(candidate: Candidate) -> tuple[int, int, int]:
 
 
 def _candidates(plan: KernelPlan) -> Rows:
-    yield "order", "model time in steps of 1 %; within one, smaller tiles and deeper pipelines"
+    yield (
+        "order",
+        "model time in steps of 1 %, a copy of the input counting more than it takes; within one, "
+        "smaller tiles and deeper pipelines",
+    )
     for candidate in plan.ranking[:MOST_CANDIDATES]:
         cost = candidate.cost
         yield (
@@ -199,13 +203,19 @@ def _wrapper(plan: KernelPlan) -> Rows:
     spec = plan.spec
     problem = problem_of(spec, plan.phases)
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
-    yield "copies", f"none of an input that is dense{layout}; one of an input that is not dense"
+    copies = f"none of an input that is dense{layout}; one of an input that is not dense"
+    workspace = "no workspace"
+    if plan.tile.relayout:
+        each = problem.batch * problem.in_channels * problem.inputs * spec.element.itemsize
+        copies = "one of every input, to channels_last: its kernel and this one are faster together"
+        workspace = f"a workspace of {each} bytes for the copy of the input"
+    yield "copies", copies
     pairs = problem.in_channels * problem.out_channels // spec.groups
     last = spec.kernel_size[-1]
     if plan.grouping is not None and not plan.grouping.unrolled:
         last = _slots(plan.grouping)
     packed = pairs * math.prod(spec.kernel_size[:-1]) * last * spec.element.itemsize
-    yield "memory", f"the output, and {packed} bytes of packed weight; no workspace"
+    yield "memory", f"the output, and {packed} bytes of packed weight; {workspace}"
     yield "packed weight", "kept by the layer until the weight changes; in training made each time"
     yield "batch", "the numbers of a sample do not depend on the others, nor on how many there are"
     if spec.before or spec.after:

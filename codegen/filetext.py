@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from . import __version__
 from .kerneltext import KernelText, kernel_text
 from .plan import KernelPlan, Tile
+from .relayout import RelayoutText, relayout_text
 from .sizes import sizes_of
 from .spec import ConvTransposeSpec
 from .wrappertext import WrapperContext, wrapper_context
@@ -45,6 +46,7 @@ class FileContext:
         wrapper: what the wrapper functions and the module need.
         gradient: what the functions for the input's gradient need, None where torch gives it.
         gradient_tile: family and tile of its kernel.
+        relayout: what the kernel that copies the input needs, None where there is no copy.
     """
 
     version: str
@@ -72,6 +74,7 @@ class FileContext:
     wrapper: WrapperContext
     gradient: WrapperContext | None
     gradient_tile: str | None
+    relayout: RelayoutText | None
 
 
 def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
@@ -113,6 +116,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         wrapper=wrapper_context(plan, sizes, kernel),
         gradient=gradient,
         gradient_tile=gradient_tile,
+        relayout=relayout_text(plan, kernel.x_shape),
     )
 
 

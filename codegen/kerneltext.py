@@ -14,6 +14,7 @@ from .families import find_family
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, Scribe
+from .relayout import copied_sizes, copy_rounds
 from .sizes import AXES, BLOCKS, Size, Sizes
 from .spec import ConvTransposeSpec
 
@@ -90,7 +91,9 @@ def kernel_text(
     spec = plan.spec
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
-    body = _with_stages(spec, family.context(plan, sizes, scribe), products=family.products)
+    body = _with_stages(plan, family.context(plan, sizes, scribe), products=family.products)
+    if plan.tile.relayout:
+        scribe.used |= copied_sizes(sizes)
     constants, arguments, local_lines = _size_lines(sizes, scribe)
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
@@ -184,20 +187,21 @@ def _cast(spec: ConvTransposeSpec, value: str) -> str:
     return value if same else f"{value}.to(tl.{spec.element.triton})"
 
 
-def _with_stages(spec: ConvTransposeSpec, kernel: Any, *, products: bool) -> Any:
+def _with_stages(plan: KernelPlan, kernel: Any, *, products: bool) -> Any:
     """Return a family's context, stages and rounding put before what it does to its inputs."""
     tiles = []
     for tile in kernel.inputs:
         weights = [weight.name for weight in tile.weights] if products else []
-        lines = (*_stages_before(spec, tile.masked, weights, products=products), *tile.lines)
+        lines = (*_stages_before(plan, tile.masked, weights, products=products), *tile.lines)
         tiles.append(dataclasses.replace(tile, lines=lines))
     return dataclasses.replace(kernel, inputs=tuple(tiles))
 
 
 def _stages_before(
-    spec: ConvTransposeSpec, masked: bool, weights: list[str], *, products: bool
+    plan: KernelPlan, masked: bool, weights: list[str], *, products: bool
 ) -> tuple[str, ...]:
     """Lines between a load and its products, in matrix units or not."""
+    spec = plan.spec
     narrow = spec.element.triton != spec.element.accumulator
     lines: list[str] = []
     if spec.before:
@@ -208,7 +212,7 @@ def _stages_before(
         lines += [f"x = {_cast(spec, 'x')}"] * (narrow and products)
     if not products:
         return tuple(lines)
-    if spec.product is not None and spec.product.rounds:
+    if spec.product is not None and spec.product.rounds and not copy_rounds(plan):
         lines.append("x = round_to_tf32(x)")
     if spec.dtype == "bfloat16":
         lines += [
@@ -225,7 +229,8 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
     for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
         spatial = [f"{p}{letter}_{end}" for letter in letters]
         axes = [f"{p}C_{end}", *spatial]
-        if spec.layout == "channels_last":
+        layout = plan.input_layout if end == "IN" else spec.layout
+        if layout == "channels_last":
             axes = [*spatial, f"{p}C_{end}"]
         shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
     taps = [f"{p}K{letter}" for letter in letters]

@@ -36,6 +36,7 @@ class Tile:
         family: a name of `FAMILIES`.
         span: neighbouring inputs of a row that a position takes together (grouping.py).
         rows: neighbouring rows of outputs that a program computes together (rows.py).
+        relayout: the input is copied to channels_last first (relayout.py).
     """
 
     block_m: int
@@ -46,6 +47,7 @@ class Tile:
     family: str = "gather"
     span: int = 1
     rows: int = 1
+    relayout: bool = False
 
     @property
     def depthwise(self) -> bool:
@@ -57,7 +59,8 @@ class Tile:
         rows = f" x {self.rows} rows" if self.rows > 1 else ""
         shape = f"{self.block_m} positions{rows} x {self.block_n} channels"
         depth = f"{self.block_k}{inputs} deep"
-        return f"{shape}, {depth}, {self.num_warps} warps, {self.num_stages} stages"
+        copy = ", of the input's channels_last copy" if self.relayout else ""
+        return f"{shape}, {depth}, {self.num_warps} warps, {self.num_stages} stages{copy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,11 @@ class KernelPlan:
     def family(self) -> str:
         """The name of the family that runs it."""
         return self.tile.family
+
+    @property
+    def input_layout(self) -> str:
+        """The layout that the kernel reads: the spec's, or that of the copy made before."""
+        return "channels_last" if self.tile.relayout else self.spec.layout
 
     @property
     def grid_text(self) -> str:

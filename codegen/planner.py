@@ -126,11 +126,12 @@ def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) 
 
 
 def _launch(tile: Tile) -> tuple[int | str, ...]:
-    return tile.num_warps, tile.num_stages, tile.family, tile.span, tile.rows
+    return tile.num_warps, tile.num_stages, tile.family, tile.span, tile.rows, tile.relayout
 
 
 def _blocks(tile: Tile) -> tuple[int | str, ...]:
-    return tile.block_m, tile.block_n, tile.block_k, tile.family, tile.span, tile.rows
+    blocks = tile.block_m, tile.block_n, tile.block_k
+    return *blocks, tile.family, tile.span, tile.rows, tile.relayout
 
 
 def _grid(

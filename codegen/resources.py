@@ -17,6 +17,7 @@ from .grouping import Grouping
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Problem, Tile
 from .polyphase import SPANS, span_refusal
+from .relayout import relayout_refusal
 from .rows import RowBlock, rows_refusal
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec, SpecError
@@ -55,6 +56,7 @@ class Form:
         family: a name of `FAMILIES`.
         span: inputs that a position takes together.
         rows: rows of outputs that a program has of each position.
+        relayout: the input is copied to channels_last first.
         lanes: columns of the product for each output channel.
         positions: positions of a phase of one image.
         phases: phases that have programs of their own.
@@ -69,6 +71,7 @@ class Form:
     phases: int
     taps: float
     rows: int = 1
+    relayout: bool = False
     inputs: int = 1
     weights: int = 1
 
@@ -96,6 +99,12 @@ def forms(
 ) -> Iterator[Form]:
     """Yield every form that serves `spec`: those of one row, then those of several."""
     of_one_row = list(_forms_of_one_row(spec, phases, problem))
+    if relayout_refusal(spec) is None:
+        of_one_row += [
+            dataclasses.replace(form, relayout=True)
+            for form in of_one_row
+            if form.family == ("gather" if spec.stride[-1] == 1 else "polyphase") and form.span == 1
+        ]
     yield from of_one_row
     for form, rows in itertools.product(of_one_row, ROWS):
         if form.family not in DEPTHWISE and rows_refusal(spec, rows) is None:
@@ -170,10 +179,15 @@ def form_of(
 ) -> Form:
     """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
     for form in forms(spec, phases, problem):
-        if (form.family, form.span, form.rows) == (tile.family, tile.span, tile.rows):
+        if _kind(form) == _kind(tile):
             return form
-    kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}"
+    copy = " of a copy" if tile.relayout else ""
+    kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}{copy}"
     raise SpecError(f"no kernel of {kind} serves {spec}")
+
+
+def _kind(of: Form | Tile) -> tuple[str, int, int, bool]:
+    return of.family, of.span, of.rows, of.relayout
 
 
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
@@ -243,9 +257,10 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     if form.rows > 1:
         shared = shared_memory(spec, form, tile) <= target.shared_per_block
         return shared and _rows_fit(spec, form, tile, target)
+    most = target.registers_per_thread - _margin(form, target)
     return (
         held * parts <= MOST_OPERANDS
-        and registers(spec, form, tile, target) <= target.registers_per_thread - _margin(form, target)
+        and registers(spec, form, tile, target) <= most
         and shared_memory(spec, form, tile) <= target.shared_per_block
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .index import AtLeast, FloorDiv, symbol, unflatten
-from .kernel import Kernel, Loop
+from .kernel import Kernel, Loop, hidden_zero
 from .phases import AxisPhases
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton
@@ -44,7 +44,7 @@ def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
     taps: list[Expr] = []
     reached: Expr = Integer(1)
     define = kernel.scribe.define
-    zero = _hidden_zero(kernel, lines)
+    zero = _zero_of_axes(kernel, lines)
     for number, letter, axis in kernel.axes:
         tap, gap = kernel.coordinate(f"phase_{letter}"), kernel.coordinate(f"gap_{letter}")
         offset = axis.dilation * tap + gap
@@ -66,8 +66,8 @@ def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
     return PhaseText(firsts, residues, taps, reached)
 
 
-def _hidden_zero(kernel: Kernel, lines: list[str]) -> Expr:
-    """Define a 0 that LLVM cannot tell, for index math that it would get wrong; else return 0.
+def _zero_of_axes(kernel: Kernel, lines: list[str]) -> Expr:
+    """Return a 0 that LLVM cannot tell, for index math that it would get wrong; else 0.
 
     LLVM knows how small the numbers are that the axes start from, puts those of several axes into
     a vector and narrows it. Where the axes differ, so do the operations on them: up to Triton 3.7
@@ -80,12 +80,7 @@ def _hidden_zero(kernel: Kernel, lines: list[str]) -> Expr:
     odd = any(stride > 1 or dilation & (dilation - 1) for stride, _, dilation in live)
     if len(live) < 2 or not odd:
         return Integer(0)
-    lines += [
-        "# 0, but not to LLVM: before Triton 3.8 it gets the joint index math of axes that differ",
-        "# wrong, where it knows the bounds of what they start from",
-        "zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)",
-    ]
-    return kernel.scribe.name("zero", 0, 0)
+    return hidden_zero(kernel, lines)
 
 
 def _first(axis: AxisPhases, offset: Expr) -> Expr:

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
@@ -41,6 +42,12 @@ LOAD_POSITIONS = {
 }
 LOAD_CHANNELS = 0.031
 LOAD_WEIGHT = 0.0059  # of a byte
+# The same of a copy in channels_last (relayout.py). Fitted to 650 tiles of 50 layers (as above, but
+# 2026-11-25), 250 of them of copies; the model's first choice is within 1.06x of the best of each.
+LOAD_COPY = {4: 0.020, 2: 0.012}
+# A copy takes memory: it has to gain by the model, which knows it where it was measured.
+WORTH = 1.05
+WORTH_UNMEASURED = 2.0
 STORE = 0.084
 STORE_GROUPS = {8: 0.188, 4: 0.094, 2: 0.061}
 # The direct family's loads, and its multiplications without matrix units: a guess, from 128 lanes
@@ -79,17 +86,19 @@ def rank_tiles(
         for form in forms(spec, phases, problem)
         for tile in _tiles(spec, problem, form, target)
     ]
-    return tuple(sorted(candidates, key=_order))
+    worth = WORTH if target.multiplies_from_shared else WORTH_UNMEASURED
+    return tuple(sorted(candidates, key=lambda candidate: _order(candidate, worth)))
 
 
-def _order(candidate: Candidate) -> tuple[float, int, str, int, int, int, int, int, int, int]:
+def _order(candidate: Candidate, worth: float) -> tuple[Any, ...]:
     tile = candidate.tile
+    model = candidate.cost.model_ms * (worth if tile.relayout else 1.0)
     # The model's figures are no better than a percent: within that, wider vectors win over single
     # elements, the smaller tile, and the deeper pipeline.
-    grain = round(math.log(candidate.cost.model_ms) / math.log(1.01))
+    grain = round(math.log(model) / math.log(1.01))
     size = tile.block_m * tile.block_n
     wide = tile.span if tile.family == "stencil" else 0
-    name = (-wide, tile.family, tile.span, tile.rows)
+    name = (-wide, tile.family, tile.span, tile.rows, tile.relayout)
     return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
 
 
@@ -116,6 +125,7 @@ def _tiles(
             family=form.family,
             span=form.span,
             rows=form.rows,
+            relayout=form.relayout,
         )
         if fits(spec, form, tile, target) and not _share_a_layout(spec, form, tile):
             yield tile
@@ -127,7 +137,7 @@ def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
     Its vectors run along the input channels; neighbouring threads then read far from each other
     along a row. None of them is the fastest measured of its layer.
     """
-    apart = spec.layout == "channels_last" or form.span > 1
+    apart = spec.layout == "channels_last" or form.relayout or form.span > 1
     return not apart and tile.block_m == tile.block_k == form.columns(tile)
 
 
@@ -227,6 +237,10 @@ def cost_of(
     # Up to a few waves a partial one takes as long as a full one; later they drift apart.
     whole_waves = math.ceil(waves) if waves < 8 else waves
     model = max(whole_waves * wave * 1e-9, least.dram_bytes / (target.dram_gbps * 1e9))
+    if form.relayout:
+        copied = 2 * problem.batch * problem.in_channels * problem.inputs * size
+        l2_bytes += copied
+        model += LATENCY * 1e-9 + copied / (target.dram_gbps * 1e9)
     return Cost(
         programs=programs,
         occupancy=occupied,
@@ -250,7 +264,9 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
     columns, depth = form.columns(tile), form.depth(tile)
     flops = 2 * form.products * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)
-    if spec.layout == "channels_last":
+    if form.relayout:
+        load = LOAD_COPY[spec.element.itemsize]
+    elif spec.layout == "channels_last":
         load = LOAD_CHANNELS
     else:
         load = LOAD_POSITIONS[spec.element.itemsize][form.span]

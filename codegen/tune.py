@@ -92,10 +92,11 @@ def shortlist(ranking: Sequence[Candidate], count: int, seed: int = 0) -> list[T
     The model is right about the first few more often than not; the rest is drawn from the better
     half, so that its errors can be seen.
     """
-    forms: dict[tuple[str, int, int], list[Tile]] = {}
+    forms: dict[tuple[str, int, int, bool], list[Tile]] = {}
     for candidate in ranking:
         tile = candidate.tile
-        forms.setdefault((tile.family, tile.span, tile.rows), []).append(tile)
+        kind = tile.family, tile.span, tile.rows, tile.relayout
+        forms.setdefault(kind, []).append(tile)
     share = max(1, count // (2 * len(forms)))
     chosen = [candidate.tile for candidate in ranking[: count // 4]]
     chosen += [tile for tiles in forms.values() for tile in tiles[:share]]
@@ -178,7 +179,8 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
-        found = _fastest(parse(each), target, jobs[each])[1]
+        # The gradient's launch makes no copy.
+        found = _fastest(parse(each), target, [j for j in jobs[each] if not j[0].relayout])[1]
         ms, torch_ms = _gradient_times(spec, target, tile, found)
         row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}
     return row | {

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 230fd004e6febccc7724e454627b139f5424911e0fcf776402f7433c9f4a9b9c
+# body sha256: 8307cac5b65be1fe382fa1d68d2daf3b7957258f6f80ae1a8528f0ad9daa1384
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -109,7 +109,10 @@ def conv_transpose2d_kernel(
     co_tile = (program // 2) % co_tiles
     tile = (program // (2 * co_tiles)) % tiles
     image = program // (2 * co_tiles * tiles)
-    co_start = co_tile * BLOCK_N
+    # 0, but not to LLVM: before Triton 3.8 it gets joint index math wrong, where it
+    # knows the bounds of what that starts from
+    zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)
+    co_start = co_tile * BLOCK_N + zero * BLOCK_N
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - phase_h
@@ -549,7 +552,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e3382b7e834f1d99"
+NAMESPACE = "convgen_f4c3653ced052dfa"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -3,8 +3,9 @@
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 16 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (tile, image), 1424 programs = 3.60 waves over 132 SMs x 3
+# input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: bd167c15efdcc4e6e04c3b40d01d0be1d54dd3c081e521636f6bb8f8280dcadb
+# body sha256: 533e47514461e4ec5b1ce5ec74900dece84db7a1ef7b651c64b5cdc63d7744f5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -44,6 +45,28 @@ BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
+# The input's gradient is a transposed convolution of the output's, of these sizes; its
+# weight is the layer's, channels swapped and taps reversed.
+GRAD_C_IN = tl.constexpr(16)
+GRAD_C_OUT = tl.constexpr(32)
+GRAD_D_IN = tl.constexpr(18)
+GRAD_H_IN = tl.constexpr(36)
+GRAD_W_IN = tl.constexpr(70)
+GRAD_D_OUT = tl.constexpr(16)
+GRAD_H_OUT = tl.constexpr(32)
+GRAD_W_OUT = tl.constexpr(64)
+GRAD_KD = tl.constexpr(3)
+GRAD_KH = tl.constexpr(5)
+GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
+GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
+GRAD_W_GROUPS = tl.constexpr(32)  # groups of PHASES outputs in a row
+GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
+GRAD_H_BLOCKS = tl.constexpr(8)  # blocks of ROWS rows
+GRAD_TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
+GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
+GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
+
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (16, 32, 16, 32, 64)
 WEIGHT_SHAPE = (32, 16, 3, 5, 7)
@@ -67,6 +90,14 @@ MOST_LAUNCHED = 1024
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
 GROUP_TAPS = (
+    ((0, -1), (1, 0)),
+    ((2, 1), (3, 2)),
+    ((4, 3), (5, 4)),
+    ((6, 5), (-1, 6)),
+)
+
+# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
     ((4, 3), (5, 4)),
@@ -263,6 +294,170 @@ def conv_transpose3d_kernel(
     acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_mask = (q_d_out < D_OUT)[None, :]
     tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
+
+
+@triton.jit
+def conv_transpose3d_input_gradient_kernel(
+    x_ptr,  # *fp32 [GRAD_BATCH, GRAD_C_IN, GRAD_D_IN, GRAD_H_IN, GRAD_W_IN]
+    w_ptr,  # *fp32 [taps, GRAD_C_OUT * GRAD_PHASES, GRAD_C_IN * GRAD_SPAN], packed
+    y_ptr,  # *fp32 [GRAD_BATCH, GRAD_C_OUT, GRAD_D_OUT, GRAD_H_OUT, GRAD_W_OUT]
+):
+    """Compute one tile of the input's gradient, y, from the output's, x.
+
+    y[n, co, od, oh, ow] = sum over ci, kd, kh, kw of x[n, ci, id, ih, iw] * w[kd, kh, kw, co, ci]
+    with od + 2 = id + kd, oh + 4 = ih + kh, ow + 6 = iw + kw
+    """
+    channel_blocks = tl.cdiv(GRAD_C_IN, GRAD_BLOCK_K)
+
+    # The tile of this program
+    tile = tl.program_id(0)
+    image = tl.program_id(1)
+
+    # Its output positions, flattened, and its channels
+    lane = tl.arange(0, GRAD_BLOCK_M * GRAD_SPAN)
+    place = lane % GRAD_SPAN
+    position = tile * GRAD_BLOCK_M + lane // GRAD_SPAN
+    q_w = position % GRAD_W_GROUPS
+    block_h = (position // GRAD_W_GROUPS) % GRAD_H_BLOCKS
+    q_d = position // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
+    ci = tl.arange(0, GRAD_BLOCK_K)
+    row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
+    column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
+
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN) + 4 * GRAD_W_IN
+    x_ci = ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
+    x_position = (
+        q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
+    )
+    x_lanes = x_ci[:, None] + x_position[None, :]
+    w_lanes = row[:, None] + (column * (GRAD_C_IN * GRAD_SPAN))[None, :]
+    w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W
+
+    acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    for step in range(channel_blocks * GRAD_KD * GRAD_TAPS_W):
+        tap_w = step % 4
+        kd = (step // 4) % 3
+        block = step // 12
+        channel = block * GRAD_BLOCK_K
+        shift_d = 2 - kd
+        shift_w = 3 - tap_w
+        tap = kd * (GRAD_KH * GRAD_TAPS_W) + tap_w
+        x_step = (
+            channel * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
+            + shift_d * (GRAD_H_IN * GRAD_W_IN)
+            + shift_w * GRAD_SPAN
+        )
+        # Input row -4 of the block, for output row 0 with w_4
+        x = tl.load(x_tile + x_step - 4 * GRAD_W_IN + x_lanes)
+        w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
+        w_0 = tl.load(w_ptr + w_step + w_lanes)
+        w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
+        w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
+        w_3 = tl.load(w_ptr + w_step + 3 * w_row + w_lanes)
+        w_4 = tl.load(w_ptr + w_step + 4 * w_row + w_lanes)
+        x = round_to_tf32(x)
+        # Channel and place in the group become one axis, as in the packed weight
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
+        # Input row -3 of the block, for output rows 0 with w_3, 1 with w_4
+        x = tl.load(x_tile + x_step - 3 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
+        # Input row -2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
+        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
+        acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
+        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
+        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
+        acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
+        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
+        x = tl.load(x_tile + x_step + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
+        acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
+        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
+        acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
+        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
+        # Input row 3 of the block, for output row 3 with w_0
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
+
+    # Row 0 of the block
+    acc = acc_0
+    lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
+    place_out = lane_out % GRAD_PHASES
+    position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
+    q_w_out = position_out % GRAD_W_GROUPS
+    block_h_out = (position_out // GRAD_W_GROUPS) % GRAD_H_BLOCKS
+    q_d_out = position_out // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
+    co = tl.arange(0, GRAD_BLOCK_N)
+    # The columns of a channel, side by side
+    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
+    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
+    y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
+    y_co = co * (GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
+    y_position_out = (
+        q_d_out * (GRAD_H_OUT * GRAD_W_OUT)
+        + block_h_out * (GRAD_ROWS * GRAD_W_OUT)
+        + q_w_out * GRAD_PHASES
+        + place_out
+    )
+    y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
+    tl.store(y_pointers, acc)
+    # Row 1 of the block
+    acc = acc_1
+    # The columns of a channel, side by side
+    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
+    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
+    tl.store(y_pointers + GRAD_W_OUT, acc)
+    # Row 2 of the block
+    acc = acc_2
+    # The columns of a channel, side by side
+    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
+    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
+    tl.store(y_pointers + 2 * GRAD_W_OUT, acc)
+    # Row 3 of the block
+    acc = acc_3
+    # The columns of a channel, side by side
+    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
+    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
+    tl.store(y_pointers + 3 * GRAD_W_OUT, acc)
 
 
 def pack_weight(weight):
@@ -561,6 +756,60 @@ def _launch(input, packed_weight, bias):
     return y if input.dim() == 5 else y.squeeze(0)
 
 
+def _input_shape(output_shape, c_in):
+    """Return the shape of the input that leads to an output."""
+    axes = zip(output_shape[2:], WEIGHT_SHAPE[2:], PADDING, DILATION, strict=True)
+    return (output_shape[0], c_in, *(o + 2 * p - d * (k - 1) for o, k, p, d in axes))
+
+
+def _pack_for_gradient(weight):
+    """Pack a weight for the input's gradient: channels of a group swapped, taps reversed."""
+    axes = tuple(range(2, weight.dim()))
+    weight = weight.reshape(GROUPS, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flip(axes)
+    c_in, per_group = weight.shape[:2]
+    taps, lanes, span = len(GRAD_GROUP_TAPS), len(GRAD_GROUP_TAPS[0]), len(GRAD_GROUP_TAPS[0][0])
+    outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
+    packed = weight.detach().resolve_neg()
+    packed = packed.reshape(GROUPS, c_in // GROUPS, per_group, outer, WEIGHT_SHAPE[-1])
+    packed = F.pad(packed, (0, 1))  # index -1 is a zero
+    columns = [packed[..., k] for tap in GRAD_GROUP_TAPS for output in tap for k in output]
+    packed = torch.stack(columns, dim=-1).reshape(*packed.shape[:-1], taps, lanes, span)
+    packed = packed.permute(3, 4, 0, 2, 5, 1, 6).contiguous()
+    packed = packed.view(outer * taps, GROUPS * per_group * lanes, c_in // GROUPS * span)
+    rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
+
+
+def _input_gradient(grad, weight):
+    """Return the gradient of the input, from that of the output."""
+    # This copies only what is not dense in the layout, or whose sign is to be turned yet.
+    x = grad.resolve_neg().contiguous()
+    shape = _input_shape(x.shape, weight.shape[0])
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    if y.numel() == 0 or x.numel() == 0:
+        return y.zero_()
+    packed_weight = _pack_for_gradient(weight)
+    batch = x.shape[0]
+    _, _, d_out, h_out, w_out = shape
+    positions = d_out * triton.cdiv(h_out, GRAD_ROWS.value) * triton.cdiv(w_out, GRAD_PHASES.value)
+    grid = (triton.cdiv(positions, GRAD_BLOCK_M.value), batch)
+    with torch.cuda.device_of(x):
+        conv_transpose3d_input_gradient_kernel[grid](
+            x,
+            packed_weight,
+            y,
+            num_warps=4,
+            num_stages=2,
+            enable_fp_fusion=True,
+        )
+    return y
+
+
+def _fake_input_gradient(grad, weight):
+    """Return a gradient of the input with no numbers in it."""
+    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+
+
 def _torch(
     input,
     weight,
@@ -608,32 +857,39 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
         for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
     )
     batched = input.dim() == 5
-    grads = torch.ops.aten.convolution_backward(
-        grad if batched else grad.unsqueeze(0),
-        input if batched else input.unsqueeze(0),
-        weight,
-        None,
-        STRIDE,
-        PADDING,
-        DILATION,
-        True,  # transposed
-        OUTPUT_PADDING,
-        GROUPS,
-        ctx.needs_input_grad[:3],
-    )
-    for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
+    grad = grad if batched else grad.unsqueeze(0)
+    for_input, *others = ctx.needs_input_grad[:3]
+    # Not for a transform either: it knows torch's operator alone.
+    own = for_input and not (torch.is_grad_enabled() or _is_transformed())
+    grads = None, None, None
+    if any(others) or (for_input and not own):
+        grads = torch.ops.aten.convolution_backward(
+            grad,
+            input if batched else input.unsqueeze(0),
+            weight,
+            None,
+            STRIDE,
+            PADDING,
+            DILATION,
+            True,  # transposed
+            OUTPUT_PADDING,
+            GROUPS,
+            (for_input and not own, *others),
+        )
+    for_input = INPUT_GRADIENT(grad, weight) if own else grads[0]
+    for_input = for_input if batched or for_input is None else for_input.squeeze(0)
     return for_input, *grads[1:], None
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_2d7bcfa38083cf33"
+NAMESPACE = "convgen_a50fa9c376ccb2fb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -648,7 +904,14 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose3d", _backward, setup_context=_save, lib=LIBRARY
     )
+    LIBRARY.define("conv_transpose3d_input_gradient(Tensor grad, Tensor weight) -> Tensor")
+    LIBRARY.impl("conv_transpose3d_input_gradient", _input_gradient, "CPU")
+    LIBRARY.impl("conv_transpose3d_input_gradient", _input_gradient, "CUDA")
+    torch.library.register_fake(
+        f"{NAMESPACE}::conv_transpose3d_input_gradient", _fake_input_gradient, lib=LIBRARY
+    )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose3d
+INPUT_GRADIENT = getattr(torch.ops, NAMESPACE).conv_transpose3d_input_gradient
 STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 8 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile * group * image), 3456 programs = 13.50 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 21db1d06b4a4e2aa0508e019736393861db589b5c9d53402d6716b8dc2ed027d
+# body sha256: fb206c3eeea6a5e4b5262bc2b2f9a140651433b33eaa1d49a344bd830d6bfdb4
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -108,8 +108,8 @@ def conv_transpose3d_kernel(
     image = program // (16 * tiles)
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
-    # 0, but not to LLVM: before Triton 3.8 it gets the joint index math of axes that differ
-    # wrong, where it knows the bounds of what they start from
+    # 0, but not to LLVM: before Triton 3.8 it gets joint index math wrong, where it
+    # knows the bounds of what that starts from
     zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)
     first_d = zero + 1 - phase_d
     residue_d = first_d * 2 + phase_d - 1
@@ -559,7 +559,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_bd0ca640ab53a25b"
+NAMESPACE = "convgen_d87958ffdb68a0b2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -79,13 +79,17 @@ def _open(source: random.Random, spec: ConvTransposeSpec) -> ConvTransposeSpec:
 
 
 def forms(spec: ConvTransposeSpec) -> dict[str, list[Tile]]:
-    """Return the tiles of each form (family, span, rows) that serves `spec`, best first."""
+    """Return the tiles of each form that serves `spec`, best first.
+
+    A form is a family, a span, rows, and whether the kernel reads a copy of the input.
+    """
     found: dict[str, list[Tile]] = {}
     target = find_target(spec.target or "rtx4090")
     for candidate in rank_tiles(spec, decompose(spec), target):
         tile = candidate.tile
         rows = f" rows {tile.rows}" if tile.rows > 1 else ""
-        found.setdefault(f"{tile.family} {tile.span}{rows}", []).append(tile)
+        copy = " copy" if tile.relayout else ""
+        found.setdefault(f"{tile.family} {tile.span}{rows}{copy}", []).append(tile)
     return found
 
 

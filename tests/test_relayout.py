@@ -1,0 +1,196 @@
+"""A copy of the input in channels_last before the kernel: who gets one, and what it computes.
+
+What would break it: a copy with elements out of place, at the edge of a tile or of an image, a
+kernel that reads the copy as if it were the input, operands rounded to TF32 in neither place, a
+copy that no report mentions, and a gradient's kernel that expects one which nobody makes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from convgen import ConvTransposeSpec, SpecError, find_target, parse
+from convgen.choices import read_choices
+from convgen.compiler import compile_kernel, plan
+from convgen.cubin import read_launches
+from convgen.explain import explain
+from convgen.loading import load_module
+from convgen.plan import Tile
+from convgen.relayout import relayout_refusal
+from convgen.verify import allowed, measure
+from drawing import BEST, draw
+
+H100 = find_target("h100")
+LAYER = "ConvTranspose2d(32, 16, 3, padding=1, input=(2, 32, 20, 24))"
+
+REFUSED = {
+    "ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), layout=channels_last)": "channels_last",
+    "ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), dtype=float64)": "float64",
+    "ConvTranspose2d(32, 16, 3, input=(2, 32, None, 24))": "run time",
+    "ConvTranspose2d(None, 16, 3, input=(2, None, 20, 24))": "run time",
+    "ConvTranspose2d(6, 16, 3, input=(2, 6, 20, 24))": "6 channels",
+    "ConvTranspose2d(8, 16, 3, groups=2, input=(2, 8, 20, 24), dtype=float16)": "4 channels",
+    "ConvTranspose2d(64, 16, 3, input=(2, 64, 8192, 4096))": "32 bits",
+}
+
+
+def copying(spec: ConvTransposeSpec) -> list[Tile]:
+    """Return the best tiles of each form that reads a copy."""
+    tiles = [c.tile for c in plan(spec, H100).ranking if c.tile.relayout]
+    forms = dict.fromkeys((tile.family, tile.rows) for tile in tiles)
+    return [t for form in forms for t in [t for t in tiles if (t.family, t.rows) == form][:BEST]]
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_who_gets_no_copy(text: str) -> None:
+    reason = relayout_refusal(parse(text))
+    assert reason is not None
+    assert REFUSED[text] in reason
+    assert copying(parse(text)) == []
+    tile = dataclasses.replace(plan(parse(text), H100).tile, relayout=True, family="gather")
+    with pytest.raises(SpecError, match="of a copy serves"):
+        plan(parse(text), H100, tile)
+
+
+def served(seed: int) -> ConvTransposeSpec:
+    """Return a drawn layer in channels_first whose channels come in vectors.
+
+    Raises:
+        SpecError: it has no output.
+    """
+    spec, source = draw(seed)[0], random.Random(seed)
+    channels = spec.groups * source.choice((8, 16, 24))
+    stride = source.choice((1, spec.stride[-1]))
+    padding = min(spec.output_padding[-1], max(stride, spec.dilation[-1]) - 1)
+    return dataclasses.replace(
+        spec,
+        stride=(*spec.stride[:-1], stride),
+        output_padding=(*spec.output_padding[:-1], padding),
+        in_channels=channels,
+        input=(spec.batch, channels, *spec.spatial),
+        layout="channels_first",
+        dtype=source.choice(("float32", "float16", "bfloat16")),
+        precision=None,
+    )
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("share", range(4))
+def test_layers_of_copies_match_the_oracle(share: int, tmp_path: Path, device: str) -> None:
+    """All ranks, strides and dilations, one row and several, images that share a tile."""
+    met = set()
+    for seed in range(7000 + share, 7064, 4):
+        try:
+            spec = served(seed)
+        except SpecError:
+            continue
+        tile = random.Random(seed).choice(copying(spec))
+        module = load_module(compile_kernel(spec, H100, tile).text, f"copy_{seed}", tmp_path)
+        exact, error, faithful = measure(spec, module, device, seed)
+        assert exact, f"seed {seed}, {tile}: {spec}"
+        assert error <= allowed(spec, faithful), f"seed {seed}, {tile}: {spec}"
+        met.add(tile.family)
+    assert met == {"gather", "polyphase"}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add(1.0) | {} | relu",  # the stage is the kernel's: the copy is as the input is
+        "{}",
+    ],
+)
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "ieee"])
+def test_operands_are_rounded_once(text: str, precision: str, tmp_path: Path, device: str) -> None:
+    layer = LAYER[:-1] + f", precision={precision})"
+    spec = parse(text.format(layer))
+    tile = copying(spec)[0]
+    source = compile_kernel(spec, H100, tile)
+    module = load_module(source.text, f"rounded_{precision}", tmp_path)
+    exact, error, faithful = measure(spec, module, device, 3)
+    assert exact is not False
+    assert error <= allowed(spec, faithful)
+    assert source.text.count("x = round_to_tf32(x)") == (precision == "tf32")
+
+
+SHAPES = [(2, 8, 7), (1, 72, 130), (3, 16, 9, 8), (1, 64, 8, 8), (2, 24, 3, 5, 7)]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_copy_is_the_input_in_channels_last(
+    shape: tuple[int, ...], tmp_path: Path, device: str
+) -> None:
+    """Infinity and NaN too; tiles of the copy hang over channels and positions of an image."""
+    rank = len(shape) - 2
+    text = f"ConvTranspose{rank}d({shape[1]}, 16, 3, input={shape}, dtype=float16)"
+    spec = parse(text)
+    source = compile_kernel(spec, H100, copying(spec)[0])
+    module = load_module(source.text, "copied", tmp_path)
+    x = torch.randn(shape, device=device, dtype=torch.float16)
+    x.view(-1)[:2] = torch.tensor([torch.inf, torch.nan])
+    copy = module._in_channels_last(x)
+    assert torch.equal(copy.nan_to_num(7.0, 8.0), x.nan_to_num(7.0, 8.0))
+    assert copy.isnan().sum() == 1
+    assert copy.movedim(1, -1).is_contiguous()
+    assert module._in_channels_last(x[:0]).shape == (0, *shape[1:])
+
+
+def test_a_copy_is_told() -> None:
+    spec = parse(LAYER)
+    source = compile_kernel(spec, H100, copying(spec)[0])
+    header = source.text[: source.text.index("# grid")]
+    assert "of the input's channels_last copy" in header
+    rows = {name: str(value) for part in explain(source.plan) for name, value in part.rows}
+    assert rows["copies"].startswith("one of every input, to channels_last")
+    assert f"a workspace of {2 * 32 * 20 * 24 * 4} bytes" in rows["memory"]
+    assert [launch.kernel for launch in read_launches(source.text)] == [
+        "conv_transpose2d_kernel",
+        "channels_last_kernel",
+    ]
+
+
+@pytest.mark.gpu
+def test_a_copy_is_all_the_workspace(tmp_path: Path) -> None:
+    spec = parse("ConvTranspose2d(64, 64, 3, bias=False, input=(4, 64, 128, 128), dtype=float16)")
+    module = load_module(compile_kernel(spec, H100, copying(spec)[0]).text, "memory", tmp_path)
+    x = torch.randn(4, 64, 128, 128, device="cuda", dtype=torch.float16)
+    packed = module.pack_weight(torch.randn(64, 64, 3, 3, device="cuda", dtype=torch.float16))
+    module.conv_transpose2d_packed(x, packed)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y = module.conv_transpose2d_packed(x, packed)
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= x.nbytes + y.nbytes + 2 * 2**9
+
+
+def test_cards_it_was_not_measured_on_make_no_copy_by_themselves() -> None:
+    """What it gains there nobody knows; what it takes of their memory is known."""
+    spec = parse("ConvTranspose2d(1024, 512, 4, stride=2, padding=1, input=(16, 1024, 8, 8))")
+    assert plan(spec, H100).tile.relayout
+    assert not plan(spec, find_target("rtx4090")).tile.relayout
+
+
+@pytest.mark.parametrize(("value", "reason"), [(True, "makes no copy"), (1, "true or false")])
+def test_choices_of_copies_are_read(value: object, reason: str, tmp_path: Path) -> None:
+    """A tile may have one; the gradient's launch makes none."""
+    tile = dataclasses.asdict(copying(parse(LAYER))[0])
+    found = {"tile": tile | {"relayout": value}, "ms": 1.0, "torch_ms": 2.0}
+    key = "ConvTranspose2d(32, 16, kernel_size=3, stride=1, padding=1, input=(2, 32, 20, 24))"
+    row = {"spec": key, "tile": tile, "ms": 1.0, "tried": 1}
+    where = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
+    whole = {"schema": 1, "target": "h100", "measured": where}
+    path = tmp_path / "choices.json"
+    path.write_text(json.dumps(whole | {"choices": [row]}))
+    assert read_choices(path).table[key].tile.relayout
+    path.write_text(json.dumps(whole | {"choices": [row | {"input_gradient": found}]}))
+    with pytest.raises(SpecError, match=reason):
+        read_choices(path)
