@@ -7,16 +7,20 @@ Needs matplotlib.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("result", type=Path, help="what compare_with_torch.py wrote")
+    parser.add_argument("picture", type=Path, help="the SVG to write")
+    parser.add_argument("caption", help="card, versions and date")
+    options = parser.parse_args(arguments)
     from matplotlib import pyplot
 
-    result, picture, caption = arguments or sys.argv[1:]
-    rows = json.loads(Path(result).read_text())
+    rows = json.loads(options.result.read_text(encoding="utf-8"))
     cases = list(dict.fromkeys(row["case"] for row in rows))
     # float64 is 4 to 150 times faster, for torch has no fast way: it would flatten the others.
     dtypes = [d for d in dict.fromkeys(row["dtype"] for row in rows) if d != "float64"]
@@ -32,11 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     axis.set_xticks(range(len(cases)), [case.rpartition("_")[2] for case in cases])
     axis.set_xlabel("KernelBench level 1 problem")
     axis.set_ylabel("times faster than torch")
-    axis.set_title(caption, fontsize=9)
+    axis.set_title(options.caption, fontsize=9)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(picture, metadata={"Date": None})
+    figure.savefig(options.picture, metadata={"Date": None})
 
 
 if __name__ == "__main__":
