@@ -27,15 +27,20 @@ class RelayoutText:
     """The names of `kernels/relayout.py.jinja`, as text.
 
     Attributes:
+        triton_dtype: the element type in comments.
         x_shape, copy_shape: the tensors' axes.
-        inputs: the inputs of a channel of an image.
+        inputs, factor: the inputs of a channel of an image; as a factor of a product.
+        image: the image's number, in 64 bits where the elements of all need them.
         positions, channels: extents of a tile.
         rounds: the copy is rounded to TF32.
     """
 
+    triton_dtype: str
     x_shape: str
     copy_shape: str
     inputs: str
+    factor: str
+    image: str
     positions: str
     channels: str
     rounds: bool
@@ -68,23 +73,24 @@ def copied_sizes(sizes: Sizes) -> set[Symbol]:
     return {sizes.named("C_IN"), *(sizes.input(axis) for axis in range(sizes.rank))}
 
 
-def relayout_text(plan: KernelPlan, x_shape: str) -> RelayoutText | None:
-    """Return the names of the template of the copy's kernel, None for a plan without one.
-
-    Args:
-        plan: the plan.
-        x_shape: the axes of the layer's kernel's input, which is the copy.
-    """
+def relayout_text(plan: KernelPlan, triton_dtype: str, copy_shape: str) -> RelayoutText | None:
+    """Return the names of the template of the copy's kernel, None for a plan without one."""
     if not plan.tile.relayout:
         return None
     letters = [letter.upper() for letter in AXES[plan.spec.rank]]
     spatial = [f"{letter}_IN" for letter in letters]
-    channels = plan.spec.in_channels
+    inputs = " * ".join(spatial)
+    channels, batch = plan.spec.in_channels, plan.spec.batch
     assert channels is not None
+    each = channels * math.prod(extent for extent in plan.spec.spatial if extent)
+    wide = batch is None or batch * each > MOST_INDEX
     return RelayoutText(
+        triton_dtype=triton_dtype,
         x_shape=f"[BATCH, C_IN, {', '.join(spatial)}]",
-        copy_shape=x_shape,
-        inputs=" * ".join(spatial),
+        copy_shape=copy_shape,
+        inputs=inputs,
+        factor=f"({inputs})" if len(spatial) > 1 else inputs,
+        image="tl.cast(image, tl.int64)" if wide else "image",
         positions=str(POSITIONS),
         channels=str(min(CHANNELS, 1 << (channels - 1).bit_length())),
         rounds=copy_rounds(plan),

@@ -3,9 +3,9 @@
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages, of the input's channels_last copy
 # grid: (tile, image), 9264 programs = 35.09 waves over 132 SMs x 2
-# input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
+# input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: dc7a9cc843dce1dc20cb361bca55324b2f83cdb5d6148d98d820588ea955b7e0
+# body sha256: 3a4b468e22bca8e42d19536af9e2d566b4c43d654d9b81610791245c4971b594
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -53,15 +53,12 @@ GRAD_H_OUT = tl.constexpr(64)
 GRAD_W_OUT = tl.constexpr(64)
 GRAD_KD = tl.constexpr(3)
 GRAD_KH = tl.constexpr(3)
-GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
-GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-GRAD_W_GROUPS = tl.constexpr(32)  # groups of PHASES outputs in a row
-GRAD_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
-GRAD_H_BLOCKS = tl.constexpr(32)  # blocks of ROWS rows
-GRAD_TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
-GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
+GRAD_KW = tl.constexpr(3)
+GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
+GRAD_H_BLOCKS = tl.constexpr(16)  # blocks of ROWS rows
+GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
-GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
+GRAD_BLOCK_K = tl.constexpr(16)  # input channels of a step
 COPY_POSITIONS = tl.constexpr(64)  # inputs of a tile of the copy
 COPY_CHANNELS = tl.constexpr(64)  # channels of a tile of the copy
 
@@ -85,11 +82,8 @@ STEPS = [0]
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
-GRAD_GROUP_TAPS = (
-    ((0, -1), (1, 0)),
-    ((2, 1), (-1, 2)),
-)
+# The same for copies of the input: (device, shape) to the launch.
+COPIED = {}
 
 
 @triton.jit
@@ -226,7 +220,7 @@ def conv_transpose3d_kernel(
 @triton.jit
 def conv_transpose3d_input_gradient_kernel(
     x_ptr,  # *fp32 [GRAD_BATCH, GRAD_C_IN, GRAD_D_IN, GRAD_H_IN, GRAD_W_IN]
-    w_ptr,  # *fp32 [taps, GRAD_C_OUT * GRAD_PHASES, GRAD_C_IN * GRAD_SPAN], packed
+    w_ptr,  # *fp32 [taps, GRAD_C_OUT, GRAD_C_IN], packed
     y_ptr,  # *fp32 [GRAD_BATCH, GRAD_C_OUT, GRAD_D_OUT, GRAD_H_OUT, GRAD_W_OUT]
 ):
     """Compute one tile of the input's gradient, y, from the output's, x.
@@ -241,103 +235,95 @@ def conv_transpose3d_input_gradient_kernel(
     image = tl.program_id(1)
 
     # Its output positions, flattened, and its channels
-    lane = tl.arange(0, GRAD_BLOCK_M * GRAD_SPAN)
-    place = lane % GRAD_SPAN
-    position = tile * GRAD_BLOCK_M + lane // GRAD_SPAN
-    q_w = position % GRAD_W_GROUPS
-    block_h = (position // GRAD_W_GROUPS) % GRAD_H_BLOCKS
-    q_d = position // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
+    position = tile * GRAD_BLOCK_M + tl.arange(0, GRAD_BLOCK_M)
+    q_w = position % GRAD_W_OUT
+    block_h = (position // GRAD_W_OUT) % GRAD_H_BLOCKS
+    q_d = position // (GRAD_H_BLOCKS * GRAD_W_OUT)
     ci = tl.arange(0, GRAD_BLOCK_K)
-    row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
-    column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
+    co = tl.arange(0, GRAD_BLOCK_N)
 
     x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN) + 2 * GRAD_W_IN
-    x_ci = ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
-    x_position = (
-        q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
-    )
-    x_lanes = x_ci[:, None] + x_position[None, :]
-    w_lanes = row[:, None] + (column * (GRAD_C_IN * GRAD_SPAN))[None, :]
-    w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W
+    x_position = q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w
+    x_lanes = x_position[:, None] + (ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN))[None, :]
+    w_lanes = ci[:, None] + (co * GRAD_C_IN)[None, :]
+    w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_KW
 
-    acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
-    acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
-    for step in range(channel_blocks * GRAD_KD * GRAD_TAPS_W):
-        tap_w = step % 2
-        kd = (step // 2) % 3
-        block = step // 6
+    acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
+    acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
+    acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
+    acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
+    for step in range(channel_blocks * GRAD_KD * GRAD_KW):
+        kw = step % 3
+        kd = (step // 3) % 3
+        block = step // 9
         channel = block * GRAD_BLOCK_K
         shift_d = 2 - kd
-        shift_w = 1 - tap_w
-        tap = kd * (GRAD_KH * GRAD_TAPS_W) + tap_w
+        shift_w = 2 - kw
         x_step = (
             channel * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
             + shift_d * (GRAD_H_IN * GRAD_W_IN)
-            + shift_w * GRAD_SPAN
+            + shift_w
         )
         # Input row -2 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
-        w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
-        w_mask = (column < GRAD_C_OUT * GRAD_PHASES)[None, :]
+        w_step = (
+            kd * (GRAD_C_IN * GRAD_C_OUT * GRAD_KH * GRAD_KW)
+            + kw * (GRAD_C_IN * GRAD_C_OUT)
+            + channel
+        )
+        w_mask = (co < GRAD_C_OUT)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
-        # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
+        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
-        # Input row 1 of the block, for output row 1 with w_0
+        acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
+        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
+        acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
+        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
+        acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
+        # Input row 3 of the block, for output row 3 with w_0
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
     acc = acc_0
-    lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
-    place_out = lane_out % GRAD_PHASES
-    position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
-    q_w_out = position_out % GRAD_W_GROUPS
-    block_h_out = (position_out // GRAD_W_GROUPS) % GRAD_H_BLOCKS
-    q_d_out = position_out // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
-    co = tl.arange(0, GRAD_BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
-    y_position_out = (
-        q_d_out * (GRAD_H_OUT * GRAD_W_OUT)
-        + block_h_out * (GRAD_ROWS * GRAD_W_OUT)
-        + q_w_out * GRAD_PHASES
-        + place_out
-    )
+    y_position = q_d * (GRAD_H_OUT * GRAD_W_OUT) + block_h * (GRAD_ROWS * GRAD_W_OUT) + q_w
+    y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (co < GRAD_C_OUT)[:, None]
-    y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
     # Row 1 of the block
     acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_mask = (co < GRAD_C_OUT)[:, None]
-    tl.store(y_pointers + GRAD_W_OUT, acc, mask=y_mask)
+    tl.store(y_tile + y_lanes + GRAD_W_OUT, tl.trans(acc), mask=y_mask)
+    # Row 2 of the block
+    acc = acc_2
+    y_mask = (co < GRAD_C_OUT)[:, None]
+    tl.store(y_tile + y_lanes + 2 * GRAD_W_OUT, tl.trans(acc), mask=y_mask)
+    # Row 3 of the block
+    acc = acc_3
+    y_mask = (co < GRAD_C_OUT)[:, None]
+    tl.store(y_tile + y_lanes + 3 * GRAD_W_OUT, tl.trans(acc), mask=y_mask)
 
 
 @triton.jit
@@ -356,7 +342,7 @@ def channels_last_kernel(
     ci = tile % channel_tiles * COPY_CHANNELS + tl.arange(0, COPY_CHANNELS)
     position = tile // channel_tiles * COPY_POSITIONS + tl.arange(0, COPY_POSITIONS)
 
-    start = image.to(tl.int64) * (C_IN * D_IN * H_IN * W_IN)
+    start = image * (C_IN * D_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < D_IN * H_IN * W_IN)[None, :]
     x_lanes = (ci * (D_IN * H_IN * W_IN))[:, None] + position[None, :]
     x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
@@ -621,11 +607,19 @@ def _is_recorded(input, weight, bias):
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
     copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
-    if x.numel() > 0:
-        tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
-        tiles *= triton.cdiv(x.shape[1], COPY_CHANNELS.value)
-        with torch.cuda.device_of(x):
-            channels_last_kernel[(x.shape[0] * tiles,)](x, copy, num_warps=4)
+    if x.numel() == 0:
+        return copy.movedim(-1, 1)
+    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+    again = COPIED.get((device, x.shape))
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, copy)
+        return copy.movedim(-1, 1)
+    tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
+    grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
+    with torch.cuda.device_of(x):
+        compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
+    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
+        COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
     return copy.movedim(-1, 1)
 
 
@@ -676,15 +670,8 @@ def _pack_for_gradient(weight):
     axes = tuple(range(2, weight.dim()))
     weight = weight.reshape(GROUPS, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flip(axes)
     c_in, per_group = weight.shape[:2]
-    taps, lanes, span = len(GRAD_GROUP_TAPS), len(GRAD_GROUP_TAPS[0]), len(GRAD_GROUP_TAPS[0][0])
-    outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
-    packed = weight.detach().resolve_neg()
-    packed = packed.reshape(GROUPS, c_in // GROUPS, per_group, outer, WEIGHT_SHAPE[-1])
-    packed = F.pad(packed, (0, 1))  # index -1 is a zero
-    columns = [packed[..., k] for tap in GRAD_GROUP_TAPS for output in tap for k in output]
-    packed = torch.stack(columns, dim=-1).reshape(*packed.shape[:-1], taps, lanes, span)
-    packed = packed.permute(3, 4, 0, 2, 5, 1, 6).contiguous()
-    packed = packed.view(outer * taps, GROUPS * per_group * lanes, c_in // GROUPS * span)
+    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
+    packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
     rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
 
@@ -700,7 +687,7 @@ def _input_gradient(grad, weight):
     packed_weight = _pack_for_gradient(weight)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
-    positions = d_out * triton.cdiv(h_out, GRAD_ROWS.value) * triton.cdiv(w_out, GRAD_PHASES.value)
+    positions = d_out * triton.cdiv(h_out, GRAD_ROWS.value) * w_out
     grid = (triton.cdiv(positions, GRAD_BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
         conv_transpose3d_input_gradient_kernel[grid](
@@ -798,7 +785,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_50c7b7899d378e84"
+NAMESPACE = "convgen_8b731c9cb271eb17"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs = 31.67 waves over 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: f76fe20b0d569300a806da502a83742806d2491e7f38fc455f5d8b0598b2e1ea
+# body sha256: b402b53f7d5332d1f4b437cc8414d2289a1b60b859ed04592e1e65685de01dda
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -76,6 +76,9 @@ STEPS = [0]
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
+
+# The same for copies of the input: (device, shape) to the launch.
+COPIED = {}
 
 # The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
 GRAD_GROUP_TAPS = (
@@ -315,7 +318,7 @@ def channels_last_kernel(
     ci = tile % channel_tiles * COPY_CHANNELS + tl.arange(0, COPY_CHANNELS)
     position = tile // channel_tiles * COPY_POSITIONS + tl.arange(0, COPY_POSITIONS)
 
-    start = image.to(tl.int64) * (C_IN * H_IN * W_IN)
+    start = image * (C_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < H_IN * W_IN)[None, :]
     x_lanes = (ci * (H_IN * W_IN))[:, None] + position[None, :]
     x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
@@ -580,11 +583,19 @@ def _is_recorded(input, weight, bias):
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
     copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
-    if x.numel() > 0:
-        tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
-        tiles *= triton.cdiv(x.shape[1], COPY_CHANNELS.value)
-        with torch.cuda.device_of(x):
-            channels_last_kernel[(x.shape[0] * tiles,)](x, copy, num_warps=4)
+    if x.numel() == 0:
+        return copy.movedim(-1, 1)
+    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+    again = COPIED.get((device, x.shape))
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, copy)
+        return copy.movedim(-1, 1)
+    tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
+    grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
+    with torch.cuda.device_of(x):
+        compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
+    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
+        COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
     return copy.movedim(-1, 1)
 
 
@@ -757,7 +768,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e0db10da82e0a908"
+NAMESPACE = "convgen_f8ddf7722c498703"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -3,9 +3,9 @@
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 128 positions x 128 channels, 32 deep, 8 warps, 3 stages, of the input's channels_last copy
 # grid: (tile, image), 16960 programs = 128.48 waves over 132 SMs x 1
-# input gradient: polyphase, tile 128 positions x 64 channels, 16 x 2 inputs deep, 8 warps, 3 stages
+# input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: bd11e20e714e5dfe0c5a49ae5da925b432f217ff8ee21a1fa375ee75f2f6e6a8
+# body sha256: 886e73b3bed7d6ebf676a7dfbe503acba79c4585349e647aa139a5a60608133c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -48,10 +48,11 @@ GRAD_KH = tl.constexpr(3)
 GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 GRAD_W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
+GRAD_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
 GRAD_TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
-GRAD_BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
+GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
-GRAD_BLOCK_K = tl.constexpr(16)  # input channels of a step
+GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 COPY_POSITIONS = tl.constexpr(64)  # inputs of a tile of the copy
 COPY_CHANNELS = tl.constexpr(64)  # channels of a tile of the copy
 
@@ -74,6 +75,9 @@ STEPS = [0]
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
+
+# The same for copies of the input: (device, shape) to the launch.
+COPIED = {}
 
 # The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
 GRAD_GROUP_TAPS = (
@@ -164,50 +168,80 @@ def conv_transpose2d_input_gradient_kernel(
     place = lane % GRAD_SPAN
     position = tile * GRAD_BLOCK_M + lane // GRAD_SPAN
     q_w = position % GRAD_W_GROUPS
-    q_h = position // GRAD_W_GROUPS
+    block_h = position // GRAD_W_GROUPS
     ci = tl.arange(0, GRAD_BLOCK_K)
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN)
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN) + 2 * GRAD_W_IN
     x_ci = ci * (GRAD_H_IN * GRAD_W_IN)
-    x_position = q_w * GRAD_SPAN + q_h * GRAD_W_IN + place
+    x_position = block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
     w_lanes = row[:, None] + (column * (GRAD_C_IN * GRAD_SPAN))[None, :]
+    w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W
 
-    acc = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
-    for step in range(channel_blocks * GRAD_KH * GRAD_TAPS_W):
+    acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
+    for step in range(channel_blocks * GRAD_TAPS_W):
         tap_w = step % 3
-        kh = (step // 3) % 3
-        block = step // 9
+        block = step // 3
         channel = block * GRAD_BLOCK_K
-        shift_h = 2 - kh
         shift_w = 2 - tap_w
-        tap = kh * GRAD_TAPS_W + tap_w
-        x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN + shift_h * GRAD_W_IN
-        x = tl.load(x_tile + x_step + x_lanes)
-        w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
-        w = tl.load(w_ptr + w_step + w_lanes)
+        x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
+        # Input row -2 of the block, for output row 0 with w_2
+        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        w_step = tap_w * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
+        w_0 = tl.load(w_ptr + w_step + w_lanes)
+        w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
+        w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
-        acc = tl.dot(x, w, acc, input_precision="tf32")
+        acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
+        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
+        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
+        x = tl.load(x_tile + x_step + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
+        acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
+        # Input row 1 of the block, for output row 1 with w_0
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = round_to_tf32(x)
+        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
+        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
 
+    # Row 0 of the block
+    acc = acc_0
     lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
     place_out = lane_out % GRAD_PHASES
     position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
     q_w_out = position_out % GRAD_W_GROUPS
-    q_h_out = position_out // GRAD_W_GROUPS
+    block_h_out = position_out // GRAD_W_GROUPS
     co = tl.arange(0, GRAD_BLOCK_N)
     # The columns of a channel, side by side
     acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
     acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_H_OUT * GRAD_W_OUT)
-    y_position_out = q_w_out * GRAD_PHASES + q_h_out * GRAD_W_OUT + place_out
+    y_position_out = block_h_out * (GRAD_ROWS * GRAD_W_OUT) + q_w_out * GRAD_PHASES + place_out
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
     tl.store(y_pointers, acc)
+    # Row 1 of the block
+    acc = acc_1
+    # The columns of a channel, side by side
+    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
+    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
+    tl.store(y_pointers + GRAD_W_OUT, acc)
 
 
 @triton.jit
@@ -226,7 +260,7 @@ def channels_last_kernel(
     ci = tile % channel_tiles * COPY_CHANNELS + tl.arange(0, COPY_CHANNELS)
     position = tile // channel_tiles * COPY_POSITIONS + tl.arange(0, COPY_POSITIONS)
 
-    start = image.to(tl.int64) * (C_IN * H_IN * W_IN)
+    start = image * (C_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < H_IN * W_IN)[None, :]
     x_lanes = (ci * (H_IN * W_IN))[:, None] + position[None, :]
     x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
@@ -491,11 +525,19 @@ def _is_recorded(input, weight, bias):
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
     copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
-    if x.numel() > 0:
-        tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
-        tiles *= triton.cdiv(x.shape[1], COPY_CHANNELS.value)
-        with torch.cuda.device_of(x):
-            channels_last_kernel[(x.shape[0] * tiles,)](x, copy, num_warps=4)
+    if x.numel() == 0:
+        return copy.movedim(-1, 1)
+    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+    again = COPIED.get((device, x.shape))
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, copy)
+        return copy.movedim(-1, 1)
+    tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
+    grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
+    with torch.cuda.device_of(x):
+        compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
+    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
+        COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
     return copy.movedim(-1, 1)
 
 
@@ -570,14 +612,14 @@ def _input_gradient(grad, weight):
     packed_weight = _pack_for_gradient(weight)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
-    positions = h_out * triton.cdiv(w_out, GRAD_PHASES.value)
+    positions = triton.cdiv(h_out, GRAD_ROWS.value) * triton.cdiv(w_out, GRAD_PHASES.value)
     grid = (triton.cdiv(positions, GRAD_BLOCK_M.value), batch)
     with torch.cuda.device_of(x):
         conv_transpose2d_input_gradient_kernel[grid](
             x,
             packed_weight,
             y,
-            num_warps=8,
+            num_warps=4,
             num_stages=3,
             enable_fp_fusion=True,
         )
@@ -668,7 +710,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_227878bcc221a9a8"
+NAMESPACE = "convgen_9c0d23f7267f0c2e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of the input's channels_last copy
 # grid: (phase_h * phase_d * tile, image), 32768 programs = 82.75 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: 11a4d5d6d5e3b92877ba6173a114edf11a8274d22f1c7a64f7f4b0853b93ce0d
+# body sha256: d91a3b9e4ab89a7efe2c337c8332caa773dfce198b08c8665e03b8342f3eba29
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -61,6 +61,9 @@ STEPS = [0]
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
+
+# The same for copies of the input: (device, shape) to the launch.
+COPIED = {}
 
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
@@ -182,7 +185,7 @@ def channels_last_kernel(
     ci = tile % channel_tiles * COPY_CHANNELS + tl.arange(0, COPY_CHANNELS)
     position = tile // channel_tiles * COPY_POSITIONS + tl.arange(0, COPY_POSITIONS)
 
-    start = image.to(tl.int64) * (C_IN * D_IN * H_IN * W_IN)
+    start = image * (C_IN * D_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < D_IN * H_IN * W_IN)[None, :]
     x_lanes = (ci * (D_IN * H_IN * W_IN))[:, None] + position[None, :]
     x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
@@ -455,11 +458,19 @@ def _is_recorded(input, weight, bias):
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
     copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
-    if x.numel() > 0:
-        tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
-        tiles *= triton.cdiv(x.shape[1], COPY_CHANNELS.value)
-        with torch.cuda.device_of(x):
-            channels_last_kernel[(x.shape[0] * tiles,)](x, copy, num_warps=4)
+    if x.numel() == 0:
+        return copy.movedim(-1, 1)
+    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+    again = COPIED.get((device, x.shape))
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, copy)
+        return copy.movedim(-1, 1)
+    tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
+    grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
+    with torch.cuda.device_of(x):
+        compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
+    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
+        COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
     return copy.movedim(-1, 1)
 
 
@@ -570,7 +581,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3f0322fff2082e92"
+NAMESPACE = "convgen_b1ca4695d4e31093"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

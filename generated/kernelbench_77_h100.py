@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 64 channels, 32 deep, 8 warps, 3 stages, of the input's channels_last copy
 # grid: (gap_h * gap_d * tile, image), 4800 programs = 36.36 waves over 132 SMs x 1
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 37411b020e71126f91bd11439e2ed4b9ac12ccfa065f96b6c1d23ba39697708d
+# body sha256: 8eccf5290e0a9d210c90c10d1609eaa8ad88362af50e78e76d261ed0f5ad045d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -62,6 +62,9 @@ STEPS = [0]
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
+
+# The same for copies of the input: (device, shape) to the launch.
+COPIED = {}
 
 # Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
 # -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
@@ -182,7 +185,7 @@ def channels_last_kernel(
     ci = tile % channel_tiles * COPY_CHANNELS + tl.arange(0, COPY_CHANNELS)
     position = tile // channel_tiles * COPY_POSITIONS + tl.arange(0, COPY_POSITIONS)
 
-    start = image.to(tl.int64) * (C_IN * D_IN * H_IN * W_IN)
+    start = image * (C_IN * D_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < D_IN * H_IN * W_IN)[None, :]
     x_lanes = (ci * (D_IN * H_IN * W_IN))[:, None] + position[None, :]
     x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
@@ -455,11 +458,19 @@ def _is_recorded(input, weight, bias):
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
     copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
-    if x.numel() > 0:
-        tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
-        tiles *= triton.cdiv(x.shape[1], COPY_CHANNELS.value)
-        with torch.cuda.device_of(x):
-            channels_last_kernel[(x.shape[0] * tiles,)](x, copy, num_warps=4)
+    if x.numel() == 0:
+        return copy.movedim(-1, 1)
+    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+    again = COPIED.get((device, x.shape))
+    if again is not None and aligned and torch.cuda.current_device() == device:
+        again(x, copy)
+        return copy.movedim(-1, 1)
+    tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
+    grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
+    with torch.cuda.device_of(x):
+        compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
+    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
+        COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
     return copy.movedim(-1, 1)
 
 
@@ -570,7 +581,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_84fb0424d5cbf6d8"
+NAMESPACE = "convgen_9f179f066d163dcf"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -64,7 +64,10 @@ EXACT_STAGES = (
     Stage("mul", (-2.0,)),
 )
 RANDOM_LAYERS = 28
-FORMS = {"autotuned", "gather 1", "polyphase 1", "polyphase 2", "polyphase 4"}
+FORMS = {
+    *("autotuned", "gather 1", "gather 1 copy", "polyphase 1", "polyphase 1 copy"),
+    *("polyphase 2", "polyphase 4"),
+}
 SHARES = 4  # so that workers of pytest-xdist can divide the work
 
 
@@ -188,6 +191,15 @@ def problems_of(text, *rest):
     return {form: problems_of_file(sized, form, files[form], *rest) for form in files}
 
 
+def copies_of(module):
+    """Return a list that gets the copies of inputs that a file makes."""
+    copies = []
+    copied = getattr(module, "_in_channels_last", None)
+    if copied is not None:
+        module._in_channels_last = lambda x: copies.append(copied(x)) or copies[-1]
+    return copies
+
+
 def problems_of_file(sized, form, text, loads, stores, folder, shorten):
     """Return what is wrong with a file's accesses and its numbers."""
     import torch
@@ -205,19 +217,23 @@ def problems_of_file(sized, form, text, loads, stores, folder, shorten):
         given = given.contiguous(memory_format=dense)
     packed = module.pack_weight(torch.from_numpy(weight).to(dtype))
     given_bias = None if bias is None else torch.from_numpy(bias).to(dtype)
+    copies = copies_of(module)
     loads.clear(), stores.clear()
     y = getattr(module, f"conv_transpose{sized.rank}d_packed")(given, packed, given_bias)
 
     tensors = [given, packed.flatten()[:-1] if shorten else packed]
-    tensors += [] if given_bias is None else [given_bias]
+    tensors += [*copies, *([] if given_bias is None else [given_bias])]
     problems = []
     if not all(any(elements(load, t) is not None for t in tensors) for load in loads):
         problems.append("a load leaves its tensor")
-    stored = elements(np.concatenate(stores), y)
-    if stored is None:
+    written = [y, *copies]
+    if not all(any(elements(store, t) is not None for t in written) for store in stores):
         problems.append("a store leaves its tensor")
-    elif not np.array_equal(np.sort(stored), np.arange(y.numel())):
-        problems.append("an output is not stored exactly once")
+    for tensor in written:
+        found = [elements(store, tensor) for store in stores]
+        stored = np.concatenate([of for of in found if of is not None])
+        if not np.array_equal(np.sort(stored), np.arange(tensor.numel())):
+            problems.append("an output is not stored exactly once")
     if not np.array_equal(y.double().numpy(), reference(sized, x, weight, bias)):
         problems.append("the output differs from the oracle's")
     return problems

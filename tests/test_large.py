@@ -45,9 +45,9 @@ def test_known_sizes_choose_the_width_of_offsets() -> None:
     """int64 costs registers: it stands where a size needs it, and nowhere else."""
     for text in forms_of(1, 10**6).values():
         assert "int64" not in text
-    for text in forms_of(4000, 10**6).values():  # 4e6 elements an image, 1.6e10 in all
+    for form, text in forms_of(4000, 10**6).items():  # 4e6 elements an image, 1.6e10 in all
         wide = [line.split()[0] for line in text.splitlines() if "int64" in line]
-        assert wide == ["x_tile", "y_tile"]
+        assert wide == ["x_tile", "y_tile", *["start"] * form.endswith("copy")]
     for form, text in forms_of(1, 3 * 10**9).items():
         assert "tl.cast(ci, tl.int64)" in text
         assert "tl.cast(position, tl.int64)" in text

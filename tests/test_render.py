@@ -25,6 +25,7 @@ from convgen.families import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
 from convgen.kerneltext import KernelText
 from convgen.language import parse
+from convgen.relayout import RelayoutText
 from convgen.render import environment, render
 from convgen.wrappertext import WrapperContext
 from drawing import draw, each_form
@@ -193,7 +194,7 @@ def fields_read(family: KernelFamily) -> set[tuple[type, str]]:
     """Return (dataclass, field) of what the templates read for a kernel of a family."""
     others = {other.template for other in FAMILIES} - {family.template}
     scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
-    scope |= {"gradient": WrapperContext}  # where there is one
+    scope |= {"gradient": WrapperContext, "relayout": RelayoutText}  # where there is one
     trees = {name: tree for name, tree in TREES.items() if name not in others}
     reader = Reader(family.context_type, trees)
     for name in RENDERED:
@@ -206,7 +207,8 @@ def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
     used = {(owner, name) for owner, name in fields_read(family) if owner is not KernelText}
     used |= {(family.context_type, name) for name in CAST}
-    assert used == fields_below(family.context_type) | fields_below(WrapperContext)
+    others = fields_below(WrapperContext) | fields_below(RelayoutText)
+    assert used == fields_below(family.context_type) | others
 
 
 def test_templates_use_the_fields_that_kernels_share_and_no_other():
