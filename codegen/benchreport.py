@@ -163,7 +163,7 @@ def table(report: dict[str, Any]) -> str:
         f"Triton {report['triton']}, convgen {report['convgen']} for {report['target']}, "
         f"{report['date']}",
         f"times in ms, medians; ceilings: copy {report['copy_gbps']:.0f} GB/s, "
-        f"matrix product {rates} TFLOP/s",
+        f"matrix product {rates} TFLOP/s; a kernel of one element {report['launch_ms']:.4f}",
         "",
         _line(name for name, _ in COLUMNS),
         *(_line(_cells(row)) for row in report["cases"]),

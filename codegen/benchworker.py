@@ -209,7 +209,10 @@ def samples_of(call: Callable[[], Any]) -> list[float]:
 
 
 def ceilings(dtypes: list[str]) -> dict[str, Any]:
-    """Return device, versions, and what the device's copy and matrix product reach."""
+    """Return device, versions, what copy and matrix product reach, and how long a launch takes.
+
+    No floor has the launch in it: a time near that of one element's kernel is the launch's.
+    """
     import torch
     import triton
 
@@ -219,6 +222,8 @@ def ceilings(dtypes: list[str]) -> dict[str, Any]:
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     copy = torch.empty_like(source)
     copy_ms = statistics.median(samples_of(functools.partial(copy.copy_, source)))
+    one = torch.zeros(1, device="cuda")
+    launch_ms = statistics.median(samples_of(functools.partial(one.add_, 1.0)))
     rates = {}
     for name in dtypes:
         a, b = (torch.randn((MATMUL, MATMUL), device="cuda") for _ in range(2))
@@ -233,6 +238,7 @@ def ceilings(dtypes: list[str]) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "copy_gbps": 2 * COPIED / copy_ms / 1e6,
         "matmul_tflops": rates,
+        "launch_ms": launch_ms,
     }
 
 

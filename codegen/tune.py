@@ -23,6 +23,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
+    wait,
 )
 from dataclasses import asdict
 from pathlib import Path
@@ -168,14 +169,17 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
     time and torch's.
 
     A job for a worker with a GPU: arguments and result can be pickled. The candidates of the specs
-    `ahead` are compiled while those of this one are measured.
+    `ahead` are compiled while those of this one are measured, if the worker may have processes.
     """
     import torch
     import triton
 
     spec, target = parse(text), find_target(target_name)
     back = () if gradient_refusal(spec) else (str(input_gradient(spec)),)
-    jobs = {each: _compiling(each, target_name, count) for each in (text, *back, *ahead)}
+    soon = ahead if _may_have_children() else ()
+    jobs = {each: _compiling(each, target_name, count) for each in (text, *back, *soon)}
+    if not _may_have_children():  # a thread that compiles takes Triton's driver from this one
+        wait([fits for tiles in jobs.values() for _, fits in tiles])
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
@@ -329,13 +333,18 @@ def _compilers() -> Executor:
     """Return this process' compilers: a process for each core but the one that measures."""
     from .cubin import compilers
 
-    if multiprocessing.current_process().daemon:  # as some engines' workers are: no children
+    if not _may_have_children():
         return ThreadPoolExecutor(1)
     workers = compilers(1)
     # A process waits for its children before its executors end, so these are told to end,
     # before the queue that tells them is closed (priority 10).
     multiprocessing.util.Finalize(None, workers.shutdown, exitpriority=100)
     return workers
+
+
+def _may_have_children() -> bool:
+    """Whether this process may start others: daemons, as some engines' workers are, may not."""
+    return not multiprocessing.current_process().daemon
 
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:

@@ -31,6 +31,7 @@ FACTS = {
     "cudnn": 91900,
     "copy_gbps": 1000.0,
     "matmul_tflops": {"float32": 100.0, "float16": 200.0},
+    "launch_ms": 0.0023,
 }
 # 2 * 10 * 1000 * 1000 * 500 = 1e10 operations, 4 * (1e7 + 5e5 + 5e6) = 6.2e7 bytes in float32: by
 # the ceilings above 0.1 ms and 0.062 ms, in float16 half of each.

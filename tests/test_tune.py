@@ -11,6 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,27 @@ def test_the_package_s_own_choice_is_tried_again(monkeypatch):
     tiles = [tile for tile, _ in tuning._compiling.__wrapped__(text, "h100", 1)]
     assert len(tiles) == 2
     assert own.tile == tiles[1]
+
+
+def test_a_worker_without_processes_does_not_compile_while_it_measures(monkeypatch):
+    """Its compilers are a thread, which takes Triton's driver from the one that measures."""
+    later = ThreadPoolExecutor(1)
+    started = []
+
+    def compiling(text, *of):
+        started.append(text)
+        return [(TILE, later.submit(time.sleep, 0.2))]
+
+    def fastest(spec, target, jobs):
+        assert all(fits.done() for _, fits in jobs)
+        return 1.0, TILE, 1, 1.0
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
+    monkeypatch.setattr(tuning, "_may_have_children", lambda: False)
+    monkeypatch.setattr(tuning, "_compiling", compiling)
+    monkeypatch.setattr(tuning, "_fastest", fastest)
+    tuning.measure(key_of(parse(LAYER)), "h100", 4, (LAYER.replace("4,", "6,"),))
+    assert started == [key_of(parse(LAYER))]
 
 
 def test_what_the_file_has_is_not_measured_again(tmp_path):
