@@ -186,13 +186,16 @@ def compile_command(
         rows = [row for statement in pairs for row in resources_of(statement, measured)]
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
-        return
-    for row in rows:
+    for row in rows if not as_json else ():
         click.echo(
             f"{row['name']:16} {row['target']:8} {row['registers']:3} registers, "
             f"{row['spills']} bytes of spills, {row['shared']} bytes of shared memory, "
             f"{row['occupancy']} programs an SM"
         )
+    stuck = [f"{row['name']} for {row['target']}" for row in rows if row["occupancy"] == 0]
+    if stuck:
+        click.echo(f"Error: {', '.join(stuck)} takes more than an SM has", err=True)
+        sys.exit(1)
 
 
 @main.command()

@@ -16,6 +16,7 @@ from .gradient import gradient_refusal
 from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
+from .relayout import copied_bytes
 from .resources import form_of, registers, shared_memory
 from .sizes import AXES, sizes_of
 from .tiling import multiplied
@@ -132,8 +133,8 @@ def _plan(plan: KernelPlan) -> Rows:
         (
             f"{cost.occupancy} programs an SM by estimate ({cost.occupancy * tile.num_warps} of "
             f"{target.warps_per_sm} warps; about {registers(plan.spec, form, tile, target)} "
-            f"registers a thread, {shared_memory(plan.spec, form, tile)} bytes of shared memory a "
-            "program)"
+            f"registers a thread, {shared_memory(plan.spec, form, tile, target)} bytes of shared "
+            "memory a program)"
         ),
     )
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"
@@ -149,6 +150,12 @@ def _plan(plan: KernelPlan) -> Rows:
         "bytes",
         f"{cost.dram_bytes / 1e6:.3f} MB at least; {cost.l2_bytes / 1e6:.3f} MB through L2",
     )
+    if tile.relayout:
+        yield (
+            "copy",
+            f"{2 * copied_bytes(plan) / 1e6:.3f} MB more, to channels_last: in the model's time, "
+            "and in a measured one",
+        )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
 
@@ -176,11 +183,9 @@ def _blocks(candidate: Candidate) -> tuple[int, int, int]:
 
 
 def _candidates(plan: KernelPlan) -> Rows:
-    yield (
-        "order",
-        "model time in steps of 1 %, a copy of the input counting more than it takes; within one, "
-        "smaller tiles and deeper pipelines",
-    )
+    copies = any(candidate.tile.relayout for candidate in plan.ranking)
+    more = ", more than that for a copy of the input" if copies else ""
+    yield "order", f"model time in steps of 1 %{more}; within one, smaller tiles, deeper pipelines"
     for candidate in plan.ranking[:MOST_CANDIDATES]:
         cost = candidate.cost
         yield (
@@ -206,9 +211,11 @@ def _wrapper(plan: KernelPlan) -> Rows:
     copies = f"none of an input that is dense{layout}; one of an input that is not dense"
     workspace = "no workspace"
     if plan.tile.relayout:
-        each = problem.batch * problem.in_channels * problem.inputs * spec.element.itemsize
-        copies = "one of every input, to channels_last: its kernel and this one are faster together"
-        workspace = f"a workspace of {each} bytes for the copy of the input"
+        copies = (
+            "one of every input, to channels_last, as its kernel and this one are faster together; "
+            f"one more of an input that is not dense{layout}"
+        )
+        workspace = f"a workspace of {copied_bytes(plan)} bytes for the copy of the input"
     yield "copies", copies
     pairs = problem.in_channels * problem.out_channels // spec.groups
     last = spec.kernel_size[-1]

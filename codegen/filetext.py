@@ -116,7 +116,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         wrapper=wrapper_context(plan, sizes, kernel),
         gradient=gradient,
         gradient_tile=gradient_tile,
-        relayout=relayout_text(plan, kernel.triton_dtype, kernel.x_shape),
+        relayout=relayout_text(plan, kernel.triton_dtype),
     )
 
 

@@ -233,6 +233,8 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         if layout == "channels_last":
             axes = [*spatial, f"{p}C_{end}"]
         shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
+    if plan.tile.relayout:
+        shapes["x_shape"] += f", a copy{' rounded to TF32' if copy_rounds(plan) else ''}"
     taps = [f"{p}K{letter}" for letter in letters]
     rows, columns = f"{p}C_OUT", f"{p}C_IN" if spec.groups == 1 else f"{p}GROUP_C_IN"
     if grouping is not None and not grouping.unrolled:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from .plan import KernelPlan
+from .plan import KernelPlan, problem_of
 from .sizes import AXES, Sizes
 from .spec import ConvTransposeSpec
 
 VECTOR = 16  # bytes that a thread loads at once
 MOST_INDEX = 2**31 - 1
 POSITIONS, CHANNELS = 64, 64  # of a tile of the copy
+FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # of torch, by the rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class RelayoutText:
         image: the image's number, in 64 bits where the elements of all need them.
         positions, channels: extents of a tile.
         rounds: the copy is rounded to TF32.
+        format: torch's name of its memory format, empty where torch has none.
     """
 
     triton_dtype: str
@@ -44,6 +46,7 @@ class RelayoutText:
     positions: str
     channels: str
     rounds: bool
+    format: str
 
 
 def relayout_refusal(spec: ConvTransposeSpec) -> str | None:
@@ -73,7 +76,14 @@ def copied_sizes(sizes: Sizes) -> set[Symbol]:
     return {sizes.named("C_IN"), *(sizes.input(axis) for axis in range(sizes.rank))}
 
 
-def relayout_text(plan: KernelPlan, triton_dtype: str, copy_shape: str) -> RelayoutText | None:
+def copied_bytes(plan: KernelPlan) -> int:
+    """Return the bytes of the copy, of nominal sizes where the spec leaves them to run time."""
+    problem = problem_of(plan.spec, plan.phases)
+    elements = problem.batch * problem.in_channels * problem.inputs
+    return elements * plan.spec.element.itemsize if plan.tile.relayout else 0
+
+
+def relayout_text(plan: KernelPlan, triton_dtype: str) -> RelayoutText | None:
     """Return the names of the template of the copy's kernel, None for a plan without one."""
     if not plan.tile.relayout:
         return None
@@ -87,11 +97,12 @@ def relayout_text(plan: KernelPlan, triton_dtype: str, copy_shape: str) -> Relay
     return RelayoutText(
         triton_dtype=triton_dtype,
         x_shape=f"[BATCH, C_IN, {', '.join(spatial)}]",
-        copy_shape=copy_shape,
+        copy_shape=f"[BATCH, {', '.join(spatial)}, C_IN]",
         inputs=inputs,
         factor=f"({inputs})" if len(spatial) > 1 else inputs,
         image="tl.cast(image, tl.int64)" if wide else "image",
         positions=str(POSITIONS),
         channels=str(min(CHANNELS, 1 << (channels - 1).bit_length())),
         rounds=copy_rounds(plan),
+        format=FORMATS.get(plan.spec.rank, ""),
     )

@@ -230,10 +230,16 @@ def _from_shared(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
     return target.multiplies_from_shared and single
 
 
-def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+def _input_from_shared(spec: ConvTransposeSpec, form: Form, target: GpuTarget) -> bool:
+    """Whether products read the input from shared memory too: nothing happens to it on the way."""
+    plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
+    return plain and form.span == 1 and _from_shared(spec, target)
+
+
+def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Return bytes of shared memory: the pipeline's buffers, or the output's way to its layout.
 
-    Triton keeps num_stages - 1 steps in flight; on Hopper the weight has one buffer more.
+    Triton keeps num_stages - 1 steps in flight; what products read from there has one buffer more.
     """
     size = spec.element.itemsize
     if tile.depthwise and spec.layout == "channels_last":  # it stores as it loads
@@ -243,8 +249,9 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     columns = form.columns(tile)
     step = form.step_elements(tile) * size
     weight = form.weights * form.columns(tile) * form.depth(tile) * size
+    read = step if _input_from_shared(spec, form, target) else weight
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
-    return max((tile.num_stages - 1) * step + weight, store)
+    return max((tile.num_stages - 1) * step + read, store)
 
 
 def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
@@ -255,13 +262,13 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
         return False
     if form.rows > 1:
-        shared = shared_memory(spec, form, tile) <= target.shared_per_block
+        shared = shared_memory(spec, form, tile, target) <= target.shared_per_block
         return shared and _rows_fit(spec, form, tile, target)
     most = target.registers_per_thread - _margin(form, target)
     return (
         held * parts <= MOST_OPERANDS
         and registers(spec, form, tile, target) <= most
-        and shared_memory(spec, form, tile) <= target.shared_per_block
+        and shared_memory(spec, form, tile, target) <= target.shared_per_block
     )
 
 
@@ -291,7 +298,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
 
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
     """Raise SpecError for a tile that no estimate can save: of a file of choices."""
-    shared = shared_memory(spec, form, tile)
+    shared = shared_memory(spec, form, tile, target)
     held = _held(spec, form, tile)
     if shared > target.shared_per_block or held > target.registers_per_thread:
         raise SpecError(
@@ -309,7 +316,7 @@ def _margin(form: Form, target: GpuTarget) -> int:
 
 def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Return programs resident on an SM: what threads, registers and shared memory allow."""
-    shared = shared_memory(spec, form, tile)
+    shared = shared_memory(spec, form, tile, target)
     return max(1, resident(target, tile.num_warps, registers(spec, form, tile, target), shared))
 
 

@@ -45,7 +45,7 @@ LOAD_WEIGHT = 0.0059  # of a byte
 # The same of a copy in channels_last (relayout.py). Fitted to 650 tiles of 50 layers (as above, but
 # 2026-11-25), 250 of them of copies; the model's first choice is within 1.06x of the best of each.
 LOAD_COPY = {4: 0.020, 2: 0.012}
-# A copy takes memory: it has to gain by the model, which knows it where it was measured.
+# A copy takes memory: it has to gain by the model, which knows it of Hopper, where it was measured.
 WORTH = 1.05
 WORTH_UNMEASURED = 2.0
 STORE = 0.084
@@ -86,7 +86,7 @@ def rank_tiles(
         for form in forms(spec, phases, problem)
         for tile in _tiles(spec, problem, form, target)
     ]
-    worth = WORTH if target.multiplies_from_shared else WORTH_UNMEASURED
+    worth = WORTH if target.arch == "sm_90" else WORTH_UNMEASURED
     return tuple(sorted(candidates, key=lambda candidate: _order(candidate, worth)))
 
 

@@ -16,10 +16,9 @@ from .kerneltext import KernelText
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, split
+from .relayout import FORMATS
 from .sizes import AXES, BLOCKS, Sizes
 from .spec import ConvTransposeSpec
-
-_FORMATS = {2: "channels_last", 3: "channels_last_3d"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +126,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         own_axes=axes[channels_last],
         other_axes=axes[not channels_last],
         last_axes=axes[True],
-        own_format=f"memory_format=torch.{_FORMATS[spec.rank]}" if channels_last else "",
+        own_format=f"memory_format=torch.{FORMATS[spec.rank]}" if channels_last else "",
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
         check_reads_output=any("= output" in line for line in check_lines),

@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 64 channels, 32 deep, 8 warps, 3 stages, of the input's channels_last copy
 # grid: (gap_h * gap_d * tile, image), 4800 programs = 36.36 waves over 132 SMs x 1
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 8eccf5290e0a9d210c90c10d1609eaa8ad88362af50e78e76d261ed0f5ad045d
+# body sha256: cf55237149e173c0a4dd0c196234025b8a289fc821668664050656d191b9984a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -40,6 +40,8 @@ BLOCK_M = tl.constexpr(256)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
 W_ROW = tl.constexpr(34)  # positions of a row, an even number: Triton then sees runs of them
+
+# The kernel that copies the input
 COPY_POSITIONS = tl.constexpr(64)  # inputs of a tile of the copy
 COPY_CHANNELS = tl.constexpr(32)  # channels of a tile of the copy
 
@@ -85,7 +87,7 @@ def round_to_tf32(x):
 
 @triton.jit
 def conv_transpose3d_kernel(
-    x_ptr,  # *fp32 [BATCH, D_IN, H_IN, W_IN, C_IN]
+    x_ptr,  # *fp32 [BATCH, D_IN, H_IN, W_IN, C_IN], a copy rounded to TF32
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN], packed
     y_ptr,  # *fp32 [BATCH, C_OUT, D_OUT, H_OUT, W_OUT]
 ):
@@ -188,7 +190,7 @@ def channels_last_kernel(
     start = image * (C_IN * D_IN * H_IN * W_IN)
     mask = (ci < C_IN)[:, None] & (position < D_IN * H_IN * W_IN)[None, :]
     x_lanes = (ci * (D_IN * H_IN * W_IN))[:, None] + position[None, :]
-    x = tl.load(x_ptr + start + x_lanes, mask=mask, other=0.0)
+    x = tl.load(x_ptr + start + x_lanes, mask=mask)
     x = round_to_tf32(x)
     copy_lanes = ci[:, None] + (position * C_IN)[None, :]
     tl.store(copy_ptr + start + copy_lanes, x, mask=mask)
@@ -457,21 +459,21 @@ def _is_recorded(input, weight, bias):
 
 def _in_channels_last(x):
     """Return a copy of `x` in channels_last, which the kernel reads, rounded to TF32."""
-    copy = torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype, device=x.device)
+    copy = torch.empty_like(x, memory_format=torch.channels_last_3d)
     if x.numel() == 0:
-        return copy.movedim(-1, 1)
-    device, aligned = x.get_device(), x.data_ptr() % 16 == 0
+        return copy
+    device, aligned = x.get_device(), (x.data_ptr() | copy.data_ptr()) % 16 == 0
     again = COPIED.get((device, x.shape))
     if again is not None and aligned and torch.cuda.current_device() == device:
         again(x, copy)
-        return copy.movedim(-1, 1)
+        return copy
     tiles = triton.cdiv(x[0, 0].numel(), COPY_POSITIONS.value)
     grid = (x.shape[0] * tiles * triton.cdiv(x.shape[1], COPY_CHANNELS.value),)
     with torch.cuda.device_of(x):
         compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
     if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
         COPIED[device, x.shape] = compiled[(*grid, 1, 1)]
-    return copy.movedim(-1, 1)
+    return copy
 
 
 def _launch(input, packed_weight, bias):
@@ -581,7 +583,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_9f179f066d163dcf"
+NAMESPACE = "convgen_124064cce52766c5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

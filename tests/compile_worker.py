@@ -1,7 +1,8 @@
 """Compile emitted files to machine code and print what they take, as JSON.
 
 A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
-`[spec, target]`, prints a JSON line for each: registers of each kernel, the most of the others.
+`[spec, target]`, or with a tile, prints a JSON line for each: registers of each kernel, the most of
+the others.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import sys
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import compile_for
+from convgen.cubin import compile_for, read_launches
+from convgen.plan import Tile
 
 
 def main() -> None:
     for line in sys.stdin:
-        text, name = json.loads(line)
-        target = find_target(name)
-        source = compile_kernel(parse(text), target)
-        kernels = 1 + (source.plan.gradient is not None)
+        text, name, *tiles = json.loads(line)
+        target, tile = find_target(name), Tile(**tiles[0]) if tiles else None
+        source = compile_kernel(parse(text), target, tile)
+        kernels = len(read_launches(source.text))
         binaries = [compile_for(source, target, number) for number in range(kernels)]
         row = {
             "registers": [binary.registers for binary in binaries],

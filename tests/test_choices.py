@@ -185,7 +185,7 @@ def test_shipped_tiles_fit_their_layers_and_cards(name):
         made = plan(spec, target)
         assert made.tile == measured.tile
         form = form_of(spec, made.phases, problem_of(spec, made.phases), made.tile)
-        assert shared_memory(spec, form, made.tile) <= target.shared_per_block
+        assert shared_memory(spec, form, made.tile, target) <= target.shared_per_block
         assert measured.ms >= made.cost.roofline_ms * 0.99, text
 
 

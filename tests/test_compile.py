@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from convgen import TARGETS, find_target, parse
+from convgen.cli import main as cli
 from convgen.compiler import compile_kernel, plan
 from convgen.table import read_table
 from running import worked
@@ -80,6 +82,17 @@ def test_the_command_compiles_for_a_list_of_targets() -> None:
         target = find_target(row["target"])
         warps = target.threads_per_sm // 32
         assert 1 <= row["occupancy"] <= min(target.blocks_per_sm, warps)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_kernel_that_cannot_run_is_an_error(extra: list[str], monkeypatch) -> None:
+    """A script that compiles for a card would take it for good."""
+    row = {"name": "up", "target": "h100", "registers": 4, "spills": 0, "shared": 240000}
+    monkeypatch.setattr("convgen.cubin.resources_of", lambda *of: [row | {"occupancy": 0}])
+    done = CliRunner().invoke(cli, ["compile", "ConvTranspose1d(4, 4, 3)", *extra])
+    assert done.exit_code == 1
+    assert done.stderr == "Error: up for h100 takes more than an SM has\n"
+    assert "240000" in done.stdout
 
 
 @pytest.mark.compile
