@@ -261,6 +261,8 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
     if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
         return False
+    if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
+        return False
     if form.rows > 1:
         shared = shared_memory(spec, form, tile, target) <= target.shared_per_block
         return shared and _rows_fit(spec, form, tile, target)
@@ -270,6 +272,14 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
         and registers(spec, form, tile, target) <= most
         and shared_memory(spec, form, tile, target) <= target.shared_per_block
     )
+
+
+def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
+    """Whether Triton can lay out groups of inputs for a product.
+
+    For sm_100 it fails on those of 16 bits: "Illegal shared layout" (3.7).
+    """
+    return target.arch != "sm_100" or spec.element.itemsize != 2
 
 
 def _held(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:

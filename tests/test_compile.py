@@ -34,6 +34,7 @@ OTHERS = (
     "sigmoid | ConvTranspose3d(16, 3, 3, stride=2, groups=1, dtype=bfloat16) | tanh | clamp(0, 1)",
     "ConvTranspose2d(64, 64, 4, stride=2, autotune=launch, input=(1, 64, 32, 32))",
     "ConvTranspose2d(6, 6, 3, groups=6, dilation=2, layout=channels_last)",
+    "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 128, 128), dtype=float16)",
 )
 
 
