@@ -29,6 +29,8 @@ pytestmark = pytest.mark.interpreter
 
 # An idea each that could break an access. Behind a slash: entries of `input` left to run time.
 HAND_WRITTEN = {
+    "a copy": "ConvTranspose3d(16, 4, (2, 1, 3), 1, (1, 0, 1), input=(2, 16, 3, 5, 7))",
+    "a copy of a strided layer": "ConvTranspose2d(72, 8, 3, (1, 2), 1, input=(3, 72, 5, 9))",
     "one tap of one input": "ConvTranspose1d(1, 1, 1, input=(1, 1, 1))",
     "channels past a block": "ConvTranspose2d(5, 17, 3, input=(2, 5, 3, 7))",
     "channels that fill theirs": "ConvTranspose2d(16, 16, 3, input=(1, 16, 4, 8))",
@@ -64,10 +66,8 @@ EXACT_STAGES = (
     Stage("mul", (-2.0,)),
 )
 RANDOM_LAYERS = 28
-FORMS = {
-    *("autotuned", "gather 1", "gather 1 copy", "polyphase 1", "polyphase 1 copy"),
-    *("polyphase 2", "polyphase 4"),
-}
+FORMS = {"autotuned", "gather 1", "polyphase 1", "polyphase 2", "polyphase 4"}
+COPIES = {"a copy": "gather 1 copy", "a copy of a strided layer": "polyphase 1 copy"}
 SHARES = 4  # so that workers of pytest-xdist can divide the work
 
 
@@ -112,6 +112,11 @@ def layers(share):
     rng = random.Random(20261122)
     texts = [*HAND_WRITTEN.values(), *(random_layer(rng) for _ in range(RANDOM_LAYERS))]
     return texts[share::SHARES]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_layer_has_the_form_that_it_stands_for(name):
+    assert COPIES[name] in each_form(parse(HAND_WRITTEN[name]), 0)
 
 
 @pytest.mark.parametrize("share", range(SHARES))
