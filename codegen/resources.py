@@ -204,8 +204,8 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     lines = tile.block_m + columns
     if form.family == "polyphase" and form.span == 1 and _from_shared(spec, target):
-        # Only float32 inputs pass through registers, to be rounded. Of 57 such tiles of 128
-        # accumulators, one of those that this lets fit spilled (Triton 3.6).
+        # Only float32 inputs pass through registers, to be rounded. Of 49 such tiles of 128
+        # accumulators one spilled, none of the 41 that this lets fit (Triton 3.6).
         lines = tile.block_m if spec.dtype == "float32" else 0
     operands = lines * depth * wide * parts // threads
     # A strided output is stored element by element: every accumulator has its own address.
