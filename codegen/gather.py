@@ -29,7 +29,8 @@ from .kernel import (
     define_positions,
     define_program,
     define_start,
-    index_of,
+    input_index,
+    output_index,
     output_start,
     stores,
     tensor,
@@ -57,7 +58,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     numbers = range(plan.spec.rank)
 
     def inputs(row: int) -> list[Coordinate]:
-        indices = [index_of(kernel, number, at.axes[number], row) for number in numbers]
+        indices = [input_index(kernel, number, at.axes[number], row) for number in numbers]
         sums = [index + shift for index, shift in zip(indices, shifts, strict=True)]
         axes = zip(sums, map(sizes.input, numbers), strict=True)
         return tensor(kernel, at.image, ci, "IN", [[Coordinate(*one, ONE)] for one in axes])
@@ -65,7 +66,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     def outputs(row: int) -> list[Coordinate]:
         axes = []
         for (number, _, axis), residue in zip(kernel.axes, phase.residues, strict=True):
-            index = axis.stride * index_of(kernel, number, at.axes[number], row) + residue
+            index = axis.stride * output_index(kernel, number, at.axes[number], row) + residue
             axes.append([Coordinate(index, sizes.output(number), ONE)])
         return tensor(kernel, at.image, co, "OUT", axes)
 
@@ -75,7 +76,10 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     y, output_texts = stores(kernel, outputs, order, [], added=False)
     apart = plan.spec.stride[-1] > 1 and not last
     if apart:
-        output_texts = tuple(_in_one_dimension(kernel, text) for text in output_texts)
+        output_texts = tuple(
+            _in_one_dimension(kernel, text, first=number == 0)
+            for number, text in enumerate(output_texts)
+        )
     return GemmContext(
         program_lines=tuple(lines["program"]),
         phase_lines=tuple(lines["phase"]),
@@ -97,8 +101,8 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     )
 
 
-def _in_one_dimension(kernel: Kernel, text: StoreText) -> StoreText:
-    """Return a store of outputs that are `stride` apart, flattened.
+def _in_one_dimension(kernel: Kernel, text: StoreText, *, first: bool) -> StoreText:
+    """Return a store of outputs that are `stride` apart, flattened; the `first` flattens all's lanes.
 
     Triton sees a run along neither dimension of such a tile, and lets neighbouring threads store
     along the first (3.6) or the last one (3.7 to 3.9): so there is but one.
@@ -108,7 +112,7 @@ def _in_one_dimension(kernel: Kernel, text: StoreText) -> StoreText:
     lines = [
         "# In one dimension, along which neighbouring threads store neighbours of a row",
         f"y_lanes = y_lanes.reshape({flat})",
-    ]
+    ] * first
     if text.mask_lines:
         lines.append(f"y_mask = tl.broadcast_to(y_mask, ({shape})).reshape({flat})")
     return dataclasses.replace(text, pointer_lines=(*lines, f"acc = tl.trans(acc).reshape({flat})"))

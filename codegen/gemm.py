@@ -138,13 +138,16 @@ def loads(
     w = _with_row(kernel, w, weight[0][0])
     weights = _block_weights(w, block)
     tiles = []
+    before: tuple[str, ...] = ()
     for number, (row, pairs) in enumerate(block.inputs.items()):
         here = kernel.access("x", coordinates(row), order)
+        fresh = () if here.mask_lines == before else here.mask_lines
+        before = here.mask_lines
         tiles.append(
             InputText(
                 offset=row_offset(kernel, coordinates(0), row),
                 masked=here.masked,
-                mask_lines=here.mask_lines,
+                mask_lines=fresh,
                 lines=lines if number else (*comment, *lines),
                 comment_lines=(f"# Input row {row} of the block, for {_rows(pairs)}",),
                 weights=() if number else weights,

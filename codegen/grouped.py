@@ -10,7 +10,7 @@ from sympy import Expr, Integer
 
 from .grouping import Grouping
 from .index import Coordinate
-from .kernel import Kernel, Positions, index_of
+from .kernel import Kernel, Positions, input_index, output_index
 from .sizes import AXES
 
 
@@ -21,7 +21,7 @@ def group_inputs(
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True):
-        extent, index = sizes.input(number), index_of(kernel, number, position, row) + shift
+        extent, index = sizes.input(number), input_index(kernel, number, position, row) + shift
         if number < last or sizes.span == 1:
             axes.append([Coordinate(index, extent, Integer(1))])
         elif (sizes.space.number(extent) or 1) % _grouping(kernel).span == 0:
@@ -48,7 +48,7 @@ def group_outputs(
     for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):
         extent = sizes.output(number)
         if number < last or kernel.plan.grouping is None:
-            index = index_of(kernel, number, position, row)
+            index = output_index(kernel, number, position, row)
             axes.append([Coordinate(axis.stride * index + residue, extent, Integer(1))])
             continue
         phases = sizes.named("PHASES") if _grouping(kernel).width > 1 else Integer(1)

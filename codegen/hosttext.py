@@ -179,7 +179,7 @@ class HostNames:
                 known = self.space.number(count)  # as it is with a span above 1
                 count = count if known is None else Integer(known)
             if self.plan.block is not None and sizes.is_blocked(axis):  # its extents are known
-                count = Integer(self.plan.block.rows * (self.space.number(count) or 0))
+                count = Integer(self.plan.block.advance * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
         blocks_in = self._most("block_n" if self.plan.tile.depthwise else "block_k")

@@ -73,7 +73,7 @@ class StoreText:
 
     Attributes:
         acc: its accumulator's name.
-        offset, mask_lines: as of `LoadText`.
+        offset, masked, mask_lines: as of `LoadText`.
         start_lines: the lines that begin it.
         lane_lines, place_lines, pointer_lines: the lanes of the output, the access, the pointers
             of its elements, where they are not defined yet.
@@ -81,6 +81,7 @@ class StoreText:
 
     acc: str
     offset: str
+    masked: bool
     mask_lines: tuple[str, ...]
     start_lines: tuple[str, ...]
     lane_lines: tuple[str, ...]
@@ -345,14 +346,17 @@ def stores(
     pointers = (assignment("y_pointers", f"{y.pointer} + {text}", 4),) if added else ()
     places = (*([y.base] if y.base else []), *(parts if added else y.lanes))
     if kernel.plan.block is None:
-        return y, (StoreText("acc", "", y.mask_lines, (), tuple(lane_lines), places, pointers),)
+        whole = tuple(lane_lines), places, pointers
+        return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
     tiles = []
+    before: tuple[str, ...] = ()
     for row in range(kernel.plan.block.rows):
         masks = kernel.access("y", coordinates(row), order).mask_lines
+        fresh, before = () if masks == before else masks, masks
         begin = (f"# Row {row} of the block", f"acc = acc_{row}")
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
         offset = row_offset(kernel, coordinates(0), row)
-        tiles.append(StoreText(f"acc_{row}", offset, masks, begin, *once))
+        tiles.append(StoreText(f"acc_{row}", offset, bool(masks), fresh, begin, *once))
     return y, tuple(tiles)
 
 
@@ -370,8 +374,17 @@ def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
     ]
 
 
-def index_of(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
-    """Return the index of a position along an axis; of a block of rows that of its `row`."""
+def input_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
+    """Return the input that a position of an axis starts from; of a block, its input `row`."""
+    block = kernel.plan.block
+    if block is None or not kernel.sizes.is_blocked(number):
+        return position
+    name = "ROWS" if block.advance == block.rows else "ROWS_IN"
+    return (kernel.sizes.named(name) if block.advance > 1 else ONE) * position + row
+
+
+def output_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
+    """Return the output of a phase at a position of an axis; of a block, its output `row`."""
     if not kernel.sizes.is_blocked(number):
         return position
     return kernel.sizes.named("ROWS") * position + row

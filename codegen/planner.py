@@ -142,7 +142,7 @@ def _grid(
     steps = []
     numbered = list(zip(range(spec.rank), AXES[spec.rank], phases, strict=True))
     for number, letter, axis in reversed(numbered):
-        if sizes.is_grouped(number):
+        if sizes.is_grouped(number) or sizes.is_blocked(number):
             continue  # a program has all its phases
         steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
         steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))

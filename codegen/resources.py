@@ -26,14 +26,15 @@ from .targets import GpuTarget
 
 WARP = 32
 # Of 313 tiles with rows that were compiled (Triton 3.6, sm_89 and sm_90; kernels 3 x 3, 3 x 7 and
-# 5 x 5, float32 and float16), those within these bounds spilled 8 bytes at most.
+# 5 x 5, float32 and float16), those within these bounds spilled 8 bytes at most; so did 388 of
+# strides 2 to 4 (Triton 3.7).
 OTHER_ROWS = 96
 MOST_ROW_ACCUMULATORS = 128
 MOST_ROW_BYTES = 64  # of a step's depth
 FEW_ROW_ACCUMULATORS = 64  # in float64, of open sizes, or where operands crowd the registers
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 MOST_FRAGMENT_COLUMNS = 64  # where both operands pass through registers
-ROWS = (2, 4)  # of a block
+ROWS = (2, 3, 4)  # of a block
 # Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
 OTHER_REGISTERS = 48
 OTHER_GROUPED = 32
@@ -61,7 +62,8 @@ class Form:
         positions: positions of a phase of one image.
         phases: phases that have programs of their own.
         taps: taps of a phase that have steps of their own, on average.
-        inputs, weights: input tiles and weights that a step loads; each row meets each weight.
+        inputs, weights: input tiles and weights that a step loads.
+        products: products of a step.
     """
 
     family: str
@@ -74,11 +76,7 @@ class Form:
     relayout: bool = False
     inputs: int = 1
     weights: int = 1
-
-    @property
-    def products(self) -> int:
-        """Products of a step."""
-        return self.rows * self.weights
+    products: int = 1
 
     def step_elements(self, tile: Tile) -> int:
         """Return elements that a step of a tile loads."""
@@ -108,15 +106,23 @@ def forms(
     yield from of_one_row
     for form, rows in itertools.product(of_one_row, ROWS):
         if form.family not in DEPTHWISE and rows_refusal(spec, rows) is None:
-            extent, block = problem.output_extents[-2], RowBlock(phases[-2], rows)
-            yield dataclasses.replace(
-                form,
-                positions=form.positions // extent * -(-extent // rows),
-                taps=form.taps / block.axis.kernel,
-                rows=rows,
-                inputs=len(block.inputs),
-                weights=block.axis.kernel,
-            )
+            yield _in_blocks(form, problem, RowBlock(phases[-2], rows))
+
+
+def _in_blocks(form: Form, problem: Problem, block: RowBlock) -> Form:
+    """Return a form whose programs have blocks of rows, and with them all phases of that axis."""
+    stride, kernel = block.axis.stride, block.axis.kernel
+    blocks = -(-problem.output_extents[-2] // block.rows)
+    return dataclasses.replace(
+        form,
+        positions=form.positions // problem.phase_extents[-2] * blocks,
+        phases=form.phases // stride,
+        taps=form.taps * stride / kernel,
+        rows=block.rows,
+        inputs=len(block.inputs),
+        weights=kernel,
+        products=block.products,
+    )
 
 
 def _forms_of_one_row(
@@ -296,14 +302,13 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         return False
     if spec.product is not None and spec.product.products > 1:  # operands in parts
         return False
-    plain = spec.dtype != "float64" and None not in spec.spatial
-    if not plain or target.multiplies_from_shared:
-        most = MOST_ROW_ACCUMULATORS if plain else FEW_ROW_ACCUMULATORS
-    else:
-        fragments = form.columns(tile) <= MOST_FRAGMENT_COLUMNS
-        roomy = fragments and (form.rows == ROWS[0] or form.span > 1)
-        most = MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS
-    return _held(spec, form, tile) <= most
+    roomy = spec.dtype != "float64" and None not in spec.spatial
+    if spec.stride[-1] > 1 and form.family == "gather":  # each output has its own address
+        roomy = False
+    if not target.multiplies_from_shared:
+        fragments = spec.stride[-2] == 1 and form.columns(tile) <= MOST_FRAGMENT_COLUMNS
+        roomy = roomy and fragments and (form.rows == ROWS[0] or form.span > 1)
+    return _held(spec, form, tile) <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 
 
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:

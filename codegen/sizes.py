@@ -315,7 +315,8 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
 def _row_sizes(spec: ConvTransposeSpec, block: RowBlock) -> list[Size]:
     letter, output = AXES[spec.rank][-2].upper(), spec.output_spatial[-2]
     assert output is not None
-    return [Size("ROWS", block.rows), Size(f"{letter}_BLOCKS", -(-output // block.rows))]
+    table = [Size("ROWS", block.rows), Size(f"{letter}_BLOCKS", -(-output // block.rows))]
+    return [*table, Size("ROWS_IN", block.advance)]
 
 
 def _channels(spec: ConvTransposeSpec, groups: int) -> list[Size]:

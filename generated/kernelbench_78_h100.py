@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs = 31.09 waves over 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: ec1f0935faea75dc5b00fa2f3c8fc51ad1b0f9dfa6f7a4fdaa7f55d04bc86afa
+# body sha256: 33e0dba10aadc4a7f46d9dedb8fab365f474d2c30e5ddec3b2a330034bbb71c1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -174,8 +174,6 @@ def conv_transpose2d_kernel(
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
@@ -183,8 +181,6 @@ def conv_transpose2d_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
@@ -192,8 +188,6 @@ def conv_transpose2d_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
@@ -232,27 +226,18 @@ def conv_transpose2d_kernel(
     # The columns of a channel, side by side
     acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
     acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_w_out * PHASES + place_out - OFFSET >= 0
-    y_inside &= q_w_out * PHASES + place_out - OFFSET < W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + W_OUT, acc, mask=y_mask)
     # Row 2 of the block
     acc = acc_2
     # The columns of a channel, side by side
     acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
     acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_w_out * PHASES + place_out - OFFSET >= 0
-    y_inside &= q_w_out * PHASES + place_out - OFFSET < W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + 2 * W_OUT, acc, mask=y_mask)
     # Row 3 of the block
     acc = acc_3
     # The columns of a channel, side by side
     acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
     acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_w_out * PHASES + place_out - OFFSET >= 0
-    y_inside &= q_w_out * PHASES + place_out - OFFSET < W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
 
 
@@ -324,8 +309,6 @@ def conv_transpose2d_input_gradient_kernel(
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -334,8 +317,6 @@ def conv_transpose2d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -344,8 +325,6 @@ def conv_transpose2d_input_gradient_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
-        x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -386,27 +365,18 @@ def conv_transpose2d_input_gradient_kernel(
     # The columns of a channel, side by side
     acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
     acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    y_inside = q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET >= 0
-    y_inside &= q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET < GRAD_W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + GRAD_W_OUT, acc, mask=y_mask)
     # Row 2 of the block
     acc = acc_2
     # The columns of a channel, side by side
     acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
     acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    y_inside = q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET >= 0
-    y_inside &= q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET < GRAD_W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + 2 * GRAD_W_OUT, acc, mask=y_mask)
     # Row 3 of the block
     acc = acc_3
     # The columns of a channel, side by side
     acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
     acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    y_inside = q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET >= 0
-    y_inside &= q_w_out * GRAD_PHASES + place_out - GRAD_OFFSET < GRAD_W_OUT
-    y_mask = y_inside[None, :]
     tl.store(y_pointers + 3 * GRAD_W_OUT, acc, mask=y_mask)
 
 
@@ -839,7 +809,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_5dfff8f22d87bf7c"
+NAMESPACE = "convgen_bf6a649867edbe70"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
