@@ -102,7 +102,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
 
 
 def _in_one_dimension(kernel: Kernel, text: StoreText, *, first: bool) -> StoreText:
-    """Return a store of outputs that are `stride` apart, flattened; the `first` flattens all's lanes.
+    """Return a store of outputs that are `stride` apart, flattened; the `first` flattens the lanes.
 
     Triton sees a run along neither dimension of such a tile, and lets neighbouring threads store
     along the first (3.6) or the last one (3.7 to 3.9): so there is but one.

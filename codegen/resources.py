@@ -31,6 +31,7 @@ WARP = 32
 OTHER_ROWS = 96
 MOST_ROW_ACCUMULATORS = 128
 MOST_ROW_BYTES = 64  # of a step's depth
+MOST_ROW_BYTES_OF_ONE = 128  # where a block has a single input, of wgmma
 FEW_ROW_ACCUMULATORS = 64  # in float64, of open sizes, or where operands crowd the registers
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 MOST_FRAGMENT_COLUMNS = 64  # where both operands pass through registers
@@ -255,7 +256,10 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTa
     columns = form.columns(tile)
     step = form.step_elements(tile) * size
     weight = form.weights * form.columns(tile) * form.depth(tile) * size
-    read = step if _input_from_shared(spec, form, target) else weight
+    if not _from_shared(spec, target):  # products read registers
+        read = 0
+    else:
+        read = step if _input_from_shared(spec, form, target) else weight
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
     return max((tile.num_stages - 1) * step + read, store)
 
@@ -296,7 +300,9 @@ def _held(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
 
 def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether a tile of several rows is one of those that were found not to spill."""
-    if form.depth(tile) * spec.element.itemsize > MOST_ROW_BYTES:
+    one = form.inputs == 1 and target.multiplies_from_shared
+    most = MOST_ROW_BYTES_OF_ONE if one else MOST_ROW_BYTES
+    if form.depth(tile) * spec.element.itemsize > most:
         return False
     if target.multiplies_from_shared and tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
         return False

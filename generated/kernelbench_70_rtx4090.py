@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 30016 programs = 117.25 waves over 128 SMs x 2
+# grid: (tile, image), 30016 programs = 78.17 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
 # body sha256: c97786f18ad70ed26b6aa02670baabe19489d998ab3e4ed4372044a11acde169
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 16552 programs = 64.66 waves over 128 SMs x 2
+# grid: (tile, image), 16552 programs = 43.10 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
 # body sha256: 0c0287cc2704f0f9f209bdbbc5d60df88bd2d9d5937bf8bbe6e6f94661dd264d
 

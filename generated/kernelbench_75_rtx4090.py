@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
-# grid: (gap_h * tile * group * image), 66048 programs = 172.00 waves over 128 SMs x 3
+# grid: (gap_h * tile * group * image), 66048 programs = 129.00 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
 # body sha256: bcd4bd98e63d805d120d628e99dba4dded5c0b7120be77d25924bd0711f14e22
 

@@ -116,7 +116,7 @@ SERVED = {
     "four phases of rows": "ConvTranspose2d(4, 2, (9, 1), (4, 1), input=(2, 4, 3, 6))",
     "rows that no tap reaches": "ConvTranspose2d(4, 2, 3, 2, dilation=2, input=(2, 4, 4, 5))",
     "strided volumes": "ConvTranspose3d(4, 2, 3, 2, 1, 1, input=(2, 4, 2, 4, 3))",
-    "strided channels_last": "ConvTranspose2d(8, 6, 4, 2, 1, input=(2, 8, 5, 7), layout=channels_last)",
+    "strided, last": "ConvTranspose2d(8, 6, 4, 2, 1, input=(2, 8, 5, 7), layout=channels_last)",
     "channels_last": "ConvTranspose2d(8, 6, 3, 1, 1, input=(2, 8, 5, 7), layout=channels_last)",
     "open sizes": "ConvTranspose2d(None, None, 3, padding=1, input=(None, None, 6, None))",
 }
