@@ -51,6 +51,11 @@ class Way:
     benchmark: bool = False
     compiled: bool = False
 
+    @property
+    def layout(self) -> str:
+        """The layout of input and weight, by its name in the language."""
+        return "channels_last" if self.channels_last else "channels_first"
+
     def unfit(self, spec: ConvTransposeSpec) -> str | None:
         """Return why this way does not apply to `spec`, None if it does."""
         if self.channels_last and spec.rank == 1:

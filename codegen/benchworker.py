@@ -28,7 +28,7 @@ from .benchcases import CEILINGS, CONVGEN, WAYS, Way
 from .choices import read_choices
 from .compiler import compile_kernel
 from .cubin import compile_for, compilers, module_name
-from .loading import load_module
+from .loading import laid_out, load_module
 from .localgpu import local_target
 from .render import KernelSource
 from .spec import ConvTransposeSpec, SpecError
@@ -153,7 +153,7 @@ def torch_call(
     else:
         function = getattr(functional, f"conv_transpose{spec.rank}d")
         geometry = (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
-    x, weight = _laid_out(way, x), _laid_out(way, weight)
+    x, weight = laid_out(x, way.layout), laid_out(weight, way.layout)
 
     def call(x: Any, weight: Any, bias: Any) -> Any:
         return staged(function(staged(x, spec.before), weight, bias, *geometry), spec.after)
@@ -171,20 +171,10 @@ def flipped(spec: ConvTransposeSpec, weight: Any) -> Any:
     return swapped.flip(tuple(range(2, 2 + spec.rank))).contiguous()
 
 
-def _laid_out(way: Way, tensor: Any) -> Any:
-    import torch
-
-    if not way.channels_last:
-        return tensor
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.dim()])
-
-
 def compile_job(spec: ConvTransposeSpec, way: Way, job: dict[str, Any]) -> KernelSource:
     """Return the file that convgen emits for a job."""
-    layout = "channels_last" if way.channels_last else "channels_first"
     choices = read_choices(Path(job["choices"])) if job["choices"] else None
-    spec = dataclasses.replace(spec, layout=layout)
+    spec = dataclasses.replace(spec, layout=way.layout)
     return compile_kernel(spec, find_target(job["target"]), choices=choices)
 
 
@@ -194,7 +184,7 @@ def emitted_call(
     """Return a call of an emitted file, the weight packed."""
     module = load_module(source.text, module_name(source), folder)
     function = getattr(module, f"conv_transpose{source.plan.spec.rank}d_packed")
-    x, packed = _laid_out(way, x), module.pack_weight(weight)
+    x, packed = laid_out(x, way.layout), module.pack_weight(weight)
     return lambda: function(x, packed, bias)
 
 

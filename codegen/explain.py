@@ -153,8 +153,8 @@ def _plan(plan: KernelPlan) -> Rows:
     if tile.relayout:
         yield (
             "copy",
-            f"{2 * copied_bytes(plan) / 1e6:.3f} MB more, to channels_last: in the model's time, "
-            "and in a measured one",
+            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, to channels_last: in the "
+            "model's time, and in a measured one",
         )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
@@ -215,7 +215,7 @@ def _wrapper(plan: KernelPlan) -> Rows:
             "one of every input, to channels_last, as its kernel and this one are faster together; "
             f"one more of an input that is not dense{layout}"
         )
-        workspace = f"a workspace of {copied_bytes(plan)} bytes for the copy of the input"
+        workspace = f"a workspace of {copied_bytes(spec, problem)} bytes for the copy of the input"
     yield "copies", copies
     pairs = problem.in_channels * problem.out_channels // spec.groups
     last = spec.kernel_size[-1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from . import __version__
 from .kerneltext import KernelText, kernel_text
 from .plan import KernelPlan, Tile
-from .relayout import RelayoutText, relayout_text
+from .relayouttext import RelayoutText, relayout_text
 from .sizes import sizes_of
 from .spec import ConvTransposeSpec
 from .wrappertext import WrapperContext, wrapper_context
@@ -116,7 +116,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         wrapper=wrapper_context(plan, sizes, kernel),
         gradient=gradient,
         gradient_tile=gradient_tile,
-        relayout=relayout_text(plan, kernel.triton_dtype),
+        relayout=relayout_text(plan, sizes, kernel.triton_dtype),
     )
 
 

@@ -95,7 +95,7 @@ def kernel_text(
     body = _with_stages(plan, family.context(plan, sizes, scribe), products=family.products)
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
-    constants, arguments, local_lines = _size_lines(sizes, scribe)
+    constants, arguments, local_lines = size_lines(sizes, scribe)
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
     )
@@ -136,7 +136,7 @@ def _list(names: tuple[str, ...]) -> str:
     return "[\n" + "".join(f"    {name},\n" for name in quoted) + "]"
 
 
-def _size_lines(
+def size_lines(
     sizes: Sizes, scribe: Scribe
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the constants, arguments and locals for the sizes the kernel reads."""

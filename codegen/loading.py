@@ -1,7 +1,7 @@
-"""Importing an emitted file.
+"""Importing an emitted file, and laying out tensors for it.
 
-Used by verify, by compiling to machine code and by the tests; needs torch and triton, which the
-compiler does not. Input: the text of a file; output: the module.
+Used by verify, bench, tune, by compiling to machine code and by the tests; needs torch and triton,
+which the compiler does not. Input: the text of a file; output: the module.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from .spec import MEMORY_FORMATS
 
 
 def load_module(text: str, name: str, folder: Path) -> ModuleType:
@@ -26,3 +29,12 @@ def import_file(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def laid_out(tensor: Any, layout: str) -> Any:
+    """Return a tensor, dense as torch makes one, in a layout of the language."""
+    import torch
+
+    if layout != "channels_last":
+        return tensor
+    return tensor.contiguous(memory_format=getattr(torch, MEMORY_FORMATS[tensor.dim() - 2]))

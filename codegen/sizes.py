@@ -23,6 +23,7 @@ from .spec import ConvTransposeSpec
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+COPY_BLOCKS = ("COPY_POSITIONS", "COPY_CHANNELS")  # of the kernel that copies the input
 
 
 @dataclass(frozen=True, slots=True)

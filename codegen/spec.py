@@ -20,6 +20,7 @@ from .pointwise import POINTWISE, Stage, find_pointwise
 from .targets import TARGETS
 
 LAYOUTS = ("channels_first", "channels_last")
+MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
 AUTOTUNES = ("none", "blocks", "launch")
 CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
     "in_channels",

@@ -21,6 +21,7 @@ from typing import Any
 
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
+from .relayout import copied_bytes
 from .resources import WARP, Form, fits, forms, occupancy
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
@@ -239,7 +240,7 @@ def cost_of(
     whole_waves = math.ceil(waves) if waves < 8 else waves
     model = max(whole_waves * wave * 1e-9, least.dram_bytes / (target.dram_gbps * 1e9))
     if form.relayout:
-        copied = 2 * problem.batch * problem.in_channels * problem.inputs * size
+        copied = 2 * copied_bytes(spec, problem)
         l2_bytes += copied
         model += LATENCY * 1e-9 + copied / (target.dram_gbps * 1e9)
     return Cost(

@@ -235,16 +235,14 @@ def _gradient_times(
 
     from .benchworker import draw, flipped
     from .cubin import module_name
-    from .loading import load_module
+    from .loading import laid_out, load_module
     from .verify import concrete
 
     layer = concrete(spec, small=False)
     back = input_gradient(layer)
     grad, turned, _ = draw(back, "cuda")
     weight, x = flipped(back, turned), grad.new_empty(layer.input)
-    if spec.layout == "channels_last":
-        last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
-        grad, x = grad.contiguous(memory_format=last), x.contiguous(memory_format=last)
+    grad, x = laid_out(grad, spec.layout), laid_out(x, spec.layout)
     used = Measured(tile, 0.0, 1, "", MeasuredGradient(back_tile, 0.0, 1.0))  # whatever the times
     choices = Choices(target.name, {key_of(spec): used})
     source = compile_kernel(spec, target, choices=choices)
@@ -273,10 +271,9 @@ class _Timer:
     """Times the tiles of one spec on the same data."""
 
     def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
-        import torch
-
         from .benchcases import WAYS
         from .benchworker import draw, torch_call
+        from .loading import laid_out
         from .verify import concrete
 
         self.spec, self.target = spec, target
@@ -284,9 +281,7 @@ class _Timer:
         sized = concrete(spec, small=False)
         self.x, self.weight, self.bias = draw(sized, "cuda")
         self.wanted = torch_call(sized, WAYS["default"], self.x, self.weight, self.bias)()
-        if spec.layout == "channels_last":
-            last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
-            self.x = self.x.contiguous(memory_format=last)
+        self.x = laid_out(self.x, spec.layout)
 
     def milliseconds(self, tile: Tile, repeat: int) -> Any:
         """Return the median time of `tile` over `repeat` ms; None if it does not fit the card."""

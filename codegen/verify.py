@@ -20,7 +20,7 @@ import numpy as np
 from . import oracle
 from .choices import Choices
 from .compiler import compile_kernel, plan
-from .loading import load_module
+from .loading import laid_out, load_module
 from .plan import problem_of
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
@@ -211,9 +211,7 @@ def run(
 
     dtype = getattr(torch, spec.dtype)
     x, weight, *bias = (torch.from_numpy(array).to(device, dtype) for array in arrays)
-    if spec.layout == "channels_last":
-        last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
-        x = x.contiguous(memory_format=last)
+    x = laid_out(x, spec.layout)
     function = getattr(module, f"conv_transpose{spec.rank}d")
     output = function(x, weight, bias[0] if bias else None)
     result: oracle.Array = output.double().cpu().numpy()

@@ -16,9 +16,8 @@ from .kerneltext import KernelText
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, split
-from .relayout import FORMATS
 from .sizes import AXES, BLOCKS, Sizes
-from .spec import ConvTransposeSpec
+from .spec import MEMORY_FORMATS, ConvTransposeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     check_lines = check_names.shape_lines("shape", "output") if checks else ()
     channels_last = spec.layout == "channels_last"
     tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
-    grid = _grid_text([names.extent(axis) for axis in plan.grid], tuned)
+    grid = grid_text([names.extent(axis) for axis in plan.grid], tuned)
     spatial = tuple(range(spec.rank + 1, 1, -1))
     axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
@@ -126,7 +125,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         own_axes=axes[channels_last],
         other_axes=axes[not channels_last],
         last_axes=axes[True],
-        own_format=f"memory_format=torch.{FORMATS[spec.rank]}" if channels_last else "",
+        own_format=f"memory_format=torch.{MEMORY_FORMATS[spec.rank]}" if channels_last else "",
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
         check_reads_output=any("= output" in line for line in check_lines),
@@ -149,7 +148,7 @@ def _input_axes(spec: ConvTransposeSpec) -> str:
     return f"[{', '.join(axes)}]" + (" in channels_last" if spec.layout == "channels_last" else "")
 
 
-def _grid_text(extents: list[str], tuned: bool) -> str:
+def grid_text(extents: list[str], tuned: bool) -> str:
     """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
     broken = [
         extent if len(f"        {extent},") <= WIDTH else "\n    ".join(split(extent, "*"))

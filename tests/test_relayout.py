@@ -1,6 +1,8 @@
 """A copy of the input in channels_last before the kernel: who gets one, and what it computes.
 
-What would break it: a copy with elements out of place, at the edge of a tile or of an image, a
+What would break it: a copy with elements out of place, at the edge of a tile or of an image, one
+that stores around its memory for want of a mask, a mask or a division that its sizes make needless,
+lanes that stand idle where a narrower tile fits, an image's offset that int32 does not hold, a
 kernel that reads the copy as if it were the input, operands rounded to TF32 in neither place, a
 copy that no report mentions, and a gradient's kernel that expects one which nobody makes.
 """
@@ -10,7 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +28,7 @@ from convgen.explain import explain
 from convgen.loading import load_module
 from convgen.phases import decompose
 from convgen.plan import Tile, problem_of
-from convgen.relayout import relayout_refusal
+from convgen.relayout import CopyTile, copy_tile, relayout_refusal
 from convgen.resources import Form, form_of, shared_memory
 from convgen.targets import TARGETS
 from convgen.verify import allowed, measure
@@ -124,20 +129,42 @@ def test_operands_are_rounded_once(text: str, precision: str, tmp_path: Path, de
     assert source.text.count("x = round_to_tf32(x)") == (precision == "tf32")
 
 
-SHAPES = [(2, 8, 7), (1, 72, 130), (3, 16, 9, 8), (1, 64, 8, 8), (2, 24, 3, 5, 7)]
+SHAPES = [
+    *((2, 8, 7), (1, 72, 130), (3, 16, 9, 8), (1, 64, 8, 8), (2, 24, 3, 5, 7)),
+    *((2, 24, 16, 16), (1, 40, 5, 7, 3), (2, 48, 9, 33), (3, 48, 16, 16), (2, 32, 19, 20)),
+]
+ROOM = 2**16  # elements around a copy
+
+
+class Guarded:
+    """The kernel that copies, its copy in the midst of memory that it has no business in."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda x, copy, **options: self.launch(grid, x, copy, options)
+
+    def launch(self, grid: Any, x: torch.Tensor, copy: torch.Tensor, options: Any) -> Any:
+        around = torch.full((x.numel() + 2 * ROOM,), 7.0, dtype=x.dtype, device=x.device)
+        compiled = self.kernel[grid](x, around[ROOM:-ROOM], **options)
+        assert (around[:ROOM] == 7.0).all()
+        assert (around[-ROOM:] == 7.0).all()
+        copy.as_strided((x.numel(),), (1,)).copy_(around[ROOM:-ROOM])
+        return compiled
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("opened", [False, True], ids=["known", "open batch"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_copy_is_the_input_in_channels_last(
-    shape: tuple[int, ...], tmp_path: Path, device: str
+    shape: tuple[int, ...], opened: bool, tmp_path: Path, device: str
 ) -> None:
     """Infinity and NaN too; tiles of the copy hang over channels and positions of an image."""
-    rank = len(shape) - 2
-    text = f"ConvTranspose{rank}d({shape[1]}, 16, 3, input={shape}, dtype=float16)"
-    spec = parse(text)
+    spec = shaped(shape, opened)
     source = compile_kernel(spec, H100, copying(spec)[0])
     module = load_module(source.text, "copied", tmp_path)
+    guard(module)
     x = torch.randn(shape, device=device, dtype=torch.float16)
     x.view(-1)[:2] = torch.tensor([torch.inf, torch.nan])
     copy = module._in_channels_last(x)
@@ -145,6 +172,103 @@ def test_a_copy_is_the_input_in_channels_last(
     assert copy.isnan().sum() == 1
     assert copy.movedim(1, -1).is_contiguous()
     assert module._in_channels_last(x[:0]).shape == (0, *shape[1:])
+
+
+def shaped(shape: tuple[int, ...], opened: bool = False) -> ConvTransposeSpec:
+    """Return a layer of float16 whose input has this shape."""
+    size = (None, *shape[1:]) if opened else shape
+    return parse(f"ConvTranspose{len(shape) - 2}d({shape[1]}, 16, 3, input={size}, dtype=float16)")
+
+
+def guard(module: ModuleType) -> None:
+    """Let a file's copies be watched."""
+    module.channels_last_kernel = Guarded(module.channels_last_kernel)  # type: ignore[attr-defined]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("channels", [24, 40, 48])
+def test_layers_of_padded_channels_match_the_oracle(
+    channels: int, tmp_path: Path, device: str
+) -> None:
+    """Of an open batch too, and images that are no whole tiles."""
+    spec = parse(f"ConvTranspose2d({channels}, 16, 3, padding=1, input=(None, {channels}, 7, 9))")
+    module = load_module(compile_kernel(spec, H100, copying(spec)[0]).text, "padded", tmp_path)
+    guard(module)
+    sized = dataclasses.replace(spec, input=(3, channels, 7, 9))
+    exact, error, faithful = measure(sized, module, device, 5)
+    assert exact
+    assert error <= allowed(sized, faithful)
+
+
+CI_MASK, POSITION_MASK = "(ci < C_IN)[:, None]", "(position < H_IN * W_IN)[None, :]"
+NEEDED = {  # shape: the mask of a copy's elements; what tells its programs apart
+    (4, 32, 16, 16): ("", "tile image"),
+    (2, 48, 16, 16): ("", "ci_tile image"),
+    (2, 48, 16, 32): ("", "ci_tile tile image"),
+    (1, 48, 16, 32): ("", "ci_tile tile"),
+    (2, 64, 8, 8): ("", "image"),
+    (1, 64, 8, 8): ("", "tile"),
+    (1, 64, 16, 16): ("", "tile"),
+    (2, 24, 16, 16): (CI_MASK, "tile image"),
+    (2, 72, 8, 8): (CI_MASK, "ci_tile image"),
+    (2, 32, 9, 7): (POSITION_MASK, "image"),
+    (2, 48, 9, 33): (POSITION_MASK, "ci_tile tile image"),
+    (2, 40, 9, 13): (f"{CI_MASK} & {POSITION_MASK}", "tile image"),
+}
+
+
+@pytest.mark.parametrize("shape", NEEDED, ids=str)
+@pytest.mark.parametrize("opened", [False, True], ids=["known", "open batch"])
+def test_a_copy_has_what_its_sizes_need(shape: tuple[int, ...], opened: bool) -> None:
+    """No other mask, no division by a number of tiles that is 1, and none of a lone tile."""
+    mask, numbered = NEEDED[shape]
+    coordinates = numbered.split()
+    if opened and shape[0] == 1:
+        coordinates = [name for name in coordinates if shape[2:] != (8, 8)] + ["image"]
+    kernel = kernel_of(shaped(shape, opened))
+    assert re.findall(r"x_mask = (.*)", kernel) == [mask] * bool(mask)
+    assert kernel.count(", mask=x_mask)") == 2 * bool(mask)
+    assert re.findall(r"^    (\w*tile|image) = .*program", kernel, re.MULTILINE) == coordinates
+    names = {"channel_tiles": "ci_tile", "position_tiles": "tile"}
+    divided = [name for name, of in names.items() if of in coordinates[:-1]]
+    assert set(re.findall(r"\w+_tiles", kernel)) == set(divided)
+    assert kernel.count("%") == len(divided)
+    assert kernel.count("tl.int64") == 2 * opened
+
+
+def kernel_of(spec: ConvTransposeSpec) -> str:
+    """Return the text of the kernel that copies the input."""
+    text = compile_kernel(spec, H100, copying(spec)[0]).text
+    return text[text.index("def channels_last_kernel") : text.index("def pack_weight")]
+
+
+@pytest.mark.parametrize(("batch", "wide"), [(64, False), (65, True), (2**12, True)])
+def test_images_that_int32_does_not_reach_are_counted_in_int64(batch: int, wide: bool) -> None:
+    """The last image of 64 starts below 2**31, of 65 at it."""
+    kernel = kernel_of(shaped((batch, 64, 512, 1024)))
+    assert kernel.count("tl.cast(image, tl.int64)") == 2 * wide
+
+
+TILES = {
+    (8, 4096): CopyTile(512, 8),
+    (16, 4096): CopyTile(256, 16),
+    (24, 4096): CopyTile(128, 32),
+    (32, 4096): CopyTile(128, 32),
+    (40, 4096): CopyTile(64, 64),
+    (48, 4096): CopyTile(256, 16),
+    (72, 4096): CopyTile(64, 64),
+    (96, 4096): CopyTile(128, 32),
+    (1024, 4096): CopyTile(64, 64),
+    (48, 65): CopyTile(128, 16),
+    (1024, 16): CopyTile(16, 64),
+    (1024, 3): CopyTile(16, 64),
+}
+
+
+@pytest.mark.parametrize(("channels", "inputs"), TILES)
+def test_tiles_of_a_copy_fit_the_channels(channels: int, inputs: int) -> None:
+    """None of their lanes is idle where 16, 32 or 64 channels divide those of the layer."""
+    assert copy_tile(shaped((2, channels, inputs))) == TILES[channels, inputs]
 
 
 def test_a_copy_is_told() -> None:

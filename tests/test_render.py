@@ -25,7 +25,7 @@ from convgen.families import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
 from convgen.kerneltext import KernelText
 from convgen.language import parse
-from convgen.relayout import RelayoutText
+from convgen.relayouttext import RelayoutText
 from convgen.render import environment, render
 from convgen.wrappertext import WrapperContext
 from drawing import draw, each_form
