@@ -5,7 +5,7 @@
 # grid: (tile, image), 16448 programs = 124.61 waves over 132 SMs x 1
 # input gradient: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: 9f2f3060b802c16707354ba1398e34402868752f5db13661ad5937ea78e0ea40
+# body sha256: f4a6e9d7bddf210e4b0ccd5c6f6dd70911655cbb1081032b5684a36d7132f00f
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -574,7 +574,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b7259783578ba4ea"
+NAMESPACE = "convgen_b91de11b0c8bf254"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -718,7 +718,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

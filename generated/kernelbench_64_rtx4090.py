@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 2 stages
 # grid: (tile, image), 65600 programs = 256.25 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: 5c91a1078d7464c9cb2444cfd94de86b36d5ae88e66307d1a89aa304f92e4c50
+# body sha256: 8300cd685340c9b86a6900b2d11a9c70a709ba5b498c8fbca235354c4a8bb65c
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -435,7 +435,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_49b2431b9022b612"
+NAMESPACE = "convgen_960c8bc88ae17135"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -572,7 +572,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

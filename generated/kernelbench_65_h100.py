@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs = 31.67 waves over 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 810c021beaa7bbc94519c213bf9528314afbfb9aa4320596c0597fe15512b64b
+# body sha256: ac56c8344736a617da36a97d626c23d73f37fca1c2f6ee1d8e936ffd07e69bc1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -780,7 +780,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3d490abefadbf339"
+NAMESPACE = "convgen_eb9ba38207004919"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -924,7 +924,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 19088 programs = 149.12 waves over 128 SMs x 1
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: c53e8d2630f3765cf1e4919c162a5809419cd95d91a558a075e88f0ea4e72832
+# body sha256: 93d9e674ee7b36ceffcd7dce82c5db6dcaa414f61dc539adb8bde808bf9d1148
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -553,7 +553,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b75fdf2d256c5ba5"
+NAMESPACE = "convgen_9a58831de83e0476"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -690,7 +690,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs = 128.48 waves over 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: a5e9a7de97f2480b6014275e267f15363b80077434d952616e0b73b5f41494b9
+# body sha256: 8cdf3dd9a39d4352d45707bd279765075dc825131b5b488c913c1dcad5bedde6
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -722,7 +722,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_08df77d450309573"
+NAMESPACE = "convgen_0382239ecb100181"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -866,7 +866,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

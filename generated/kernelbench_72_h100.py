@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 8 channels, 8 x 4 inputs deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile * group * image), 3840 programs = 9.70 waves over 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: 1773d686b4bc8b111ce6f9b520c9b3e03f8810915db65cfdeed848aeec299007
+# body sha256: f72b9ca5d33e54d04c03bb59f438ec91134df20cbe360e781827165832cd87c6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -591,7 +591,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_6b3781290768ed48"
+NAMESPACE = "convgen_cd50cb7fc3e9f45d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -728,7 +728,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

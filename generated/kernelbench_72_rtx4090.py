@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 8 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile * group * image), 3456 programs = 13.50 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: c5cb6d985f443a25c929f6c87f5097ae457b56d1c8ce77e15d42db364a3b21d3
+# body sha256: 02b3809bf4d2a65488bb0b44c2c632bfc45521d3fb6092c07f1ab909485fff64
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -569,7 +569,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d099ce86958ede08"
+NAMESPACE = "convgen_2f7123b2d8d67724"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -706,7 +706,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

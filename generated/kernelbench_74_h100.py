@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs = 82.83 waves over 132 SMs x 3
 # input gradient: gather, tile 256 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 790193877d5887ccf34b11963c5f8a2d2c1c9b3488316871914fa8de4b65caa6
+# body sha256: 0762fdc501e8cd6402b9d6f2d58796bb459c25e837a7f1957085fad3c662f9df
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -544,7 +544,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_fb80b3c41dbc4fda"
+NAMESPACE = "convgen_a5bb7a43235656d6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -688,7 +688,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

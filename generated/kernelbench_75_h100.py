@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 16512 programs = 62.55 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 0f9673f5164bdd17fb4f94edc3cf96d486899ebf73508fb5f8d28ce7165e9ceb
+# body sha256: fc11e8a2c1cf5ce9f2414bab69e21b0fdb6af6c564934df94237eeb585ad1eb8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -546,7 +546,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_ec5b202701af43e4"
+NAMESPACE = "convgen_f7b08bedd8bcc3d1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -683,7 +683,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 256 positions x 64 channels, 32 deep, 8 warps, 3 stages, of the input's channels_last copy
 # grid: (gap_h * gap_d * tile, image), 4800 programs = 36.36 waves over 132 SMs x 1
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 20587f760d6b68c713757e29c3ea74891e6e4d97784f71d5863f3599050014d2
+# body sha256: 2435e29b57ee8c3a5574af00ca1255daca9633e0113fee2eccdf0fd86afc881e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -593,7 +593,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e926cbdcac96fe8a"
+NAMESPACE = "convgen_5f62aaace05778b4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -730,7 +730,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs = 74.75 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: e1ad47cbe896d4a83cd873f03184e269b244ba2917d54fb8ae9f8eacb1fb635f
+# body sha256: dc3f6f79a63dff236f830f05c5f834cb46d66825a9da773aea087d693d659c53
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -542,7 +542,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_9851c1b517ad0a7c"
+NAMESPACE = "convgen_5bfdadabc56b88ce"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -679,7 +679,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # grid: (co_tile * tile * image), 65568 programs = 128.06 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: dd44b2b0381f6912f6dc3fce4caab2fd65e2d38b09a711c3e95e2f53ab097439
+# body sha256: eda006c73feac121cc040d04ea8bd8bfa269394a96974e096b2027a196be2be8
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -461,7 +461,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_03daf7d2a2ead3c3"
+NAMESPACE = "convgen_8d21ec24699d922c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -598,7 +598,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs = 77.58 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: 0e6ffed18e07a9262911e44f71ed62f39e3dac4b52c81f9b509db55204efc675
+# body sha256: aa9c885d501fc73d7ae8cc58e10a56b503b7cad4fcbe4544c69ff35d8657d4eb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -527,7 +527,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_4801298982bcdae1"
+NAMESPACE = "convgen_719bb6e4e1bcd24a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -664,7 +664,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

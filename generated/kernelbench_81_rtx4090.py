@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs = 213.33 waves over 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 6ccf40d3466832e1ece14bab02816f49c79516579395dabb8ee3bef5cb993502
+# body sha256: 5ff8780ef53f150e0ca99199d64ccb3b2b8b3ac333ff8d8c43ff8aded29683f1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -527,7 +527,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3f70b7d378cb7f4b"
+NAMESPACE = "convgen_fce84d7a0492909b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -664,7 +664,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 32 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * phase_d * tile, image), 32768 programs = 64.00 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: e0f3f66674c99ef911d539fad0b4d49b7ab406cbe9370939b194684b0b6f88e7
+# body sha256: 73708d8bc1a7b4d2ed500282109a242ac041b329d25e26b8673e40a3b229cdb4
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -512,7 +512,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_2fc840a891ef8974"
+NAMESPACE = "convgen_347c19d4c3483121"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -649,7 +649,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.bfloat16))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.

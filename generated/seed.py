@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 65928 programs = 257.53 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
-# body sha256: 1053b0c7e169c8c25e0b0997d830fdebd35df0fa99eef1f72cd3717002e0b1af
+# body sha256: d47ac457392f228ed454ea57a58bb90b7e783a9fb73540bec2b4ed13effb655b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -547,7 +547,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_985f0b43a41cec3e"
+NAMESPACE = "convgen_716cb880189d0944"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -684,7 +684,8 @@ class ModelNew(nn.Module):
             return pack_weight(weight.detach().to(torch.float32))
         if device >= 0:  # torch.cuda.current_stream() makes an object first
             stream = torch._C._cuda_getCurrentRawStream(device)
-        state = (weight.data_ptr(), weight.dtype, device, weight._version, stream, STEPS[0])
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.
