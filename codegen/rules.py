@@ -31,7 +31,7 @@ SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
 BLOCK = re.compile(rf"({PREFIX})?BLOCK_")  # of the layer's kernel, or of its gradient's
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
-REGISTERED = {"NAMESPACE", "register_optimizer_step_post_hook"}
+REGISTERED = {"NAMESPACE", "Recorded", "register_optimizer_step_post_hook"}
 FOREIGN = {"libdevice", "extern_elementwise", "inline_asm_elementwise"}
 
 

@@ -42,7 +42,8 @@ class WrapperContext:
         check_reads_output: those lines read the shape of the output.
         grid: the line that defines the launch grid.
         launch: the arguments of the launch.
-        tensors: its tensors.
+        addresses: the lines that name the addresses of its tensors.
+        again: those names, which stand for the tensors where the launch is repeated.
         launch_sizes: its sizes as a tuple, empty if there are none.
         aligned: the condition that its tensors are, to 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
@@ -77,7 +78,8 @@ class WrapperContext:
     checks: tuple[Check, ...]
     grid: str
     launch: tuple[str, ...]
-    tensors: str
+    addresses: tuple[str, ...]
+    again: str
     launch_sizes: str
     aligned: str
     torch_before: tuple[str, ...]
@@ -132,9 +134,10 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         checks=checks,
         grid=grid,
         launch=(*tensors, *launch_sizes, *options, "enable_fp_fusion=True"),
-        tensors=", ".join(tensors),
+        addresses=_addresses(tensors),
+        again=", ".join(map(_address, tensors)),
         launch_sizes=_tuple(launch_sizes) if launch_sizes else "",
-        aligned=f"({' | '.join(f'{tensor}.data_ptr()' for tensor in tensors)}) % 16 == 0",
+        aligned=f"({' | '.join(map(_address, tensors))}) % 16 == 0",
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
         torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
@@ -159,6 +162,16 @@ def grid_text(extents: list[str], tuned: bool) -> str:
         return f"grid = lambda META: (  # noqa: E731{exploded[1:]}"
     line = f"grid = ({', '.join(extents)}{',' if len(extents) == 1 else ''})"
     return line if len(line) + 4 <= WIDTH else f"grid = {exploded}"
+
+
+def _address(tensor: str) -> str:
+    """Return the name of a tensor's address, as the kernel has it."""
+    return {"packed_weight": "w_ptr"}.get(tensor, f"{tensor}_ptr")
+
+
+def _addresses(tensors: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the lines that name the addresses of the launch's tensors."""
+    return tuple(f"{_address(tensor)} = {tensor}.data_ptr()" for tensor in tensors)
 
 
 def _value(size: Expr) -> str:

@@ -4,7 +4,7 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs = 16.00 waves over 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: e8e3123f9a7b40c83af875af7b70793b8d162c999ccc06d64ab7c01b2f8ee17b
+# body sha256: 331ddd9fc8163c668024692e6b2779dbf2ce8be8e064e98f6862bd4746e50dcc
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -47,6 +47,7 @@ PADDING = (1, 1)
 OUTPUT_PADDING = (0, 0)
 DILATION = (1, 1)
 GROUPS = 64
+GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
@@ -208,17 +209,20 @@ def _call(input, weight, weight_shape, bias, cast):
 
     With `cast` the dtypes are those that autocast gives.
     """
-    dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
-    if bias is not None:
-        dtypes, devices = (*dtypes, bias.dtype), (*devices, bias.device)
+    if bias is None:
+        bias_shape, tensors = None, (input, weight)
+        dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    else:
+        bias_shape, tensors = bias.shape, (input, weight, bias)
+        dtypes = input.dtype, weight.dtype, bias.dtype
+        devices = input.device, weight.device, bias.device
     if cast:
-        tensors = (input, weight) if bias is None else (input, weight, bias)
         dtypes = tuple(map(_autocast_dtype, tensors))
     return (
         input.shape,
         input.stride(),
         weight_shape,
-        None if bias is None else bias.shape,
+        bias_shape,
         dtypes,
         devices,
     )
@@ -364,7 +368,7 @@ def _raise(error):
 def _is_autocast(tensor):
     """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     kind = "cuda" if tensor.is_cuda else "cpu"
-    return not tensor.is_meta and torch.is_autocast_enabled(kind)
+    return torch.is_autocast_enabled(kind) and not tensor.is_meta
 
 
 def _autocast_dtype(tensor):
@@ -381,14 +385,14 @@ def _is_transformed():
     )
 
 
-def _is_watched(*tensors):
+def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not EAGER.issuperset(map(type, tensors))
-        or tensors[0].is_meta
+        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or input.is_meta
     )
 
 
@@ -405,21 +409,27 @@ def _is_recorded(input, weight, bias):
 
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
-    x = input if input.dim() == 4 else input.unsqueeze(0)
+    batched = input.dim() == 4
+    x = input if batched else input.unsqueeze(0)
     c_out = packed_weight.shape[1]
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     device = x.get_device()
     call = device, x.shape, c_out
     shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    y = x.new_empty(shape)
     # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x.data_ptr() | packed_weight.data_ptr() | y.data_ptr()) % 16 == 0
-    if again is not None and aligned and torch.cuda.current_device() == device:
-        again(x, packed_weight, y, *sizes)
-        return y if input.dim() == 4 else y.squeeze(0)
+    x_ptr = x.data_ptr()
+    w_ptr = packed_weight.data_ptr()
+    y_ptr = y.data_ptr()
+    aligned = (x_ptr | w_ptr | y_ptr) % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        # The stream that Triton finds by itself, and addresses that it need not look up: less time.
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
+        return y if batched else y.squeeze(0)
     if y.numel() == 0:
-        return y if input.dim() == 4 else y.squeeze(0)
+        return y if batched else y.squeeze(0)
     batch, _, h_in, _ = x.shape
     w_out = shape[3]
     positions = h_in * triton.cdiv(w_out, PHASES.value)
@@ -435,7 +445,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if input.dim() == 4 else y.squeeze(0)
+    return y if batched else y.squeeze(0)
 
 
 def _torch(
@@ -478,8 +488,8 @@ def _autocast(input, weight, bias, packed_weight=None):
 
 def _save(ctx, inputs, output):
     """Save what the gradients need: that of the input the weight, that of the weight the input."""
-    input, weight, *_ = inputs
-    for_input, for_weight, *_ = ctx.needs_input_grad
+    input, weight = inputs[:2]
+    for_input, for_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
     ctx.shapes = input.shape, weight.shape
 
@@ -510,7 +520,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_2d964219a20244ea"
+NAMESPACE = "convgen_baad059d789c14fc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -541,6 +551,10 @@ class Recorded(torch.autograd.Function):
         return output
 
     backward = staticmethod(_backward)
+
+
+# torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
+RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
 class ModelNew(nn.Module):
@@ -617,7 +631,7 @@ class ModelNew(nn.Module):
                 return OPERATOR(input, weight, bias, packed)
             return _launch(input.to(torch.float32), packed, None)
         if _is_recorded(input, weight, bias):
-            return Recorded.apply(input, weight, bias, packed)
+            return RECORDED(input, weight, bias, packed)
         return _launch(input, packed, bias)
 
     def invalidate(self):
@@ -636,14 +650,15 @@ class ModelNew(nn.Module):
 
     def _packed_weight(self, weight):
         """Return the packed weight, packing it again when the weight has changed."""
-        capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        device, stream = weight.get_device(), None  # -1 is the CPU
+        capturing = device >= 0 and torch.cuda.is_current_stream_capturing()
         # A change would leave no trace, and a graph's replay must see the weight as it is then.
         if weight.is_inference() or not weight.is_leaf or capturing:
             return pack_weight(weight.detach().to(torch.float32))
-        stream = None
-        if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
-            stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
-        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream, STEPS[0])
+        if device >= 0:  # torch.cuda.current_stream() makes an object first
+            stream = torch._C._cuda_getCurrentRawStream(device)
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.
@@ -662,10 +677,10 @@ class ModelNew(nn.Module):
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
         geometry = (self.stride, self.padding, self.output_padding, self.dilation, self.groups)
-        if geometry != (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS):
+        if geometry != GEOMETRY:
             return (
                 "this file was generated for stride, padding, output_padding, dilation, groups "
-                f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
+                f"{GEOMETRY}, got {geometry}"
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"

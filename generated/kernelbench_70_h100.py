@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs = 74.28 waves over 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: cfdf98091ca209bffc72264c33c54db92628c7745313910b768da9f798966a7b
+# body sha256: a6e0b9adadf5f323d11e87987e4a41e39a53275040b3df977231119fed4cf0b5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -75,6 +75,7 @@ PADDING = (0, 0, 0)
 OUTPUT_PADDING = (0, 0, 0)
 DILATION = (1, 1, 1)
 GROUPS = 1
+GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
@@ -415,17 +416,20 @@ def _call(input, weight, weight_shape, bias, cast):
 
     With `cast` the dtypes are those that autocast gives.
     """
-    dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
-    if bias is not None:
-        dtypes, devices = (*dtypes, bias.dtype), (*devices, bias.device)
+    if bias is None:
+        bias_shape, tensors = None, (input, weight)
+        dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    else:
+        bias_shape, tensors = bias.shape, (input, weight, bias)
+        dtypes = input.dtype, weight.dtype, bias.dtype
+        devices = input.device, weight.device, bias.device
     if cast:
-        tensors = (input, weight) if bias is None else (input, weight, bias)
         dtypes = tuple(map(_autocast_dtype, tensors))
     return (
         input.shape,
         input.stride(),
         weight_shape,
-        None if bias is None else bias.shape,
+        bias_shape,
         dtypes,
         devices,
     )
@@ -566,7 +570,7 @@ def _raise(error):
 def _is_autocast(tensor):
     """Whether autocast is on for a tensor's kind of device; there is none for meta."""
     kind = "cuda" if tensor.is_cuda else "cpu"
-    return not tensor.is_meta and torch.is_autocast_enabled(kind)
+    return torch.is_autocast_enabled(kind) and not tensor.is_meta
 
 
 def _autocast_dtype(tensor):
@@ -583,14 +587,14 @@ def _is_transformed():
     )
 
 
-def _is_watched(*tensors):
+def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not EAGER.issuperset(map(type, tensors))
-        or tensors[0].is_meta
+        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or input.is_meta
     )
 
 
@@ -607,21 +611,27 @@ def _is_recorded(input, weight, bias):
 
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
-    x = input if input.dim() == 5 else input.unsqueeze(0)
+    batched = input.dim() == 5
+    x = input if batched else input.unsqueeze(0)
     c_out = packed_weight.shape[1] // PHASES.value
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     device = x.get_device()
     call = device, x.shape, c_out
     shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    y = x.new_empty(shape)
     # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x.data_ptr() | packed_weight.data_ptr() | y.data_ptr()) % 16 == 0
-    if again is not None and aligned and torch.cuda.current_device() == device:
-        again(x, packed_weight, y, *sizes)
-        return y if input.dim() == 5 else y.squeeze(0)
+    x_ptr = x.data_ptr()
+    w_ptr = packed_weight.data_ptr()
+    y_ptr = y.data_ptr()
+    aligned = (x_ptr | w_ptr | y_ptr) % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        # The stream that Triton finds by itself, and addresses that it need not look up: less time.
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
+        return y if batched else y.squeeze(0)
     if y.numel() == 0:
-        return y if input.dim() == 5 else y.squeeze(0)
+        return y if batched else y.squeeze(0)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
     positions = d_out * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out, PHASES.value)
@@ -637,7 +647,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if input.dim() == 5 else y.squeeze(0)
+    return y if batched else y.squeeze(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -734,8 +744,8 @@ def _autocast(input, weight, bias, packed_weight=None):
 
 def _save(ctx, inputs, output):
     """Save what the gradients need: that of the input the weight, that of the weight the input."""
-    input, weight, *_ = inputs
-    for_input, for_weight, *_ = ctx.needs_input_grad
+    input, weight = inputs[:2]
+    for_input, for_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
     ctx.shapes = input.shape, weight.shape
 
@@ -773,7 +783,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d4ddf9945eef510e"
+NAMESPACE = "convgen_6900bdadef85a088"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -811,6 +821,10 @@ class Recorded(torch.autograd.Function):
         return output
 
     backward = staticmethod(_backward)
+
+
+# torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
+RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
 class ModelNew(nn.Module):
@@ -887,7 +901,7 @@ class ModelNew(nn.Module):
                 return OPERATOR(input, weight, bias, packed)
             return _launch(input.to(torch.float32), packed, None)
         if _is_recorded(input, weight, bias):
-            return Recorded.apply(input, weight, bias, packed)
+            return RECORDED(input, weight, bias, packed)
         return _launch(input, packed, bias)
 
     def invalidate(self):
@@ -906,14 +920,15 @@ class ModelNew(nn.Module):
 
     def _packed_weight(self, weight):
         """Return the packed weight, packing it again when the weight has changed."""
-        capturing = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        device, stream = weight.get_device(), None  # -1 is the CPU
+        capturing = device >= 0 and torch.cuda.is_current_stream_capturing()
         # A change would leave no trace, and a graph's replay must see the weight as it is then.
         if weight.is_inference() or not weight.is_leaf or capturing:
             return pack_weight(weight.detach().to(torch.float32))
-        stream = None
-        if weight.is_cuda:  # torch.cuda.current_stream() makes an object first
-            stream = torch._C._cuda_getCurrentRawStream(weight.get_device())
-        state = (weight.data_ptr(), weight.dtype, weight.device, weight._version, stream, STEPS[0])
+        if device >= 0:  # torch.cuda.current_stream() makes an object first
+            stream = torch._C._cuda_getCurrentRawStream(device)
+        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
+        state = (*laid, weight._version, stream, STEPS[0])
         packed = self._packed
         if packed is None or packed[0] != state or packed[1][0] is not weight:
             # An alias keeps the memory, so that no other weight comes to lie there.
@@ -932,10 +947,10 @@ class ModelNew(nn.Module):
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
         geometry = (self.stride, self.padding, self.output_padding, self.dilation, self.groups)
-        if geometry != (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS):
+        if geometry != GEOMETRY:
             return (
                 "this file was generated for stride, padding, output_padding, dilation, groups "
-                f"{(STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)}, got {geometry}"
+                f"{GEOMETRY}, got {geometry}"
             )
         if output_size is not None:
             return f"this file was generated for no output_size, got {output_size}"

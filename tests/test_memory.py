@@ -144,8 +144,15 @@ def hostile(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     """The function that gives the layer's file a torch with hostile memory."""
 
     def enter(around: float, first: int = BAND) -> HostileTorch:
-        stand_in = HostileTorch(around, first)
+        stand_in, elsewhere = HostileTorch(around, first), Tensor.new_empty
+
+        def new_empty(x: Tensor, shape: tuple[int, ...], **options: Any) -> Tensor:
+            if options:  # Triton's interpreter: the file gives none
+                return elsewhere(x, shape, **options)
+            return stand_in.empty(shape, dtype=x.dtype, device=x.device)
+
         monkeypatch.setattr(layer.file, "torch", stand_in)
+        monkeypatch.setattr(Tensor, "new_empty", new_empty)
         return stand_in
 
     return enter

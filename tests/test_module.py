@@ -176,6 +176,7 @@ EDITS = {
     "assign": lambda model: model.load_state_dict(drawn(model), assign=True),
     "replace": lambda model: setattr(model, "weight", nn.Parameter(model.weight.detach() + 1)),
     "data replaced": lambda model: setattr(model.weight, "data", model.weight.data * 2),
+    "data transposed": lambda model: setattr(model.weight, "data", model.weight.data.mT),
     "data edited": lambda model: (model.weight.data.mul_(2), model.invalidate()),
     # As .to() does: the new numbers may lie where the old ones lay before.
     "move": lambda model: model._apply(lambda tensor: tensor.data.mul_(2)),
@@ -195,6 +196,15 @@ def test_a_changed_weight_is_packed_again(name, load, x, device):
     EDITS[name](model)
     assert agree(model, x)
     assert name == "weight norm" or not close(model(x), before)
+
+
+def test_fewer_channels_of_the_same_weight_are_packed_again(load, x, device):
+    """They lie where all of them lay, and nothing counts such a change of `data`."""
+    model = load("ConvTranspose2d(kernel_size=3, dtype=float64)").ModelNew(4, 6, device=device)
+    geometry = {"stride": 1, "padding": 0}
+    assert agree(model, x, **geometry)
+    model.weight.data = model.weight.data[:2]
+    assert agree(model, x[:, :2], **geometry)
 
 
 def test_a_weight_is_packed_once(load, x, device, monkeypatch):
