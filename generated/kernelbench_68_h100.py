@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs = 72.30 waves over 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 3d03db470f1f3354a5d45b097a234dac431c913e940abf05460977ecb85b7df7
+# body sha256: 4651690e75b3c3879b97360084af17450d69d40148a6668c4be2e5adaca0d430
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -693,10 +693,11 @@ def _in_channels_last(x):
     copy = torch.empty_like(x, memory_format=torch.channels_last_3d)
     if x.numel() == 0:
         return copy
-    device, aligned = x.get_device(), (x.data_ptr() | copy.data_ptr()) % 16 == 0
+    device, x_ptr, copy_ptr = x.get_device(), x.data_ptr(), copy.data_ptr()
+    aligned = (x_ptr | copy_ptr) % 16 == 0
     again = COPIED.get((device, x.shape))
-    if again is not None and aligned and torch.cuda.current_device() == device:
-        again(x, copy)
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        again(x_ptr, copy_ptr, stream=torch._C._cuda_getCurrentRawStream(device))
         return copy
     batch, _, d_in, h_in, w_in = x.shape
     grid = (triton.cdiv(d_in * h_in * w_in, COPY_POSITIONS.value) * batch,)
@@ -882,7 +883,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_24afdb3dd1ff4ee0"
+NAMESPACE = "convgen_4fb1d3b815ef3dad"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
