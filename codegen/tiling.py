@@ -69,7 +69,8 @@ STEP = 40.0
 SPLIT = 1.11
 # Blocks of rows of single inputs take longer than the rest of the model has it where products read
 # shared memory; those of groups do not. Fitted to 270 tiles of nine layers of KernelBench, of which
-# the model's first choice then takes 1.03 times the best (geometric mean; the worst 1.13).
+# the model's first choice then takes 1.03 times the best (geometric mean; the worst 1.13). Blocks
+# of strides 2 and 4 do not either: 1.09 times the best (the worst 1.38), of 562 tiles of 35 layers.
 UNROLLED = 1.3
 # Part of the peak rate that the matrix units sustain when nothing else is in the way.
 SUSTAINED = 0.75
@@ -233,7 +234,8 @@ def cost_of(
 
     work = steps * _step_ns(spec, form, tile, target) + _store_ns(spec, form, tile)
     work *= SPLIT if tile.num_warps > 4 else 1.0
-    if form.rows > 1 and form.span == 1 and target.multiplies_from_shared:
+    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1
+    if single and target.multiplies_from_shared:
         work *= UNROLLED
     wave = max(work * occupied, LATENCY + steps * STEP_LATENCY + work)
     # Up to a few waves a partial one takes as long as a full one; later they drift apart.
