@@ -99,6 +99,8 @@ class Space:
     def value(self, expr: Expr) -> Expr:
         """Return `expr` in numbers and run-time sizes alone."""
         expr = sympy.sympify(expr)
+        if expr.is_Integer:
+            return expr
         while known := self._known(expr):
             expr = expr.xreplace(known)
         return sympy.expand(expr)

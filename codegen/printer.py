@@ -9,6 +9,7 @@ always in parentheses (`28*m // 28` is not `28*(m // 28)`).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import sympy
@@ -52,8 +53,8 @@ class Printer:
     def _term_order(self, term: Expr) -> tuple[bool, bool, int, str]:
         """Variables before constants, positive before negative terms, long strides first."""
         sizes = sum(1 for factor in sympy.Mul.make_args(term) if factor in self.space.sizes)
-        moving = bool(term.free_symbols - set(self.space.sizes))
-        return (term.could_extract_minus_sign(), not moving, -sizes, str(term))
+        moving = not term.free_symbols <= self.space.sizes.keys()
+        return (term.could_extract_minus_sign(), not moving, -sizes, _name(term))
 
     def _size_order(self, size: Symbol) -> tuple[bool, bool, str]:
         """Sizes of run time first: the interpreter cannot multiply a constant by a tensor."""
@@ -63,7 +64,7 @@ class Printer:
         factors = sympy.Mul.make_args(term)
         sizes = sorted((f for f in factors if f in self.space.sizes), key=self._size_order)
         numbers = [f for f in factors if f.is_Integer and f != 1]
-        moving = sorted((f for f in factors if f not in sizes and not f.is_Integer), key=str)
+        moving = sorted((f for f in factors if f not in sizes and not f.is_Integer), key=_name)
         texts = [self._atom(factor) for factor in moving]
         constants = [self._atom(factor) for factor in [*numbers, *sizes]]
         # A product of known sizes is a number: grouped, it is multiplied once, at compile time.
@@ -90,6 +91,12 @@ class Printer:
     def _operand(self, expr: Expr) -> str:
         text = self.text(expr)
         return f"({text})" if " " in bare(text) and text == bare(text) else text
+
+
+@functools.cache
+def _name(expr: Expr) -> str:
+    """Return sympy's text of `expr`, which orders what nothing else does."""
+    return str(expr)
 
 
 def bare(text: str) -> str:

@@ -264,8 +264,23 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTa
     return max((tile.num_stages - 1) * step + read, store)
 
 
-def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
-    """Whether `tile` stays within the target's registers and shared memory."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a tile takes of an SM: registers a thread, bytes of shared memory a program."""
+
+    registers: int
+    shared: int
+
+
+def use_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Use:
+    """Estimate what `tile` takes of an SM."""
+    return Use(registers(spec, form, tile, target), shared_memory(spec, form, tile, target))
+
+
+def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, use: Use) -> bool:
+    """Whether `tile`, which takes `use`, stays within the target's registers and shared memory."""
+    if use.shared > target.shared_per_block:
+        return False
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     depth = form.depth(tile)
     held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
@@ -274,14 +289,9 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> 
     if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
         return False
     if form.rows > 1:
-        shared = shared_memory(spec, form, tile, target) <= target.shared_per_block
-        return shared and _rows_fit(spec, form, tile, target)
+        return _rows_fit(spec, form, tile, target)
     most = target.registers_per_thread - _margin(form, target)
-    return (
-        held * parts <= MOST_OPERANDS
-        and registers(spec, form, tile, target) <= most
-        and shared_memory(spec, form, tile, target) <= target.shared_per_block
-    )
+    return held * parts <= MOST_OPERANDS and use.registers <= most
 
 
 def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
@@ -335,10 +345,9 @@ def _margin(form: Form, target: GpuTarget) -> int:
     return MARGIN_GROUPED if target.multiplies_from_shared else MARGIN_FRAGMENTS
 
 
-def occupancy(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+def occupancy(tile: Tile, target: GpuTarget, use: Use) -> int:
     """Return programs resident on an SM: what threads, registers and shared memory allow."""
-    shared = shared_memory(spec, form, tile, target)
-    return max(1, resident(target, tile.num_warps, registers(spec, form, tile, target), shared))
+    return max(1, resident(target, tile.num_warps, use.registers, use.shared))
 
 
 def resident(target: GpuTarget, num_warps: int, registers: int, shared: int) -> int:

@@ -91,7 +91,10 @@ class Sizes:
 
     def named(self, name: str) -> Expr:
         """Return the symbol of the size called `name`; raises KeyError if there is none."""
-        return {size.name: size.symbol for size in self.table}[name]
+        for size in self.table:
+            if size.name == name:
+                return size.symbol
+        raise KeyError(name)
 
     def letter(self, axis: int) -> str:
         """Return the capital letter of a spatial axis."""

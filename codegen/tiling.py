@@ -22,7 +22,7 @@ from typing import Any
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
 from .relayout import copied_bytes
-from .resources import WARP, Form, fits, forms, occupancy
+from .resources import WARP, Form, fits, forms, occupancy, use_of
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
@@ -85,12 +85,28 @@ def rank_tiles(
     problem = problem_of(spec, phases)
     least = least_of(spec, problem, target)
     candidates = [
-        Candidate(tile, cost_of(spec, problem, form, tile, target, least))
+        candidate
         for form in forms(spec, phases, problem)
-        for tile in _tiles(spec, problem, form, target)
+        for candidate in _candidates(spec, problem, form, target, least)
     ]
     worth = WORTH if target.arch == "sm_90" else WORTH_UNMEASURED
     return tuple(sorted(candidates, key=lambda candidate: _order(candidate, worth)))
+
+
+def _candidates(
+    spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget, least: Least
+) -> Iterator[Candidate]:
+    """Yield the tiles of a form that fit; those that differ in stages alone share their work."""
+    works: dict[tuple[int, ...], Work] = {}
+    for tile in _tiles(spec, problem, form):
+        use = use_of(spec, form, tile, target)
+        if not fits(spec, form, tile, target, use):
+            continue
+        key = tile.block_m, tile.block_n, tile.block_k, tile.num_warps
+        work = works.get(key)
+        if work is None:
+            work = works[key] = _work_of(spec, problem, form, tile, target)
+        yield Candidate(tile, _cost(work, occupancy(tile, target, use), target, least))
 
 
 def _order(candidate: Candidate, worth: float) -> tuple[Any, ...]:
@@ -105,13 +121,11 @@ def _order(candidate: Candidate, worth: float) -> tuple[Any, ...]:
     return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
 
 
-def _tiles(
-    spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
-) -> Iterator[Tile]:
+def _tiles(spec: ConvTransposeSpec, problem: Problem, form: Form) -> Iterator[Tile]:
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     most = 2 * form.positions * problem.batch
     if form.family in DEPTHWISE:
-        yield from _depthwise_tiles(spec, problem, form, target)
+        yield from _depthwise_tiles(spec, problem, form)
         return
     rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
     columns = _blocks(BLOCK_N, form.lanes, group_out)
@@ -130,7 +144,7 @@ def _tiles(
             rows=form.rows,
             relayout=form.relayout,
         )
-        if fits(spec, form, tile, target) and not _share_a_layout(spec, form, tile):
+        if not _share_a_layout(spec, form, tile):
             yield tile
 
 
@@ -144,9 +158,7 @@ def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
     return not apart and tile.block_m == tile.block_k == form.columns(tile)
 
 
-def _depthwise_tiles(
-    spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget
-) -> Iterator[Tile]:
+def _depthwise_tiles(spec: ConvTransposeSpec, problem: Problem, form: Form) -> Iterator[Tile]:
     blocks = DIRECT_N[spec.layout] if form.family == "direct" else (1,)
     channels = [n for n in blocks if n < 2 * problem.out_channels] or blocks[:1]
     for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], channels, (4, 8)):
@@ -159,7 +171,7 @@ def _depthwise_tiles(
             family=form.family,
             span=form.span,
         )
-        if block_m * block_n >= WARP * num_warps and fits(spec, form, tile, target):
+        if block_m * block_n >= WARP * num_warps:
             yield tile
 
 
@@ -210,6 +222,33 @@ def cost_of(
     least: Least,
 ) -> Cost:
     """Return the cost of `tile` on `target`."""
+    occupied = occupancy(tile, target, use_of(spec, form, tile, target))
+    return _cost(_work_of(spec, problem, form, tile, target), occupied, target, least)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a tile has to do, however many of its programs an SM holds.
+
+    Attributes:
+        programs: programs launched.
+        steps: steps of each, on average.
+        ns: what one costs an SM, in nanoseconds.
+        l2_bytes: what the programs, and a copy of the input, read and write.
+        copied: of these, the copy's.
+    """
+
+    programs: int
+    steps: float
+    ns: float
+    l2_bytes: int
+    copied: int
+
+
+def _work_of(
+    spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile, target: GpuTarget
+) -> Work:
+    """Return what `tile` has to do on `target`."""
     size = spec.element.itemsize
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     if folds_batch(problem, form, tile):
@@ -223,36 +262,39 @@ def cost_of(
         channel_tiles = math.ceil(group_out / tile.block_n) * spec.groups
     programs = tiles * channel_tiles * form.phases
     steps = form.taps * math.ceil(group_in / tile.block_k)
-    occupied = occupancy(spec, form, tile, target)
-    slots = target.sms * occupied
-    waves = programs / slots
     step_bytes = form.step_elements(tile) * size
     if tile.depthwise:
         step_bytes = (tile.block_m * form.span + form.lanes) * tile.block_n * size
     store_bytes = form.rows * tile.block_m * form.columns(tile) * size
     l2_bytes = int(programs * (steps * step_bytes + store_bytes))
 
-    work = steps * _step_ns(spec, form, tile, target) + _store_ns(spec, form, tile)
-    work *= SPLIT if tile.num_warps > 4 else 1.0
+    ns = steps * _step_ns(spec, form, tile, target) + _store_ns(spec, form, tile)
+    ns *= SPLIT if tile.num_warps > 4 else 1.0
     single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1
     if single and target.multiplies_from_shared:
-        work *= UNROLLED
-    wave = max(work * occupied, LATENCY + steps * STEP_LATENCY + work)
+        ns *= UNROLLED
+    copied = 2 * copied_bytes(spec, problem) if form.relayout else 0
+    return Work(programs, steps, ns, l2_bytes + copied, copied)
+
+
+def _cost(work: Work, occupied: int, target: GpuTarget, least: Least) -> Cost:
+    """Return the cost of `work`, of which an SM holds `occupied` programs at once."""
+    waves = work.programs / (target.sms * occupied)
+    wave = max(work.ns * occupied, LATENCY + work.steps * STEP_LATENCY + work.ns)
     # Up to a few waves a partial one takes as long as a full one; later they drift apart.
     whole_waves = math.ceil(waves) if waves < 8 else waves
-    model = max(whole_waves * wave * 1e-9, least.dram_bytes / (target.dram_gbps * 1e9))
-    if form.relayout:
-        copied = 2 * copied_bytes(spec, problem)
-        l2_bytes += copied
-        model += LATENCY * 1e-9 + copied / (target.dram_gbps * 1e9)
+    bandwidth = target.dram_gbps * 1e9
+    model = max(whole_waves * wave * 1e-9, least.dram_bytes / bandwidth)
+    if work.copied:
+        model += LATENCY * 1e-9 + work.copied / bandwidth
     return Cost(
-        programs=programs,
+        programs=work.programs,
         occupancy=occupied,
         waves=waves,
         tail=math.ceil(waves) - waves,
         flops=least.flops,
         dram_bytes=least.dram_bytes,
-        l2_bytes=l2_bytes,
+        l2_bytes=work.l2_bytes,
         roofline_ms=least.roofline_ms,
         bound=least.bound,
         model_ms=model * 1e3,
