@@ -99,7 +99,7 @@ class Space:
     def value(self, expr: Expr) -> Expr:
         """Return `expr` in numbers and run-time sizes alone."""
         expr = sympy.sympify(expr)
-        if expr.is_Integer:
+        if expr.is_Integer or (expr.is_Symbol and self.sizes.get(expr) is None):
             return expr
         while known := self._known(expr):
             expr = expr.xreplace(known)

@@ -58,7 +58,7 @@ class Printer:
 
     def _size_order(self, size: Symbol) -> tuple[bool, bool, str]:
         """Sizes of run time first: the interpreter cannot multiply a constant by a tensor."""
-        return (self.space.number(size) is not None, str(size).isupper(), str(size))
+        return (self.space.number(size) is not None, size.name.isupper(), size.name)
 
     def _term(self, term: Expr) -> str:
         factors = sympy.Mul.make_args(term)

@@ -13,6 +13,7 @@ the target's and the costs stay: a prediction that orders tiles.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -76,12 +77,16 @@ UNROLLED = 1.3
 SUSTAINED = 0.75
 
 
+@functools.lru_cache(maxsize=16)
 def rank_tiles(
     spec: ConvTransposeSpec,
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
 ) -> tuple[Candidate, ...]:
-    """Return every tile that fits `target`, with its cost, best first."""
+    """Return every tile that fits `target`, with its cost, best first.
+
+    It takes longer than to print a file, and who tries tiles asks for each of them.
+    """
     problem = problem_of(spec, phases)
     least = least_of(spec, problem, target)
     candidates = [
