@@ -137,7 +137,7 @@ def loads(
         return x, w, (InputText("", x.masked, x.mask_lines, whole, (), (only,), one),)
     w = _with_row(kernel, w, weight[0][0])
     weights = _block_weights(w, block)
-    tiles = []
+    tiles, first = [], block.taps.first(0)
     before: tuple[str, ...] = ()
     for number, (row, pairs) in enumerate(block.inputs.items()):
         here = kernel.access("x", coordinates(row), order)
@@ -149,7 +149,7 @@ def loads(
                 masked=here.masked,
                 mask_lines=fresh,
                 lines=lines if number else (*comment, *lines),
-                comment_lines=(f"# Input row {row} of the block, for {_rows(pairs)}",),
+                comment_lines=(f"# Input row {first + row} of the block, for {_rows(pairs)}",),
                 weights=() if number else weights,
                 products=tuple(ProductText(f"acc_{o}", f"w_{index}") for o, index in pairs),
             )

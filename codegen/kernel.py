@@ -350,10 +350,12 @@ def stores(
         return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
     tiles = []
     before: tuple[str, ...] = ()
+    reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
     for row in range(kernel.plan.block.rows):
         masks = kernel.access("y", coordinates(row), order).mask_lines
         fresh, before = () if masks == before else masks, masks
-        begin = (f"# Row {row} of the block", f"acc = acc_{row}")
+        gap = "" if row in reached else ", which no input reaches"
+        begin = (f"# Row {row} of the block{gap}", f"acc = acc_{row}")
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
         offset = row_offset(kernel, coordinates(0), row)
         tiles.append(StoreText(f"acc_{row}", offset, bool(masks), fresh, begin, *once))

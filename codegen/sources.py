@@ -84,6 +84,10 @@ def destinations(
     path = Path(output or "")
     if not several and not (text or "").endswith(SUFFIX) and not os.path.isdir(path):
         return [_free(path, force)]
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise SpecError(
+            f"-o {path}: the layers of a file go to a folder, and this is a file", "output"
+        )
     for statement in statements:
         if statement.name is None:
             raise SpecError(f"{statement.spec} needs a name: `name = …`, to be written to a folder")

@@ -20,6 +20,7 @@ import numpy as np
 from . import oracle
 from .choices import Choices
 from .compiler import compile_kernel, plan
+from .families import find_family
 from .loading import laid_out, load_module
 from .plan import problem_of
 from .spec import ConvTransposeSpec
@@ -100,7 +101,8 @@ def verify(
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     with tempfile.TemporaryDirectory() as folder:
         module = load_module(source.text, "convgen_verified", Path(folder))
-        exact, error, faithful = measure(sized, module, "cuda" if gpu else "cpu", seed)
+        rounds = find_family(source.plan.family).products
+        exact, error, faithful = measure(sized, module, "cuda" if gpu else "cpu", seed, rounds)
     return Report(
         spec=str(sized),
         where=where,
@@ -153,9 +155,12 @@ def _run_spec(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTranspos
 
 
 def measure(
-    spec: ConvTransposeSpec, module: ModuleType, device: str, seed: int
+    spec: ConvTransposeSpec, module: ModuleType, device: str, seed: int, rounds: bool = True
 ) -> tuple[bool | None, float, float]:
-    """Return (exact on integers, error, error of a faithful kernel) of an imported file."""
+    """Return (exact on integers, error, error of a faithful kernel) of an imported file.
+
+    Without matrix units a faithful kernel does not round its operands: `rounds` says if it does.
+    """
     random = np.random.default_rng(seed)
     shapes = _shapes(spec)
     exact: bool | None = None
@@ -172,7 +177,8 @@ def measure(
     x = arrays[0]
     for stage in spec.before:
         x = oracle.POINTWISE[stage.name](x, *stage.values)
-    faithful = oracle.expected(spec, _held(spec, x), arrays[1], _bias(spec, arrays)).astype(float)
+    whole = dataclasses.replace(spec, precision="ieee") if spec.precision and not rounds else spec
+    faithful = oracle.expected(whole, _held(spec, x), arrays[1], _bias(spec, arrays)).astype(float)
     for stage in spec.after:
         faithful = oracle.POINTWISE[stage.name](faithful, *stage.values)
     norm = _norm(reference) or 1.0

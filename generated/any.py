@@ -4,12 +4,13 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 26451570064de338fb819e8013772a550f1b8bc6f1927f3f8d67a7ef5fb2f0c1
+# body sha256: fd88b5da156a5e3033ce8722c14b5556153015061cd5516c3448a75bf0f5fe31
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -464,7 +465,7 @@ def _launch(input, packed_weight, bias):
     shape = _output_shape(x.shape, c_out)
     y = x.new_empty(shape)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, c_in, h_in, w_in = x.shape
     positions = h_in * triton.cdiv(w_in, 2) * 2
     grid = lambda META: (  # noqa: E731
@@ -482,7 +483,7 @@ def _launch(input, packed_weight, bias):
             w_in,
             enable_fp_fusion=True,
         )
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -557,7 +558,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_745a5b32bb9da5b2"
+NAMESPACE = "convgen_f3441facff1308e3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: f8b741ff849a7f52f460066682db3ccd39aadaa3d979863619c1925f94351247
+# body sha256: 46843f192bcd72de05502353e4305b73bdca01d9007411d9f2ceb34b4f4d4e79
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -444,9 +445,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, h_in, w_in = x.shape
     positions = h_in * triton.cdiv(w_in + 1, 2) * 2
     grid = (2 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
@@ -464,7 +465,7 @@ def _launch(input, packed_weight, bias):
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         sizes = (h_in, w_in)
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -539,7 +540,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3f95494ab6286655"
+NAMESPACE = "convgen_49475939a45a3981"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

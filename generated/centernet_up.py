@@ -4,12 +4,13 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs = 16.00 waves over 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: 331ddd9fc8163c668024692e6b2779dbf2ce8be8e064e98f6862bd4746e50dcc
+# body sha256: e6ec2cfbbfb4623b3143342f01a8397be1cad24d42e7c0126548d579ba070243
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -427,9 +428,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, h_in, _ = x.shape
     w_out = shape[3]
     positions = h_in * triton.cdiv(w_out, PHASES.value)
@@ -445,7 +446,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -520,7 +521,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_baad059d789c14fc"
+NAMESPACE = "convgen_7930a57b486a67cc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

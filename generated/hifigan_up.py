@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: d9b7d3ad703ffd130a95df158b749b50feabd798ac443ca3e158f2ba8c41f47c
+# body sha256: 933b18bb28d631bb9192c526cebe854f6ece4770f653a1f5f7390b1150730330
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -394,9 +395,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, bias_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, l_in = x.shape
     grid = (triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in + 1, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
@@ -413,7 +414,7 @@ def _launch(input, packed_weight, bias):
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         sizes = (l_in,)
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -473,7 +474,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_42210e3c7ca3e55d"
+NAMESPACE = "convgen_284fc843c03c51ae"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

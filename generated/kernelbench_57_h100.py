@@ -5,12 +5,13 @@
 # grid: (tile, image), 32968 programs = 124.88 waves over 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: ee6a701cf844ca950e07d8057fa810adf47354a4d1b584223bc17a37e0073f5d
+# body sha256: 6c8cf4ffbd65187d5b5f85ba6c3d03c4509f0fa0daa1990dfbf765c17d106ddd
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -234,7 +235,7 @@ def conv_transpose2d_input_gradient_kernel(
         channel = block * GRAD_BLOCK_K
         shift_w = 2 - kw
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row 0 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
         w_step = kw * (GRAD_C_IN * GRAD_C_OUT) + channel
         w_0 = tl.load(w_ptr + w_step + w_lanes)
@@ -242,29 +243,29 @@ def conv_transpose2d_input_gradient_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
+        # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 3 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 4 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 5 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
@@ -562,9 +563,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = triton.cdiv(h_out, ROWS.value) * w_out
@@ -580,7 +581,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -709,7 +710,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_4a9154f6ab2b48b2"
+NAMESPACE = "convgen_60d67a53d8aa65e1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

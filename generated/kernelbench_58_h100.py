@@ -5,12 +5,13 @@
 # grid: (tile, image), 1424 programs = 3.60 waves over 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 18def08fa568582dd25fc45a1ede395b529e37795e43c09bde4e97a88709c834
+# body sha256: 24df34d09dcc30704bb99c723250df7d12f2385fc07c5a232066036bcada0d5c
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -348,7 +349,7 @@ def conv_transpose3d_input_gradient_kernel(
             + shift_d * (GRAD_H_IN * GRAD_W_IN)
             + shift_w * GRAD_SPAN
         )
-        # Input row -4 of the block, for output row 0 with w_4
+        # Input row 0 of the block, for output row 0 with w_4
         x = tl.load(x_tile + x_step - 4 * GRAD_W_IN + x_lanes)
         w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
@@ -361,14 +362,14 @@ def conv_transpose3d_input_gradient_kernel(
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
-        # Input row -3 of the block, for output rows 0 with w_3, 1 with w_4
+        # Input row 1 of the block, for output rows 0 with w_3, 1 with w_4
         x = tl.load(x_tile + x_step - 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
-        # Input row -2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
+        # Input row 2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -376,7 +377,7 @@ def conv_transpose3d_input_gradient_kernel(
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
+        # Input row 3 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -385,7 +386,7 @@ def conv_transpose3d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
+        # Input row 4 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -394,7 +395,7 @@ def conv_transpose3d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 5 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -402,14 +403,14 @@ def conv_transpose3d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 6 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 7 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -742,9 +743,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
     positions = d_out * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out, PHASES.value)
@@ -760,7 +761,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -896,7 +897,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_ae60f3ca1668ac57"
+NAMESPACE = "convgen_98c2e2aa8778fefd"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 2848 programs = 11.12 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: 10b1697161a70f4c6972ab69e7313f560acc619562db0529664252987d14d0bc
+# body sha256: 0ac01f03daa730bd761344531863e281491b2d94e63107c974d0a39b8d0c38a6
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -491,9 +492,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
     positions = d_out * triton.cdiv(h_out, ROWS.value) * w_out
@@ -509,7 +510,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -584,7 +585,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_12b03ff0f9c67b87"
+NAMESPACE = "convgen_d14b53bc4d291954"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,12 +5,13 @@
 # grid: (tile, image), 16960 programs = 128.48 waves over 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: 6107f0c1b573d1bf4bb50d1b0777e67018d8ef55a95654726afb3484c8f4f5f1
+# body sha256: 97612417734fb5a75e73bc018e433bc434f742ba797a24ce2c6a43bbef582009
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -191,7 +192,7 @@ def conv_transpose2d_input_gradient_kernel(
         channel = block * GRAD_BLOCK_K
         shift_w = 2 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row 0 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
         w_step = tap_w * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
@@ -202,21 +203,21 @@ def conv_transpose2d_input_gradient_kernel(
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
+        # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
-        # Input row 1 of the block, for output row 1 with w_0
+        # Input row 3 of the block, for output row 1 with w_0
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -568,9 +569,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = h_out * w_out
@@ -586,7 +587,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -722,7 +723,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e69bb37adfa73197"
+NAMESPACE = "convgen_a70e971c0c5bb097"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 30016 programs = 78.17 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: a32956bba3c9a679cf46471649da2f4b0cb90c9ca34f0e33726a7db26254df2f
+# body sha256: c6be312ca0343a9395a05f0a14a1fb53663fa7342c229061732ec2156d152bd5
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -474,9 +475,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = shape
     positions = d_out * triton.cdiv(h_out, ROWS.value) * w_out
@@ -492,7 +493,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -567,7 +568,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_bdce21454b5e0e45"
+NAMESPACE = "convgen_fece1a56b4a49ff2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

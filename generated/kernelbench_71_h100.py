@@ -5,12 +5,13 @@
 # grid: (tile, image), 16488 programs = 41.64 waves over 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 054756188d077b0b992f8581344e192140dd2710b36376d151d23f84de52572b
+# body sha256: 831210dea1773ac852cbe0f88d067c2d4739ec19f7f08aff58173dfb84ee24e8
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -254,7 +255,7 @@ def conv_transpose2d_input_gradient_kernel(
         channel = block * GRAD_BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row 0 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
         w_step = tap_w * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
@@ -265,14 +266,14 @@ def conv_transpose2d_input_gradient_kernel(
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
+        # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -280,7 +281,7 @@ def conv_transpose2d_input_gradient_kernel(
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 3 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -288,14 +289,14 @@ def conv_transpose2d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 4 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 5 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -622,9 +623,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out, PHASES.value)
@@ -640,7 +641,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -776,7 +777,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_20c437b24e49c065"
+NAMESPACE = "convgen_b9064b71c573aaa2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

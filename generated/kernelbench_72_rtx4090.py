@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs = 9.00 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 184d77cc93e7c31ce38766bcb11352df5d4a05b0a1a8d377aec4999872444340
+# body sha256: 9f39b3792b63dc0affc9e1624284084c98f8117a20be178b198474122b2d3a3d
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -150,7 +151,7 @@ def conv_transpose3d_kernel(
         shift_w = 1 - tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = shift_d * (H_IN * W_IN) + shift_w * SPAN
-        # Input row -2 of the block, for output row 0 with w_4
+        # Input row -1 of the block, for output row 0 with w_4
         x_inside = q_d + shift_d < D_IN
         x_inside &= block_h * ROWS_IN - 1 >= 0
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
@@ -166,7 +167,7 @@ def conv_transpose3d_kernel(
         # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
+        # Input row 0 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
         x_inside = q_d + shift_d < D_IN
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         x_mask = x_inside[None, :]
@@ -176,7 +177,7 @@ def conv_transpose3d_kernel(
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
+        # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
@@ -184,7 +185,7 @@ def conv_transpose3d_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
-        # Input row 1 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
         x_inside = q_d + shift_d < D_IN
         x_inside &= block_h * ROWS_IN + 2 < H_IN
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
@@ -528,9 +529,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, d_in, _, _ = x.shape
     _, _, _, h_out, w_out = shape
     positions = d_in * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out, PHASES.value)
@@ -546,7 +547,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -621,7 +622,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b46358cdda44050b"
+NAMESPACE = "convgen_bbd26ce56001eaac"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,12 +5,13 @@
 # grid: (tile, image), 32800 programs = 82.83 waves over 132 SMs x 3
 # input gradient: gather, tile 256 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 0762fdc501e8cd6402b9d6f2d58796bb459c25e837a7f1957085fad3c662f9df
+# body sha256: befb5400b747a8b44a6a16d16ee434f74e914ffa682beba6b940b9d07280a638
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -399,9 +400,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     l_out = shape[2]
     grid = (triton.cdiv(l_out, BLOCK_M.value), batch)
@@ -416,7 +417,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -544,7 +545,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_a5bb7a43235656d6"
+NAMESPACE = "convgen_63c883ef8f074a17"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs = 63.03 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 7dad316fb99b5a5fcd14ec42923ad465832d9d139f745aadfe329058cd6a1019
+# body sha256: 96161a9685e9177e6e19c7a7ca78dd74346f66497397f19dec50a6043e9920b6
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -173,7 +174,7 @@ def conv_transpose2d_kernel(
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
-    # Row 0 of the block
+    # Row 0 of the block, which no input reaches
     acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASE_LANES)
     place_out = lane_out % PHASE_LANES
@@ -207,7 +208,7 @@ def conv_transpose2d_kernel(
     y_inside &= place_out < PHASES
     y_mask = y_inside[None, :]
     tl.store(y_pointers + W_OUT, acc, mask=y_mask)
-    # Row 2 of the block
+    # Row 2 of the block, which no input reaches
     acc = acc_2
     # The columns of a channel, side by side
     acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
@@ -518,9 +519,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out, PHASES.value)
@@ -541,7 +542,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -616,7 +617,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e940710db0bee7e5"
+NAMESPACE = "convgen_d3c8c4ffc40a9226"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs = 129.00 waves over 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 7c27602f1c496f19790cd949783fd51017c12bdfe57591e8b2c861704385c45a
+# body sha256: 2fc2a63f12fcc1861191077fac36f691de14819b8a7ee8863a7f788cb838182e
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -447,9 +448,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, h_in, w_in = x.shape
     positions = (h_in + 1) * w_in
     grid = (8 * triton.cdiv(positions, BLOCK_M.value) * batch,)
@@ -464,7 +465,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -539,7 +540,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e2d3e023d69754aa"
+NAMESPACE = "convgen_df7a24bcc7a5ba6d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

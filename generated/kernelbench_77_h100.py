@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of the input's channels_last copy
 # grid: (gap_d * co_tile * tile * image), 9856 programs = 37.33 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: cc901f3f8a587916baea2b13b9d5d70ac6647724527438426d9ea1fe2c89b63e
+# body sha256: e653be7349b8a372a00daddf6212d804b94d49605720105fbd928028f7beea4b
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -180,7 +181,7 @@ def conv_transpose3d_kernel(
         x = tl.load(x_tile + x_step + 2 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
-    # Row 0 of the block
+    # Row 0 of the block, which no input reaches
     acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
@@ -217,7 +218,7 @@ def conv_transpose3d_kernel(
     y_inside &= q_w_out * PHASES + place_out < W_OUT
     y_mask = y_inside[None, :]
     tl.store(y_pointers + W_OUT, acc, mask=y_mask)
-    # Row 2 of the block
+    # Row 2 of the block, which no input reaches
     acc = acc_2
     # The columns of a channel, side by side
     acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
@@ -568,9 +569,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, d_in, _, w_in = x.shape
     h_out = shape[3]
     positions = (d_in + 1) * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_in + 1, 2) * 2
@@ -586,7 +587,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -661,7 +662,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_540e08b3822e64d6"
+NAMESPACE = "convgen_beb4f1c51fb78d2a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs = 74.75 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 042f2b891f4ba051e3fd97cba759f267ddf96318e3b1b116dfc1e78b919ba9c9
+# body sha256: dc8a411779a849e8f3448084f4bfbd83e39318e391281182774c5274cc7f93ca
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -450,9 +451,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, d_in, h_in, w_in = x.shape
     positions = (d_in + 1) * (h_in + 1) * triton.cdiv(w_in + 1, 2) * 2
     grid = (4 * triton.cdiv(positions, BLOCK_M.value), batch)
@@ -467,7 +468,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -542,7 +543,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_07ba0e504f947c7b"
+NAMESPACE = "convgen_23dee3f5ba1bddd5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,12 +5,13 @@
 # grid: (tile, image), 8208 programs = 31.09 waves over 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 0d3454d0766dfdfe4c2ff39da86e3c639f1a9e03685f851044438d77156c4eda
+# body sha256: 2532e087c0c484a76b0c0ec1e47b6ec134f04c866bbadde3506970b2403d5091
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -153,7 +154,7 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row -1 of the block, for output row 0 with w_2
         x_inside = block_h * ROWS - 1 >= 0
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         x_mask = x_inside[None, :]
@@ -166,7 +167,7 @@ def conv_transpose2d_kernel(
         # Channel and place in the group become one axis, as in the packed weight
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
@@ -174,27 +175,27 @@ def conv_transpose2d_kernel(
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
+        # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 4 of the block, for output row 3 with w_0
         x_inside = block_h * ROWS + 4 < H_IN
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         x_mask = x_inside[None, :]
@@ -286,7 +287,7 @@ def conv_transpose2d_input_gradient_kernel(
         channel = block * GRAD_BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row -1 of the block, for output row 0 with w_2
         x_inside = block_h * GRAD_ROWS - 1 >= 0
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
         x_mask = x_inside[None, :]
@@ -300,7 +301,7 @@ def conv_transpose2d_input_gradient_kernel(
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
@@ -309,7 +310,7 @@ def conv_transpose2d_input_gradient_kernel(
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
+        # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -317,7 +318,7 @@ def conv_transpose2d_input_gradient_kernel(
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
@@ -325,14 +326,14 @@ def conv_transpose2d_input_gradient_kernel(
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
         x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 4 of the block, for output row 3 with w_0
         x_inside = block_h * GRAD_ROWS + 4 < GRAD_H_IN
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < GRAD_W_IN_GROUPS)
         x_mask = x_inside[None, :]
@@ -665,9 +666,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_out + 1, PHASES.value)
@@ -683,7 +684,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _input_shape(output_shape, c_in):
@@ -819,7 +820,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_aff7bfd185905fa7"
+NAMESPACE = "convgen_c56b6a2f61bd5ed9"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16384 programs = 42.67 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 8f73251206ec99a8cf7b19893738d3957fedcfc47dd5e2e0536c9c77081babb6
+# body sha256: a2f3214d3942edc17e3564a828aede26068640d58c0e48c9e61ce056102a968e
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -105,7 +106,7 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = 3 - kw
         x_step = channel * (H_IN * W_IN) + shift_w
-        # Input row -2 of the block, for output row 0 with w_2
+        # Input row -1 of the block, for output row 0 with w_2
         x_inside = block_h * ROWS - 1 >= 0
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         x_mask = x_inside[:, None]
@@ -116,31 +117,31 @@ def conv_transpose2d_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
-        # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
+        # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
-        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
+        # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
-        # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
+        # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
-        # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
+        # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
-        # Input row 3 of the block, for output row 3 with w_0
+        # Input row 4 of the block, for output row 3 with w_0
         x_inside = block_h * ROWS + 4 < H_IN
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         x_mask = x_inside[:, None]
@@ -440,9 +441,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch = x.shape[0]
     _, _, h_out, w_out = shape
     positions = triton.cdiv(h_out, ROWS.value) * w_out
@@ -458,7 +459,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -533,7 +534,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_48347069993a19f0"
+NAMESPACE = "convgen_bb6abf43eda3012c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 65568 programs = 170.75 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: ea7a0ef50e981f183a4bc40c0509c627e48f4fa9fcf54d8ab1c08deb9d4f1f95
+# body sha256: 8da6c5e8a98327b7731226b34e87ccec1e140df081cd50a2eb9be3957fd23fbf
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -370,9 +371,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, l_in = x.shape
     grid = (triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in + 1, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
@@ -386,7 +387,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -461,7 +462,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_010e28d9584bdb75"
+NAMESPACE = "convgen_017bcd33b94063be"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs = 213.33 waves over 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 129791d9f43d846918a906d4cf82e13ff5f9cb782ba27f9addccac1b101a6bba
+# body sha256: d92c140084b02884202fac71bbd09d0b80e85cc143eba1982c1a084ee4ba7e25
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -435,9 +436,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, h_in, w_in = x.shape
     positions = h_in * w_in
     grid = (5 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
@@ -452,7 +453,7 @@ def _launch(input, packed_weight, bias):
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -527,7 +528,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e71114eff57ee412"
+NAMESPACE = "convgen_414fd5bfa19aa538"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,12 +4,13 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 9cf997c5ad205a99e31f308f94bfaa2986aec2b8735db672630a319d2673f023
+# body sha256: b55d77ec38af222af30947cf9e8118bf2d4e7bf27fff30a3c890ed595e6c198d
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
+It needs torch 2.11 and Triton 3.6, or newer.
 """
 
 import functools
@@ -424,9 +425,9 @@ def _launch(input, packed_weight, bias):
         # The stream that Triton finds by itself, and addresses that it need not look up: less time.
         stream = torch._C._cuda_getCurrentRawStream(device)
         again(x_ptr, w_ptr, bias_ptr, y_ptr, *sizes, stream=stream)
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     if y.numel() == 0:
-        return y if batched else y.squeeze(0)
+        return y if batched else y.squeeze_(0)
     batch, _, h_in, w_in = x.shape
     positions = h_in * triton.cdiv(w_in, 2) * 2
     grid = (2 * triton.cdiv(positions, BLOCK_M.value), batch)
@@ -445,7 +446,7 @@ def _launch(input, packed_weight, bias):
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
         sizes = (h_in, w_in)
         LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
-    return y if batched else y.squeeze(0)
+    return y if batched else y.squeeze_(0)
 
 
 def _torch(
@@ -520,7 +521,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3e0d5d177c511a7b"
+NAMESPACE = "convgen_ab6f36e6343ebe18"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

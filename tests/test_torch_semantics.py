@@ -342,6 +342,23 @@ def test_output_size_is_torchs_in_every_rank(rank, unbatched, load, device):
         assert raised(lambda wrong=wrong: model(x, wrong)) == want
 
 
+@pytest.mark.parametrize("call", ["layer", "function"])
+@pytest.mark.parametrize("unbatched", [False, True])
+def test_an_output_may_be_changed_in_place(unbatched, call, file, device):
+    """As by `nn.ReLU(inplace=True)`; torch forbids it for a view made in a custom function."""
+    x, w, b = tensors(device=device)
+    x = (x[0] if unbatched else x).requires_grad_()
+    model = file.ModelNew(device=device)
+    model.load_state_dict({"weight": w, "bias": b})
+    ours = model(x) if call == "layer" else file.conv_transpose2d(x, *model.parameters())
+    theirs = reference(x, w, b)
+    for output in (ours, theirs):
+        output.relu_()
+    assert ours.shape == theirs.shape
+    assert close(ours, theirs)
+    assert close(torch.autograd.grad(ours.sum(), x)[0], torch.autograd.grad(theirs.sum(), x)[0])
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own use of it
 def test_forward_mode_is_right_in_a_compiled_graph_too(file, device, monkeypatch):
     """A custom operator has no tangents, and would give zeros without a word."""
