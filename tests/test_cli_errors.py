@@ -200,9 +200,13 @@ def test_a_place_that_cannot_be_written(tmp_path):
     for arguments in (
         (SMALL, "-o", tmp_path / "file" / "up.py"),
         (SMALL, "-o", tmp_path / ("a" * 4000)),
-        (tmp_path / "two.convgen", "-o", tmp_path / "file"),
     ):
         assert "cannot write" in refused("emit", *arguments)
+    for name in ("two", "one"):
+        layers = tmp_path / f"{name}.convgen"
+        if name == "one":
+            layers.write_text(f"up = {SMALL}\n")
+        assert "go to a folder" in refused("emit", layers, "-o", tmp_path / "file")
     make_project(tmp_path, rows("up").replace('"kernels"', '"file"'))
     assert "cannot write" in refused("build", tmp_path)
     assert (tmp_path / "file").read_text() == "mine\n"
