@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from sympy import Expr, Integer
 
 from .index import Coordinate
-from .kernel import AccessText, Kernel, LoadText, Loop, OperandText, StoreText, row_offset
+from .kernel import (
+    AccessText,
+    Kernel,
+    LoadText,
+    Loop,
+    OperandText,
+    StoreText,
+    fresh_masks,
+    row_offset,
+)
 from .printer import assignment, bare
 from .rows import RowBlock
 
@@ -138,16 +147,14 @@ def loads(
     w = _with_row(kernel, w, weight[0][0])
     weights = _block_weights(w, block)
     tiles, first = [], block.taps.first(0)
-    before: tuple[str, ...] = ()
+    accesses = [kernel.access("x", coordinates(row), order) for row in block.inputs]
+    masks = fresh_masks(accesses)
     for number, (row, pairs) in enumerate(block.inputs.items()):
-        here = kernel.access("x", coordinates(row), order)
-        fresh = () if here.mask_lines == before else here.mask_lines
-        before = here.mask_lines
         tiles.append(
             InputText(
                 offset=row_offset(kernel, coordinates(0), row),
-                masked=here.masked,
-                mask_lines=fresh,
+                masked=accesses[number].masked,
+                mask_lines=masks[number],
                 lines=lines if number else (*comment, *lines),
                 comment_lines=(f"# Input row {first + row} of the block, for {_rows(pairs)}",),
                 weights=() if number else weights,

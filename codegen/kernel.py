@@ -348,18 +348,24 @@ def stores(
     if kernel.plan.block is None:
         whole = tuple(lane_lines), places, pointers
         return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
+    accesses = [
+        kernel.access("y", coordinates(row), order) for row in range(kernel.plan.block.rows)
+    ]
     tiles = []
-    before: tuple[str, ...] = ()
     reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
-    for row in range(kernel.plan.block.rows):
-        masks = kernel.access("y", coordinates(row), order).mask_lines
-        fresh, before = () if masks == before else masks, masks
+    for row, (here, fresh) in enumerate(zip(accesses, fresh_masks(accesses), strict=True)):
         gap = "" if row in reached else ", which no input reaches"
         begin = (f"# Row {row} of the block{gap}", f"acc = acc_{row}")
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
         offset = row_offset(kernel, coordinates(0), row)
-        tiles.append(StoreText(f"acc_{row}", offset, bool(masks), fresh, begin, *once))
+        tiles.append(StoreText(f"acc_{row}", offset, here.masked, fresh, begin, *once))
     return y, tuple(tiles)
+
+
+def fresh_masks(accesses: list[AccessText]) -> list[tuple[str, ...]]:
+    """Return the mask lines of each row's access; none where the row before has the same."""
+    lines = [access.mask_lines for access in accesses]
+    return [() if a == b else b for a, b in zip([(), *lines], lines, strict=False)]
 
 
 def row_offset(kernel: Kernel, coordinates: list[Coordinate], row: int) -> str:

@@ -93,7 +93,7 @@ class Printer:
         return f"({text})" if " " in bare(text) and text == bare(text) else text
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _name(expr: Expr) -> str:
     """Return sympy's text of `expr`, which orders what nothing else does."""
     return str(expr)

@@ -26,8 +26,8 @@ from .targets import GpuTarget
 
 WARP = 32
 # Of 313 tiles with rows that were compiled (Triton 3.6, sm_89 and sm_90; kernels 3 x 3, 3 x 7 and
-# 5 x 5, float32 and float16), those within these bounds spilled 8 bytes at most; so did 388 of
-# strides 2 to 4 (Triton 3.7).
+# 5 x 5, float32 and float16), those within these bounds spilled 8 bytes at most; so did those
+# within them of 388 of strides 2 to 4 (Triton 3.7).
 OTHER_ROWS = 96
 MOST_ROW_ACCUMULATORS = 128
 MOST_ROW_BYTES = 64  # of a step's depth
@@ -255,11 +255,11 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTa
         return tile.block_m * form.columns(tile) * size
     columns = form.columns(tile)
     step = form.step_elements(tile) * size
-    weight = form.weights * form.columns(tile) * form.depth(tile) * size
-    if not _from_shared(spec, target):  # products read registers
-        read = 0
-    else:
-        read = step if _input_from_shared(spec, form, target) else weight
+    read = 0  # where products read registers
+    if _input_from_shared(spec, form, target):
+        read = step
+    elif _from_shared(spec, target):
+        read = form.weights * columns * form.depth(tile) * size
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
     return max((tile.num_stages - 1) * step + read, store)
 

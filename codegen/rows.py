@@ -76,13 +76,13 @@ def rows_refusal(spec: ConvTransposeSpec, rows: int) -> str | None:
         return "rank 1 has no rows"
     stride, extent = spec.stride[-2], spec.output_spatial[-2]
     if rows % stride or rows // stride & (rows // stride - 1):
-        return f"the stride of the last axis but one, {stride}, is no power of two less"
+        return f"{rows} are no power of two times the stride of the last axis but one, {stride}"
     if extent is None:
         return "the last extent but one is left to run time"
     if extent < rows:
         return f"it has {extent} rows of outputs"
     block = RowBlock(decompose(spec)[-2], rows)
-    if len(block.inputs) == block.products:
-        return "its rows share no input"
     inputs = len(block.inputs)
+    if inputs == block.products:
+        return "its rows share no input"
     return f"a block would read {inputs} rows" if inputs > MOST_INPUTS else None
