@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from running import make_project, start
+from running import make_project
 
 # Every stage that could depend on an order: phases, masks, run-time sizes, autotuning, pipelines.
 KERNELS = """\
@@ -129,7 +129,7 @@ def test_help_imports_no_compiler(arguments):
     assert imported(*arguments) & {"sympy", "jinja2", "convgen.compiler"} == set()
 
 
-def fastest(*arguments: object) -> float:
+def fastest(*command: object) -> float:
     """Return the seconds of the best of three cold processes, as the processor counts them.
 
     Other work on the machine makes a clock on the wall run on, but not the processor's.
@@ -137,13 +137,17 @@ def fastest(*arguments: object) -> float:
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert start(*arguments).returncode == 0
+        subprocess.run([sys.executable, *map(str, command)], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     return min(seconds)
 
 
 def test_it_starts_fast():
-    """As measured: 0.1 s for --help and 0.5 s for a kernel, most of it sympy's import."""
-    assert fastest("--help") < 0.3
-    assert fastest("emit", "--k", "3", "--stride", "1") < 1.5
+    """0.1 s for --help; 0.7 s for a kernel, of which importing sympy is 0.3 s (Python 3.11).
+
+    A machine where that import takes longer than 0.5 s may take longer for the rest too.
+    """
+    sympy = fastest("-c", "import sympy")
+    assert fastest("-m", "convgen", "--help") < max(0.3, 0.6 * sympy)
+    assert fastest("-m", "convgen", "emit", "--k", "3", "--stride", "1") < max(1.5, 3 * sympy)
