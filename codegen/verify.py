@@ -30,6 +30,9 @@ from .targets import GpuTarget
 SMALL_SPATIAL = {1: 70, 2: 13, 3: 6}
 SMALL_CHANNELS = 20
 SMALL_GROUPS = 3
+# A tile's family and span may need whole vectors of these: known channels, and the last extent
+# where it is known, keep what is left of them.
+VECTOR = 8
 # The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.
 MOST_ERROR = 1.05
 # Unit roundoff u of the accumulator, allowed on top: the sums of layers with few terms and outputs
@@ -127,10 +130,16 @@ def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
     group_in, group_out = problem.in_channels // groups, problem.out_channels // groups
     if small:
         batch, groups = min(batch, 2), min(groups, SMALL_GROUPS)
-        group_in, group_out = min(group_in, SMALL_CHANNELS), min(group_out, SMALL_CHANNELS)
+        group_in = _small(group_in, SMALL_CHANNELS, known=spec.in_channels is not None)
+        group_out = _small(group_out, SMALL_CHANNELS, known=spec.out_channels is not None)
         extents = tuple(
-            max(1 - axis.extent_growth, min(extent, SMALL_SPATIAL[spec.rank]))
-            for extent, axis in zip(extents, axes, strict=True)
+            _small(
+                extent,
+                SMALL_SPATIAL[spec.rank],
+                known=number == spec.rank - 1 and spec.spatial[number] is not None,
+                least=max(1, 1 - axis.extent_growth),
+            )
+            for number, (extent, axis) in enumerate(zip(extents, axes, strict=True))
         )
     return dataclasses.replace(
         spec,
@@ -139,6 +148,16 @@ def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
         out_channels=groups * group_out,
         input=(batch, groups * group_in, *extents),
     )
+
+
+def _small(size: int, most: int, *, known: bool, least: int = 1) -> int:
+    """Return a size of about `most`, from `least`; of a `known` one, with the same rest."""
+    if not known:
+        return max(least, min(size, most))
+    if size <= most:
+        return size
+    small = most - (most - size) % VECTOR
+    return small if small >= least else small + -(-(least - small) // VECTOR) * VECTOR
 
 
 def _run_spec(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeSpec:

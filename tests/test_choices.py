@@ -18,9 +18,11 @@ from convgen import TARGETS, find_target, parse
 from convgen.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.compiler import compile_kernel, plan
 from convgen.explain import explain
+from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
 from convgen.resources import form_of, shared_memory
 from convgen.spec import SpecError
+from convgen.verify import concrete, verify
 from running import run
 
 LAYER = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, input=(8, 64, 32, 32))"
@@ -187,6 +189,32 @@ def test_shipped_tiles_fit_their_layers_and_cards(name):
         form = form_of(spec, made.phases, problem_of(spec, made.phases), made.tile)
         assert shared_memory(spec, form, made.tile, target) <= target.shared_per_block
         assert measured.ms >= made.cost.roofline_ms * 0.99, text
+        # Without a GPU `convgen verify` runs the tile on a smaller layer, which it has to serve.
+        small = concrete(spec, small=True)
+        phases = decompose(small)
+        form_of(small, phases, problem_of(small, phases), made.tile)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("layer", "family"),
+    [
+        ("ConvTranspose2d(64, 128, (3, 5), bias=False, input=(64, 64, 128, 256)", "gather"),
+        (
+            "ConvTranspose2d(64, 64, 4, stride=2, padding=1, groups=64, bias=False, "
+            "input=(16, 64, 64, 64)",
+            "stencil",
+        ),
+    ],
+)
+def test_verify_runs_tiles_that_need_whole_vectors(layer, family, device):
+    spec, target = parse(f"{layer}, dtype=float16)"), find_target("h100")
+    made = plan(spec, target)
+    assert made.measured is not None
+    assert (made.family, made.tile.relayout) == (family, family == "gather")
+    report = verify(spec, target)
+    assert report.passed
+    assert report.reduced == (device == "cpu")
 
 
 def test_a_tile_survives_the_file():
