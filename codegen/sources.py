@@ -7,6 +7,7 @@ and the paths that emitted files go to.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
     elif others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise SpecError(f"a spec says it all: {names} cannot be given beside it")
+    elif os.path.exists(text) and not text.endswith(SUFFIX):
+        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
+        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
     elif text.endswith(SUFFIX):
         statements, default = read_document(Path(text))
         found = [(statement.name, statement.spec) for statement in statements]
@@ -62,8 +66,12 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
 
 def resolve_for(text: str | None, flags: dict[str, Any], targets: str | None) -> list[Statement]:
     """Return what SPEC and the flags ask for, once for each of a list of targets; None: its own."""
-    names = [None] if targets is None else [name.strip() for name in targets.split(",")]
-    return [found for name in names for found in resolve(text, {**flags, "target": name})]
+    names = [] if targets is None else [name.strip() for name in targets.split(",")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError(f"--target: {twice} stands there twice", "target")
+    asked: Sequence[str | None] = names or (None,)
+    return [found for name in asked for found in resolve(text, {**flags, "target": name})]
 
 
 def destinations(
@@ -84,9 +92,10 @@ def destinations(
     path = Path(output or "")
     if not several and not (text or "").endswith(SUFFIX) and not os.path.isdir(path):
         return [_free(path, force)]
-    if os.path.exists(path) and not os.path.isdir(path):
+    file = "is" if os.path.exists(path) else "is named like" if path.suffix == ".py" else ""
+    if file and not os.path.isdir(path):
         raise SpecError(
-            f"-o {path}: the layers of a file go to a folder, and this is a file", "output"
+            f"-o {path}: the layers of a file go to a folder, and this {file} a file", "output"
         )
     for statement in statements:
         if statement.name is None:

@@ -102,6 +102,8 @@ def verify(
         _run_spec(spec, sized), target, plan(spec, target, choices=choices).tile
     )
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
+    if not gpu and spec.product is not None and not spec.product.interpreted:
+        where += f", which has no {spec.product.name} and multiplies in ieee"
     with tempfile.TemporaryDirectory() as folder:
         module = load_module(source.text, "convgen_verified", Path(folder))
         rounds = find_family(source.plan.family).products

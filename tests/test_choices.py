@@ -219,3 +219,13 @@ def test_verify_runs_tiles_that_need_whole_vectors(layer, family, device):
 
 def test_a_tile_survives_the_file():
     assert tile_of(json.loads(json.dumps(dataclasses.asdict(TILE)))) == TILE
+
+
+@pytest.mark.interpreter
+def test_verify_says_which_products_the_interpreter_has(device):
+    """An error far below what bf16x3 has would be taken for its own."""
+    for precision, told in (("bf16x3", device == "cpu"), ("tf32x3", False)):
+        spec = parse(f"ConvTranspose2d(16, 16, 3, input=(2, 16, 9, 9), precision={precision})")
+        report = verify(spec)
+        assert report.passed
+        assert (f"no {precision} and multiplies in ieee" in report.where) == told

@@ -207,9 +207,22 @@ def test_a_place_that_cannot_be_written(tmp_path):
         if name == "one":
             layers.write_text(f"up = {SMALL}\n")
         assert "go to a folder" in refused("emit", layers, "-o", tmp_path / "file")
+        assert "is named like a file" in refused("emit", layers, "-o", tmp_path / "up.py")
+        assert not (tmp_path / "up.py").exists()
     make_project(tmp_path, rows("up").replace('"kernels"', '"file"'))
     assert "cannot write" in refused("build", tmp_path)
     assert (tmp_path / "file").read_text() == "mine\n"
+
+
+def test_a_path_in_place_of_a_spec(tmp_path):
+    """Else it is read as a spec, and the message speaks of syntax."""
+    (tmp_path / "layers.txt").write_text(f"up = {SMALL}\n")
+    assert "is a folder" in refused("emit", tmp_path)
+    assert "a file, whose name does not end so" in refused("explain", tmp_path / "layers.txt")
+
+
+def test_a_target_that_is_listed_twice():
+    assert "h100 stands there twice" in refused("compile", SMALL, "--target", "h100,a100, h100")
 
 
 def test_a_statement_without_a_place(tmp_path):
