@@ -46,12 +46,12 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
     elif others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise SpecError(f"a spec says it all: {names} cannot be given beside it")
-    elif os.path.exists(text) and not text.endswith(SUFFIX):
-        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
-        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
     elif text.endswith(SUFFIX):
         statements, default = read_document(Path(text))
         found = [(statement.name, statement.spec) for statement in statements]
+    elif os.path.exists(text):
+        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
+        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
     else:
         document = parse_document(text)
         found = [(statement.name, statement.spec) for statement in document.statements]

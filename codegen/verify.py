@@ -154,12 +154,10 @@ def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
 
 def _small(size: int, most: int, *, known: bool, least: int = 1) -> int:
     """Return a size of about `most`, from `least`; of a `known` one, with the same rest."""
-    if not known:
-        return max(least, min(size, most))
-    if size <= most:
-        return size
-    small = most - (most - size) % VECTOR
-    return small if small >= least else small + -(-(least - small) // VECTOR) * VECTOR
+    small = max(least, min(size, most))
+    if known:
+        small -= (small - size) % VECTOR
+    return small if small >= least else small + VECTOR
 
 
 def _run_spec(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeSpec:
