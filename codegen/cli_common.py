@@ -6,9 +6,11 @@ be written, 2 usage or spec error, 123 internal error.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +40,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 click.echo(f"error: cannot write the output: {error.strerror}", err=True)
+                _discard_output()
                 sys.exit(1)
             given = options.get("spec") or {k: str(v) for k, v in options.items() if v is not None}
             click.echo(
@@ -48,6 +51,12 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(INTERNAL_ERROR)
 
     return run
+
+
+def _discard_output() -> None:
+    """Let go of what stdout still holds: Python would write it at the end, and exit with 120."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def print_json(command: str, data: dict[str, Any]) -> None:

@@ -290,12 +290,17 @@ def test_a_document_of_another_editor_is_read(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
 @pytest.mark.parametrize("command", ["emit --k 3", "explain --k 3", "targets"])
-def test_output_that_is_full_is_no_bug(command):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_is_full_is_no_bug(command, buffered):
+    """What is buffered is tried again when Python ends."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    line = [sys.executable, *["-u"] * (not buffered), "-m", "convgen", *command.split()]
     with open("/dev/full", "wb") as full:
-        line = [sys.executable, "-m", "convgen", *command.split()]
-        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            line, stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        )
     assert done.returncode == 1
-    assert b"cannot write the output: No space left on device" in done.stderr
+    assert done.stderr == b"error: cannot write the output: No space left on device\n"
 
 
 # ---- bugs ----
