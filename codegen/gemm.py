@@ -141,27 +141,54 @@ def loads(
     block = kernel.plan.block
     if block is None:
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
-        one = (ProductText("acc", "w"),)
-        whole = (*comment, *lines)
-        return x, w, (InputText("", x.masked, x.mask_lines, whole, (), (only,), one),)
+        one = LoadText("", x.masked, x.mask_lines)
+        return x, w, input_tiles(block, [one], (only,), comment, lines)
     w = _with_row(kernel, w, weight[0][0])
-    weights = _block_weights(w, block)
-    tiles, first = [], block.taps.first(0)
     accesses = [kernel.access("x", coordinates(row), order) for row in block.inputs]
-    masks = fresh_masks(accesses)
-    for number, (row, pairs) in enumerate(block.inputs.items()):
+    places = [
+        LoadText(row_offset(kernel, coordinates(0), row), place.masked, fresh)
+        for row, place, fresh in zip(block.inputs, accesses, fresh_masks(accesses), strict=True)
+    ]
+    return x, w, input_tiles(block, places, _block_weights(w, block), comment, lines)
+
+
+def input_tiles(
+    block: RowBlock | None,
+    places: list[LoadText],
+    weights: tuple[WeightText, ...],
+    comment: tuple[str, ...] = (),
+    lines: tuple[str, ...] = (),
+    suffix: str = "",
+) -> tuple[InputText, ...]:
+    """Return the input tiles of a step, of which the first one loads the weights.
+
+    Args:
+        block: the block of rows whose inputs they are, None for a single one.
+        places: what each one loads.
+        weights: the weights, of all kernel rows of a block.
+        comment: what the first of `lines` is for.
+        lines: what brings an input tile into the product's shape.
+        suffix: what the name of a weight ends with in a product.
+    """
+    whole = (*comment, *lines)
+    if block is None:
+        only, product = places[0], (ProductText("acc", f"w{suffix}"),)
+        parts = only.offset, only.masked, only.mask_lines
+        return (InputText(*parts, whole, (), weights, product),)
+    tiles, first = [], block.taps.first(0)
+    for number, (place, (row, pairs)) in enumerate(zip(places, block.inputs.items(), strict=True)):
         tiles.append(
             InputText(
-                offset=row_offset(kernel, coordinates(0), row),
-                masked=accesses[number].masked,
-                mask_lines=masks[number],
-                lines=lines if number else (*comment, *lines),
+                offset=place.offset,
+                masked=place.masked,
+                mask_lines=place.mask_lines,
+                lines=lines if number else whole,
                 comment_lines=(f"# Input row {first + row} of the block, for {_rows(pairs)}",),
                 weights=() if number else weights,
-                products=tuple(ProductText(f"acc_{o}", f"w_{index}") for o, index in pairs),
+                products=tuple(ProductText(f"acc_{o}", f"w_{index}{suffix}") for o, index in pairs),
             )
         )
-    return x, w, tuple(tiles)
+    return tuple(tiles)
 
 
 def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:

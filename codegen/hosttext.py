@@ -58,7 +58,7 @@ class HostNames:
             return f"{entry.text}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))
-            if entry.block == "BLOCK_M":
+            if entry.name in ("tiles", "folded_tiles"):
                 images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
                 return f"triton.cdiv({bare(images + self._positions())}, {block})"
             return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"

@@ -33,7 +33,8 @@ class AccessText:
         mask_lines: the lines of `<name>_mask`, where the access has it.
         stepped: a step of the loop adds `<name>_step`.
         masked: `<name>_mask` says which elements exist; else all do.
-        pointer: the name of the pointer that the lanes are added to.
+        pointer: the name of the pointer that the lanes are added to, or of a tensor descriptor.
+        box: what shapes the box that is loaded from a descriptor; None where there are pointers.
     """
 
     base: str | None
@@ -43,6 +44,7 @@ class AccessText:
     stepped: bool
     masked: bool
     pointer: str
+    box: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class LoadText:
     """A tile that a step loads, at an access.
 
     Attributes:
-        offset: what is added to the access' pointer, with its sign; empty for nothing.
+        offset: what is added to the access' pointer, with its sign; empty for nothing. Of a box,
+            where it starts.
         masked: `<name>_mask` says which elements exist.
         mask_lines: the lines of that mask, where it is not defined yet.
     """

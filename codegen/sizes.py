@@ -248,10 +248,12 @@ def make_sizes(
         values = {getattr(tile, name.lower()) for tile in tiles}
         table.append(Size(name, values.pop() if len(values) == 1 else None))
     sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping, block)
-    if needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
+    window = tiles[0].family == "window"
+    if not window and needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
         table += _even_row(sizes)
         sizes = dataclasses.replace(sizes, table=tuple(table))
     counts = (
+        ("row_tiles", sizes.count(spec.rank - 1), "BLOCK_M"),
         ("tiles", sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
         ("co_tiles", sizes.group_out, "BLOCK_N"),
