@@ -136,8 +136,8 @@ def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
         return None
     found = row["input_gradient"]
     tile = tile_of(found["tile"])
-    if tile.relayout:
-        raise ValueError("the kernel of the input's gradient makes no copy")
+    if tile.relayout or tile.boxed:
+        raise ValueError("the kernel of the input's gradient makes no copy and reads no boxes")
     return MeasuredGradient(tile, float(found["ms"]), float(found["torch_ms"]))
 
 

@@ -63,13 +63,22 @@ class Launch:
 
     Attributes:
         kernel: the kernel's name.
-        arguments: those the launch gives, by their names in the kernel; pointers end in `_ptr`.
+        arguments: those the launch gives, by their names in the kernel; pointers end in `_ptr`,
+            tensor descriptors in `_desc`.
         options: launch options, such as num_warps.
     """
 
     kernel: str
     arguments: tuple[str, ...]
     options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A tensor descriptor that the kernel is given: its name, its shape, strides and box."""
+
+    name: str
+    extents: tuple[list[int], list[int], list[int]]
 
 
 def module_name(source: KernelSource) -> str:
@@ -120,6 +129,7 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import MockTensor
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     class Stub:
         """A driver that knows its target and launches nothing."""
@@ -137,7 +147,9 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     names = _device_part(text, name)
     function, configs = names[launch.kernel], names.get("CONFIGS")
     tensor = MockTensor(getattr(tl, dtype))
-    arguments = [tensor if a.endswith(_POINTER) else 2 for a in launch.arguments]
+    given = {box.name: TensorDescriptor(tensor, *box.extents) for box in _read_boxes(text, names)}
+    others = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
+    arguments = [given.get(name, other) for name, other in others.items()]
     options = launch.options | (configs[0].all_kwargs() if configs else {})
     jit = function.fn if configs else function
     before = triton.runtime.driver._active
@@ -160,6 +172,19 @@ def _device_part(text: str, name: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": Path(name).stem}
     exec(compile(ast.Module(body, []), name, "exec"), names)
     return names
+
+
+def _read_boxes(text: str, names: dict[str, Any]) -> list[_Box]:
+    """Return the descriptors that the emitted file `text` makes, their blocks among `names`."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made, (name,) = node.value, node.targets
+            if isinstance(made.func, ast.Name) and made.func.id == "TensorDescriptor":
+                box = eval(ast.unparse(made.args[3]), dict(names))
+                strides = [16] * (len(box) - 1) + [1]  # any: machine code depends on none
+                found.append(_Box(ast.unparse(name), (box, strides, box)))
+    return found
 
 
 def _is_for_device(node: ast.stmt) -> bool:

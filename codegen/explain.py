@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .families import FAMILIES, find_family
+from .forms import form_of
 from .gradient import gradient_refusal
 from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .relayout import copied_bytes
-from .resources import form_of, registers, shared_memory
+from .resources import registers, shared_memory
 from .sizes import AXES, sizes_of
 from .tiling import multiplied
 
@@ -209,6 +210,8 @@ def _wrapper(plan: KernelPlan) -> Rows:
     problem = problem_of(spec, plan.phases)
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
     copies = f"none of an input that is dense{layout}; one of an input that is not dense"
+    if plan.tile.boxed:
+        copies += " or starts at no multiple of 16 bytes, and of such a packed weight"
     workspace = "no workspace"
     if plan.tile.relayout:
         copies = (

@@ -15,6 +15,7 @@ from .gemm import GemmContext
 from .polyphase import polyphase_context, polyphase_refusal
 from .spec import ConvTransposeSpec
 from .stencil import StencilContext, stencil_context, stencil_refusal
+from .window import window_context, window_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,17 @@ FAMILIES = (
         products=True,
         refuses=lambda spec: None,
         context=gather_context,
+        context_type=GemmContext,
+    ),
+    KernelFamily(
+        name="window",
+        template="kernels/gemm.py.jinja",
+        idea="implicit GEMM over neighbours in a row: a tap's inputs are a box that the tensor "
+        "memory accelerator loads, without an address or a mask for an element",
+        serves="known sizes in channels_last or with a copy, on GPUs since Hopper",
+        products=True,
+        refuses=window_refusal,
+        context=window_context,
         context_type=GemmContext,
     ),
     KernelFamily(

@@ -34,7 +34,7 @@ class AccessText:
         stepped: a step of the loop adds `<name>_step`.
         masked: `<name>_mask` says which elements exist; else all do.
         pointer: the name of the pointer that the lanes are added to, or of a tensor descriptor.
-        box: what shapes the box that is loaded from a descriptor; None where there are pointers.
+        boxed: it is a descriptor, whose boxes are loaded.
     """
 
     base: str | None
@@ -44,7 +44,7 @@ class AccessText:
     stepped: bool
     masked: bool
     pointer: str
-    box: str | None = None
+    boxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LoadText:
 
     Attributes:
         offset: what is added to the access' pointer, with its sign; empty for nothing. Of a box,
-            where it starts.
+            the call that loads it.
         masked: `<name>_mask` says which elements exist.
         mask_lines: the lines of that mask, where it is not defined yet.
     """

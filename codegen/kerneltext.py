@@ -17,12 +17,18 @@ from .printer import WIDTH, Scribe
 from .relayout import copied_sizes, copy_rounds
 from .sizes import AXES, BLOCKS, Size, Sizes
 from .spec import ConvTransposeSpec
+from .window import described_sizes
 
 _TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 _COMMENTS = {
     "BLOCK_M": "output positions of a tile",
     "BLOCK_N": "output channels of a tile",
     "BLOCK_K": "input channels of a step",
+    "BOX_N": "images of a tile",
+    "BOX_D": "its positions along axis d",
+    "BOX_H": "its positions along axis h",
+    "BOX_W": "its positions along axis w",
+    "BOX_L": "its positions along axis l",
     "PHASE": "outputs of a phase: ceil(output / stride)",
     "ROW": "positions of a row, an even number: Triton then sees runs of them",
     "TAPS": "taps of a phase",
@@ -57,6 +63,7 @@ class KernelText:
         argument_names: the names of `arguments`, as a list.
         body: the family's own context.
         x_shape, w_shape, y_shape: the tensors' axes.
+        x_box, w_box: the boxes that operands are loaded in; empty where they have pointers.
         after, store: stages and casts behind the product, and what is stored.
     """
 
@@ -81,6 +88,8 @@ class KernelText:
     x_shape: str
     w_shape: str
     y_shape: str
+    x_box: str
+    w_box: str
     after: tuple[str, ...]
     store: str
 
@@ -95,6 +104,8 @@ def kernel_text(
     body = _with_stages(plan, family.context(plan, sizes, scribe), products=family.products)
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
+    if plan.tile.boxed:
+        scribe.used |= described_sizes(sizes)
     constants, arguments, local_lines = size_lines(sizes, scribe)
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
@@ -121,7 +132,7 @@ def kernel_text(
         tuned=bool(plan.tuned),
         argument_names=_list(arguments),
         body=body,
-        **_tensor_shapes(plan),
+        **_tensor_shapes(plan, sizes),
         after=tuple(_stage_line("acc", stage) for stage in spec.after),
         store=_cast(spec, body.result),
     )
@@ -223,7 +234,7 @@ def _stages_before(
     return tuple(lines)
 
 
-def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
+def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
     spec, grouping, p = plan.spec, plan.grouping, plan.prefix
     letters = [letter.upper() for letter in AXES[spec.rank]]
     shapes = {}
@@ -247,6 +258,13 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         columns = "1"  # a channel of its own is all that an output reads
     # With a prefix the names of all taps would not fit the line.
     shapes["w_shape"] = f"[{'taps' if p else ' * '.join(taps) or 1}, {rows}, {columns}]"
+    shapes |= {"x_box": "", "w_box": ""}
+    if plan.tile.boxed:
+        shapes["w_shape"] = f"[{' * '.join([*taps, rows])}, {columns}]"
+        names = zip(("N", *letters), sizes.box, strict=True)
+        axes = [f"BOX_{letter}" if extent > 1 else "1" for letter, extent in names]
+        shapes["x_box"] = f"[{', '.join(axes)}, BLOCK_K]"
+        shapes["w_box"] = "[BLOCK_N, BLOCK_K]"
     return shapes
 
 

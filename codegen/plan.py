@@ -54,6 +54,11 @@ class Tile:
         """Whether its programs have channels that are groups of their own."""
         return self.family in DEPTHWISE
 
+    @property
+    def boxed(self) -> bool:
+        """Whether its programs load boxes of tensors, from descriptors."""
+        return self.family == "window"
+
     def __str__(self) -> str:
         inputs = f" x {self.span} inputs" if self.span > 1 else ""
         rows = f" x {self.rows} rows" if self.rows > 1 else ""

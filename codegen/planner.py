@@ -10,17 +10,19 @@ import math
 from sympy import Integer
 
 from .choices import Choices, shipped
+from .forms import form_of
 from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
 from .index import Space
 from .phases import AxisPhases, decompose
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
-from .resources import check_limits, form_of
+from .resources import check_limits
 from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
 from .tiling import cost_of, folds_batch, least_of, rank_tiles
+from .window import axis_coordinate, image_coordinate
 
 Grid = tuple[tuple[GridCoordinate, ...], ...]
 TUNED = 6  # configs that an autotuned file tries
@@ -59,7 +61,7 @@ def plan_kernel(
     if measured is not None:
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
-    grouped = chosen.family != "gather" and spec.layout == "channels_first"
+    grouped = not (chosen.family == "gather" or chosen.boxed) and spec.layout == "channels_first"
     unrolled = chosen.family == "stencil"
     grouping = Grouping(phases[-1], chosen.span, unrolled) if grouped else None
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
@@ -148,11 +150,11 @@ def _grid(
         steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
     co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))
     group = GridCoordinate("group", Integer(sizes.groups))
-    tile = GridCoordinate("tile", _tile_extent(sizes, fold))
-    image = () if fold else (GridCoordinate("image", sizes.named("BATCH")),)
-    positions, channels = (*steps, tile), (co_tile, group)
+    tiles = _tiles(sizes, fold)
+    image = () if fold else (image_coordinate(sizes),)
+    positions, channels = (*steps, *tiles), (co_tile, group)
     # Programs that run together should read the same inputs: phases and channels vary fastest.
-    flat = (*steps, co_tile, tile, group, *image)
+    flat = (*steps, co_tile, *tiles, group, *image)
     extents = [_extent(space, part) for part in (positions, channels, image)]
     rank = spec.grid or _natural_rank(extents)
     if rank == 1:
@@ -174,8 +176,11 @@ def _live(space: Space, part: tuple[GridCoordinate, ...]) -> tuple[GridCoordinat
     return tuple(c for c in part if space.number(c.extent) != 1) or part[:1]
 
 
-def _tile_extent(sizes: Sizes, fold: bool) -> Integer:
-    return sizes.named("folded_tiles" if fold else "tiles")
+def _tiles(sizes: Sizes, fold: bool) -> tuple[GridCoordinate, ...]:
+    """Return what numbers the tiles of positions: one number, or one an axis for boxes."""
+    if not sizes.box:
+        return (GridCoordinate("tile", sizes.named("folded_tiles" if fold else "tiles")),)
+    return tuple(axis_coordinate(sizes, axis) for axis in reversed(range(sizes.rank)))
 
 
 def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None:

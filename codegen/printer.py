@@ -269,6 +269,7 @@ class Scribe:
                 return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
             if sum(map(len, axes.values())) > 1:
                 vector = name.replace("mask", "inside")
+                vector += f"_{kind}" * (vector in parts.values())
                 each = [part for condition in conditions for part in _fitting(vector, condition)]
                 lines.append(f"{vector} = {bare(each[0])}")
                 lines += [f"{vector} &= {bare(part)}" for part in each[1:]]

@@ -6,22 +6,13 @@ not fit a `GpuTarget`. They are estimates; the compiler has the last word (cubin
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .direct import direct_refusal
-from .grouping import Grouping
-from .phases import AxisPhases
-from .plan import DEPTHWISE, Problem, Tile
-from .polyphase import SPANS, span_refusal
-from .relayout import relayout_refusal
-from .rows import RowBlock, rows_refusal
-from .sizes import needs_even_rows
+from .forms import Form
+from .plan import Tile
+from .rows import ROWS
 from .spec import ConvTransposeSpec, SpecError
-from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from .targets import GpuTarget
 
 WARP = 32
@@ -35,7 +26,6 @@ MOST_ROW_BYTES_OF_ONE = 128  # where a block has a single input, of wgmma
 FEW_ROW_ACCUMULATORS = 64  # in float64, of open sizes, or where operands crowd the registers
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 MOST_FRAGMENT_COLUMNS = 64  # where both operands pass through registers
-ROWS = (2, 3, 4)  # of a block
 # Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
 OTHER_REGISTERS = 48
 OTHER_GROUPED = 32
@@ -50,153 +40,6 @@ MOST_OPERANDS = 32
 DEEPEST_OPEN = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """What a family and a span make of a layer: the products that its programs share.
-
-    Attributes:
-        family: a name of `FAMILIES`.
-        span: inputs that a position takes together.
-        rows: rows of outputs that a program has of each position.
-        relayout: the input is copied to channels_last first.
-        lanes: columns of the product for each output channel.
-        positions: positions of a phase of one image.
-        phases: phases that have programs of their own.
-        taps: taps of a phase that have steps of their own, on average.
-        inputs, weights: input tiles and weights that a step loads.
-        products: products of a step.
-    """
-
-    family: str
-    span: int
-    lanes: int
-    positions: int
-    phases: int
-    taps: float
-    rows: int = 1
-    relayout: bool = False
-    inputs: int = 1
-    weights: int = 1
-    products: int = 1
-
-    def step_elements(self, tile: Tile) -> int:
-        """Return elements that a step of a tile loads."""
-        lines = self.inputs * tile.block_m + self.weights * self.columns(tile)
-        return lines * self.depth(tile)
-
-    def columns(self, tile: Tile) -> int:
-        """Return columns of the product of a tile: its channels, `lanes` of each."""
-        return tile.block_n * self.lanes
-
-    def depth(self, tile: Tile) -> int:
-        """Return the depth of a step of a tile: its channels, `span` inputs of each."""
-        return tile.block_k * self.span
-
-
-def forms(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
-) -> Iterator[Form]:
-    """Yield every form that serves `spec`: those of one row, then those of several."""
-    of_one_row = list(_forms_of_one_row(spec, phases, problem))
-    if relayout_refusal(spec) is None:
-        of_one_row += [
-            dataclasses.replace(form, relayout=True)
-            for form in of_one_row
-            if form.family == ("gather" if spec.stride[-1] == 1 else "polyphase") and form.span == 1
-        ]
-    yield from of_one_row
-    for form, rows in itertools.product(of_one_row, ROWS):
-        if form.family not in DEPTHWISE and rows_refusal(spec, rows) is None:
-            yield _in_blocks(form, problem, RowBlock(phases[-2], rows))
-
-
-def _in_blocks(form: Form, problem: Problem, block: RowBlock) -> Form:
-    """Return a form whose programs have blocks of rows, and with them all phases of that axis."""
-    stride, kernel = block.axis.stride, block.axis.kernel
-    blocks = -(-problem.output_extents[-2] // block.rows)
-    return dataclasses.replace(
-        form,
-        positions=form.positions // problem.phase_extents[-2] * blocks,
-        phases=form.phases // stride,
-        taps=form.taps * stride / kernel,
-        rows=block.rows,
-        inputs=len(block.inputs),
-        weights=kernel,
-        products=block.products,
-    )
-
-
-def _forms_of_one_row(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
-) -> Iterator[Form]:
-    count = math.prod(axis.stride for axis in phases)
-    # Taps of all phases together are the layer's taps: a phase has its share.
-    kernel = math.prod(axis.kernel for axis in phases)
-    gather = Form(
-        family="gather",
-        span=1,
-        lanes=1,
-        positions=math.prod(problem.phase_extents[:-1])
-        * _row(spec, problem.phase_extents[-1], span=1),
-        phases=count,
-        taps=kernel / count,
-    )
-    yield gather
-    last, depthwise = phases[-1], direct_refusal(spec) is None
-    if spec.layout == "channels_last":
-        if depthwise:
-            yield dataclasses.replace(gather, family="direct")
-        return
-    if depthwise:
-        yield _grouped(spec, "direct", Grouping(last, 1), phases, problem)
-    for span in STENCIL_SPANS if stencil_refusal(spec) is None else ():
-        if stencil_span_refusal(spec, span) is None:
-            yield _grouped(spec, "stencil", Grouping(last, span, unrolled=True), phases, problem)
-    for span in SPANS:
-        if span_refusal(spec, span) is None:
-            yield _grouped(spec, "polyphase", Grouping(last, span), phases, problem)
-
-
-def _row(spec: ConvTransposeSpec, count: int, span: int) -> int:
-    """Return the positions of a row of `count` outputs or groups, as sizes.py has them."""
-    return count + count % 2 if needs_even_rows(spec, span, fold=False) else count
-
-
-def _grouped(
-    spec: ConvTransposeSpec,
-    family: str,
-    grouping: Grouping,
-    phases: tuple[AxisPhases, ...],
-    problem: Problem,
-) -> Form:
-    groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
-    count = math.prod(axis.stride for axis in phases[:-1])
-    return Form(
-        family=family,
-        span=grouping.span,
-        lanes=grouping.lanes,
-        positions=math.prod(problem.phase_extents[:-1]) * _row(spec, groups, grouping.span),
-        phases=count,
-        taps=math.prod(axis.kernel for axis in phases[:-1]) / count * grouping.groups.kernel,
-    )
-
-
-def form_of(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem, tile: Tile
-) -> Form:
-    """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
-    for form in forms(spec, phases, problem):
-        if _kind(form) == _kind(tile):
-            return form
-    copy = " of a copy" if tile.relayout else ""
-    kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}{copy}"
-    raise SpecError(f"no kernel of {kind} serves {spec}")
-
-
-def _kind(of: Form | Tile) -> tuple[str, int, int, bool]:
-    return of.family, of.span, of.rows, of.relayout
-
-
 def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
     threads = WARP * tile.num_warps
@@ -204,6 +47,10 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
+    if tile.boxed:
+        shared = _input_from_shared(spec, form, tile, target)
+        inputs = 0 if shared else tile.block_m * depth // threads
+        return OTHER_REGISTERS + _held(spec, form, tile) + inputs
     if form.rows > 1:
         return OTHER_ROWS + _held(spec, form, tile)
     accumulators = _held(spec, form, tile)
@@ -237,8 +84,13 @@ def _from_shared(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
     return target.multiplies_from_shared and single
 
 
-def _input_from_shared(spec: ConvTransposeSpec, form: Form, target: GpuTarget) -> bool:
-    """Whether products read the input from shared memory too: nothing happens to it on the way."""
+def _input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether products read the input from shared memory too: nothing happens to it on the way.
+
+    A box of several axes is made a matrix there (Triton 3.6 to 3.9).
+    """
+    if tile.boxed and sum(extent > 1 for extent in form.box(tile)) > 1:
+        return False
     plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
     return plain and form.span == 1 and _from_shared(spec, target)
 
@@ -256,10 +108,12 @@ def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTa
     columns = form.columns(tile)
     step = form.step_elements(tile) * size
     read = 0  # where products read registers
-    if _input_from_shared(spec, form, target):
+    if _input_from_shared(spec, form, tile, target):
         read = step
     elif _from_shared(spec, target):
         read = form.weights * columns * form.depth(tile) * size
+    if tile.boxed:  # a barrier of 8 bytes tells that a box has come
+        read += 8 * tile.num_stages * (form.inputs + form.weights)
     store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
     return max((tile.num_stages - 1) * step + read, store)
 
@@ -288,10 +142,23 @@ def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, use
         return False
     if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
         return False
-    if form.rows > 1:
+    if tile.boxed and not _boxes_fit(spec, tile, target):
+        return False
+    if form.rows > 1 and not tile.boxed:
         return _rows_fit(spec, form, tile, target)
     most = target.registers_per_thread - _margin(form, target)
     return held * parts <= MOST_OPERANDS and use.registers <= most
+
+
+def _boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
+    """Whether a target multiplies boxes as they lie, and those of a tile have one group's channels.
+
+    Smaller tiles take the older instructions, which read registers; those with fewer than 16
+    positions a warp take up to twice the registers (84 tiles of seven layers, Triton 3.6, sm_90).
+    """
+    assert spec.in_channels is not None
+    whole = spec.groups == 1 or spec.in_channels // spec.groups % tile.block_k == 0
+    return whole and target.multiplies_from_shared and tile.block_m >= 16 * tile.num_warps
 
 
 def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:

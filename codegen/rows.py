@@ -22,6 +22,7 @@ from .spec import ConvTransposeSpec
 
 # Each input of a block has its own lines in the kernel, which should stay readable.
 MOST_INPUTS = 10
+ROWS = (2, 3, 4)  # of a block, tried
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
+from .boxes import box_of
 from .grouping import Grouping
 from .index import FloorDiv, Space, symbol
 from .phases import AxisPhases
-from .plan import KernelPlan, Tile
+from .plan import NOMINAL_BATCH, KernelPlan, Tile
 from .rows import RowBlock
 from .spec import ConvTransposeSpec
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+BOXES = ("BOX_N", "BOX_D", "BOX_H", "BOX_W", "BOX_L")  # positions of a tile along an axis
 COPY_BLOCKS = ("COPY_POSITIONS", "COPY_CHANNELS")  # of the kernel that copies the input
 
 
@@ -66,6 +68,7 @@ class Sizes:
     phases: tuple[AxisPhases, ...]
     grouping: Grouping | None
     block: RowBlock | None
+    box: tuple[int, ...] = ()
 
     @property
     def values(self) -> dict[Symbol, Expr | None]:
@@ -248,12 +251,13 @@ def make_sizes(
         values = {getattr(tile, name.lower()) for tile in tiles}
         table.append(Size(name, values.pop() if len(values) == 1 else None))
     sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping, block)
-    window = tiles[0].family == "window"
-    if not window and needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
+    if tiles[0].boxed:
+        sizes = _with_box(sizes, spec)
+        table = list(sizes.table)
+    elif needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
         table += _even_row(sizes)
         sizes = dataclasses.replace(sizes, table=tuple(table))
     counts = (
-        ("row_tiles", sizes.count(spec.rank - 1), "BLOCK_M"),
         ("tiles", sizes.positions, "BLOCK_M"),
         ("folded_tiles", sizes.named("BATCH") * sizes.positions, "BLOCK_M"),
         ("co_tiles", sizes.group_out, "BLOCK_N"),
@@ -261,6 +265,23 @@ def make_sizes(
     )
     table += [_count(sizes, *count) for count in counts]
     return dataclasses.replace(sizes, table=_prefixed(table, prefix))
+
+
+def _with_box(sizes: Sizes, spec: ConvTransposeSpec) -> Sizes:
+    """Return the sizes with the extents of a tile's box, and how many of them an axis has."""
+    batch, table = sizes.named("BATCH"), list(sizes.table)
+    counts = {"N": batch} | {sizes.letter(axis): sizes.count(axis) for axis in range(sizes.rank)}
+    known = [sizes.space.number(count) for count in counts.values()]
+    extents = tuple(NOMINAL_BATCH if number is None else number for number in known)
+    box = box_of(extents, sizes.tiles[0].block_m, sizes.block is not None)
+    for (letter, count), extent, each, number in zip(
+        counts.items(), extents, box, known, strict=True
+    ):
+        if each > 1:
+            tiles = None if number is None else -(-extent // each)
+            name = f"BOX_{letter}"
+            table += [Size(name, each), Size(f"{letter.lower()}_tiles", tiles, count, name)]
+    return dataclasses.replace(sizes, table=tuple(table), box=box)
 
 
 def sizes_of(plan: KernelPlan) -> Sizes:

@@ -75,11 +75,6 @@ class GpuTarget:
         return self.compute_capability[0] in (9, 10)
 
     @property
-    def loads_boxes(self) -> bool:
-        """Whether a unit of its own moves boxes of tensors to shared memory (TMA)."""
-        return self.compute_capability[0] >= 9
-
-    @property
     def arch(self) -> str:
         """The compiler's name for the architecture, such as ``sm_89``."""
         major, minor = self.compute_capability

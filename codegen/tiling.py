@@ -20,10 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .boxes import tiles_of
+from .forms import Form, forms
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
 from .relayout import copied_bytes
-from .resources import WARP, Form, fits, forms, occupancy, use_of
+from .resources import WARP, fits, occupancy, use_of
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
@@ -94,8 +96,7 @@ def rank_tiles(
         for form in forms(spec, phases, problem)
         for candidate in _candidates(spec, problem, form, target, least)
     ]
-    worth = WORTH if target.arch == "sm_90" else WORTH_UNMEASURED
-    return tuple(sorted(candidates, key=lambda candidate: _order(candidate, worth)))
+    return tuple(sorted(candidates, key=lambda candidate: _order(candidate, target)))
 
 
 def _candidates(
@@ -114,9 +115,18 @@ def _candidates(
         yield Candidate(tile, _cost(work, occupancy(tile, target, use), target, least))
 
 
-def _order(candidate: Candidate, worth: float) -> tuple[Any, ...]:
+def _worth(tile: Tile, target: GpuTarget) -> float:
+    """Return how much faster than others a tile has to be by the model, to be taken."""
+    if tile.boxed:
+        return WORTH_UNMEASURED
+    if tile.relayout:
+        return WORTH if target.arch == "sm_90" else WORTH_UNMEASURED
+    return 1.0
+
+
+def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
     tile = candidate.tile
-    model = candidate.cost.model_ms * (worth if tile.relayout else 1.0)
+    model = candidate.cost.model_ms * _worth(tile, target)
     # The model's figures are no better than a percent: within that, wider vectors win over single
     # elements, the smaller tile, and the deeper pipeline.
     grain = round(math.log(model) / math.log(1.01))
@@ -197,7 +207,7 @@ def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
 def folds_batch(problem: Problem, form: Form, tile: Tile) -> bool:
     """Whether images share a tile: flattening pays where a tile an image wastes an eighth."""
     padded = math.ceil(form.positions / tile.block_m) * tile.block_m
-    return problem.batch > 1 and padded > 1.125 * form.positions
+    return not tile.boxed and problem.batch > 1 and padded > 1.125 * form.positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +266,9 @@ def _work_of(
     """Return what `tile` has to do on `target`."""
     size = spec.element.itemsize
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
-    if folds_batch(problem, form, tile):
+    if tile.boxed:
+        tiles = tiles_of(form.extents, form.box(tile))
+    elif folds_batch(problem, form, tile):
         odd = form.positions % 2 and needs_even_rows(spec, form.span, fold=True)
         tiles = math.ceil((form.positions + bool(odd)) * problem.batch / tile.block_m)
     else:
@@ -315,7 +327,7 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
     columns, depth = form.columns(tile), form.depth(tile)
     flops = 2 * form.products * tile.block_m * columns * depth
     compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)
-    if form.relayout:
+    if form.relayout or tile.boxed:
         load = LOAD_COPY[spec.element.itemsize]
     elif spec.layout == "channels_last":
         load = LOAD_CHANNELS
@@ -329,7 +341,7 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
 def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     """Return what the store of a program costs its SM, in nanoseconds."""
     store = STORE
-    if form.family != "gather":
+    if form.family not in ("gather", "window"):
         store = STORE_GROUPS[spec.element.itemsize]
     elif spec.stride[-1] > 1 and spec.layout == "channels_first":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH

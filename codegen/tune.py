@@ -183,8 +183,9 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
-        # The gradient's launch makes no copy.
-        found = _fastest(parse(each), target, [j for j in jobs[each] if not j[0].relayout])[1]
+        # The gradient's launch makes no copy and no descriptor.
+        plain = [job for job in jobs[each] if not (job[0].relayout or job[0].boxed)]
+        found = _fastest(parse(each), target, plain)[1]
         ms, torch_ms = _gradient_times(spec, target, tile, found)
         row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}
     return row | {

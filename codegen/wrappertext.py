@@ -6,6 +6,7 @@ output: a `WrapperContext`. Sizes print here as Python variables of the wrapper.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sympy import Expr
@@ -16,8 +17,19 @@ from .kerneltext import KernelText
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, split
-from .sizes import AXES, BLOCKS, Sizes
+from .sizes import AXES, BLOCKS, BOXES, Sizes
 from .spec import MEMORY_FORMATS, ConvTransposeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptorText:
+    """A tensor descriptor, of whose boxes the kernel loads: its name, tensor, extents and box."""
+
+    name: str
+    tensor: str
+    shape: str
+    strides: str
+    box: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,8 @@ class WrapperContext:
         grid: the line that defines the launch grid.
         launch: the arguments of the launch.
         addresses: the lines that name the addresses of its tensors.
-        again: those names, which stand for the tensors where the launch is repeated.
+        descriptors: those of the kernel's operands, none where it has their addresses.
+        again: what stands for the tensors where the launch is repeated.
         launch_sizes: its sizes as a tuple, empty if there are none.
         aligned: the condition that its tensors are, to 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
@@ -79,6 +92,7 @@ class WrapperContext:
     grid: str
     launch: tuple[str, ...]
     addresses: tuple[str, ...]
+    descriptors: tuple[DescriptorText, ...]
     again: str
     launch_sizes: str
     aligned: str
@@ -102,6 +116,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     spatial = tuple(range(spec.rank + 1, 1, -1))
     axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
+    described = dict(zip(tensors, ("x_desc", "w_desc") if plan.tile.boxed else (), strict=False))
+    operands = [described.get(tensor, tensor) for tensor in tensors]
     launch_sizes = names.launch_sizes(arguments)
     tile, packed = plan.tile, plan.grouping
     if packed is not None and packed.unrolled:  # the weight is as it is without groups
@@ -133,9 +149,10 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         check_reads_output=any("= output" in line for line in check_lines),
         checks=checks,
         grid=grid,
-        launch=(*tensors, *launch_sizes, *options, "enable_fp_fusion=True"),
+        launch=(*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
         addresses=_addresses(tensors),
-        again=", ".join(map(_address, tensors)),
+        descriptors=_descriptors(plan, kernel) if described else (),
+        again=", ".join(described.get(tensor, _address(tensor)) for tensor in tensors),
         launch_sizes=_tuple(launch_sizes) if launch_sizes else "",
         aligned=f"({' | '.join(map(_address, tensors))}) % 16 == 0",
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
@@ -172,6 +189,39 @@ def _address(tensor: str) -> str:
 def _addresses(tensors: tuple[str, ...]) -> tuple[str, ...]:
     """Return the lines that name the addresses of the launch's tensors."""
     return tuple(f"{_address(tensor)} = {tensor}.data_ptr()" for tensor in tensors)
+
+
+def _descriptors(plan: KernelPlan, kernel: KernelText) -> tuple[DescriptorText, ...]:
+    """Return the descriptors of the input, in channels_last, and of the packed weight's rows."""
+    spec = plan.spec
+    assert spec.in_channels is not None
+    assert spec.out_channels is not None
+    inputs = [*map(str, spec.spatial), str(spec.in_channels)]
+    depth = spec.in_channels // spec.groups
+    steps = [*(" * ".join(inputs[axis:]) for axis in range(len(inputs))), "1"]
+    return (
+        DescriptorText(
+            name="x_desc",
+            tensor="x",
+            shape=f"[x.shape[0], {', '.join(inputs)}]",
+            strides=f"[{', '.join(steps)}]",
+            box=_values(kernel.x_box),
+        ),
+        DescriptorText(
+            name="w_desc",
+            tensor="packed_weight",
+            shape=f"[{math.prod(spec.kernel_size)} * {spec.out_channels}, {depth}]",
+            strides=f"[{depth}, 1]",
+            box=_values(kernel.w_box),
+        ),
+    )
+
+
+def _values(box: str) -> str:
+    """Return a box of the kernel's as Python has it, blocks as numbers."""
+    for block in (*BLOCKS, *BOXES):
+        box = box.replace(block, f"{block}.value")
+    return box
 
 
 def _value(size: Expr) -> str:

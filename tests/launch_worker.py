@@ -1,7 +1,7 @@
 """Compile an emitted file as its own wrapper launches it, and as `compile_text` reads that launch.
 
 A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
-`[spec, target]`, prints for each the keys of Triton's cache that the two have.
+`[spec, target]`, or with a tile, prints for each the keys of Triton's cache that the two have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from convgen import find_target, parse
 from convgen.compiler import compile_kernel
 from convgen.cubin import capability_of, compile_text
 from convgen.loading import load_module
-from convgen.plan import problem_of
+from convgen.plan import Tile, problem_of
 from convgen.render import KernelSource
 
 
@@ -76,8 +76,9 @@ def launched(source: KernelSource, capability: int, folder: Path) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            text, target = json.loads(line)
-            source = compile_kernel(parse(text), find_target(target))
+            text, target, *tiles = json.loads(line)
+            tile = Tile(**tiles[0]) if tiles else None
+            source = compile_kernel(parse(text), find_target(target), tile)
             capability = capability_of(find_target(target).arch)
             read = compile_text(source.text, source.plan.spec.dtype, "read.py", capability).key
             print(json.dumps([launched(source, capability, Path(folder)), read]), flush=True)

@@ -18,9 +18,10 @@ from convgen import TARGETS, find_target, parse
 from convgen.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.compiler import compile_kernel, plan
 from convgen.explain import explain
+from convgen.forms import form_of
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
-from convgen.resources import form_of, shared_memory
+from convgen.resources import shared_memory
 from convgen.spec import SpecError
 from convgen.verify import concrete, verify
 from running import run

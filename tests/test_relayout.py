@@ -25,11 +25,12 @@ from convgen.choices import read_choices
 from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.explain import explain
+from convgen.forms import Form, form_of
 from convgen.loading import load_module
 from convgen.phases import decompose
 from convgen.plan import Tile, problem_of
 from convgen.relayout import CopyTile, copy_tile, relayout_refusal
-from convgen.resources import Form, form_of, shared_memory
+from convgen.resources import shared_memory
 from convgen.targets import TARGETS
 from convgen.verify import allowed, measure
 from drawing import BEST, draw
@@ -105,7 +106,7 @@ def test_layers_of_copies_match_the_oracle(share: int, tmp_path: Path, device: s
         assert exact, f"seed {seed}, {tile}: {spec}"
         assert error <= allowed(spec, faithful), f"seed {seed}, {tile}: {spec}"
         met.add(tile.family)
-    assert met == {"gather", "polyphase"}
+    assert met >= {"gather", "polyphase"}
 
 
 @pytest.mark.interpreter

@@ -21,8 +21,7 @@ from convgen.loading import load_module
 from convgen.phases import decompose
 from convgen.plan import Measured
 from convgen.render import KernelSource
-from convgen.resources import ROWS
-from convgen.rows import MOST_INPUTS, RowBlock, rows_refusal
+from convgen.rows import MOST_INPUTS, ROWS, RowBlock, rows_refusal
 from convgen.tiling import rank_tiles
 from convgen.verify import allowed, measure
 from drawing import draw, each_form

@@ -1,0 +1,218 @@
+"""The window family: implicit GEMM, output-stationary, whose operands come in boxes of tensors.
+
+Stages 3 and 5 of the family. Input: a `KernelPlan` and its `Sizes`; output: the `GemmContext` of
+the template. A program has a box of neighbouring outputs of one phase (boxes.py), so that the
+inputs of a tap are a box of a channels_last tensor, with BLOCK_K channels of each position.
+GPUs since Hopper have a unit that moves boxes to shared memory, the tensor memory accelerator: the
+kernel computes one coordinate of a box for a tap, no address and no mask for an element, and what
+lies outside the tensor reads as zero, which is the padding.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sympy import Expr, Integer, Symbol
+
+from .gemm import GemmContext, WeightText, channel_lanes, input_tiles
+from .index import Coordinate, unflatten
+from .kernel import (
+    ONE,
+    AccessText,
+    Kernel,
+    LoadText,
+    bias_coordinates,
+    define_lane,
+    define_program,
+    input_index,
+    output_index,
+    output_start,
+    stores,
+    tensor,
+)
+from .plan import GridCoordinate, KernelPlan
+from .printer import WIDTH, Scribe
+from .sizes import AXES, Sizes
+from .spec import ConvTransposeSpec
+from .taps import define_phase, define_steps, define_taps
+
+VECTOR = 16  # bytes that strides of a descriptor are multiples of
+MOST_COORDINATE = 2**31 - 1
+
+
+def window_refusal(spec: ConvTransposeSpec) -> str | None:
+    """Return why the family cannot serve `spec`, None if it can.
+
+    One in channels_first needs the input's channels_last copy.
+    """
+    if spec.autotune != "none":
+        return "autotune: its descriptors have the block of one tile"
+    if None in spec.spatial or spec.in_channels is None or spec.out_channels is None:
+        return "extents or channels are left to run time"
+    if not (spec.element.itemsize == 2 or (spec.product is not None and spec.product.rounds)):
+        return f"{spec.dtype} is multiplied in other units, or in parts"
+    group = spec.in_channels // spec.groups
+    if group * spec.element.itemsize % VECTOR:
+        return f"the {group} channels of a group come in no vectors of {VECTOR} bytes"
+    if not all(stage.row.keeps_zero for stage in spec.before):
+        return "a stage before the layer makes no zero of zero, as which the padding is read"
+    if math.prod(spec.kernel_size) * spec.out_channels > MOST_COORDINATE:
+        return "the packed weight has more rows than 32 bits count"
+    return None
+
+
+def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
+    """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
+    kernel = Kernel(plan, sizes, scribe)
+    lines: dict[str, list[str]] = {"program": [], "phase": [], "position": [], "step": []}
+    define_program(kernel, lines["program"])
+    co_start = output_start(kernel, lines["program"])
+    co = co_start + define_lane(kernel, "co", "BLOCK_N")
+    phase = define_phase(kernel, lines["phase"])
+    starts, positions = _positions(kernel, lines["position"])
+    steps = define_steps(kernel, lines["step"], phase)
+    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
+    channel = kernel.coordinate("group") * sizes.group_in + steps.channel
+    channel = scribe.define(lines["step"], "x_channel", channel, None)
+    w_row = tap * sizes.named("C_OUT") + kernel.coordinate("group") * sizes.group_out + co_start
+    w_row = scribe.define(lines["step"], "w_row", w_row, None)
+    for number, letter, _ in kernel.axes:
+        if not sizes.is_blocked(number):
+            first = starts[number + 1] + shifts[number]
+            starts[number + 1] = scribe.define(lines["step"], f"from_{letter}", first, None)
+            shifts[number] = Integer(0)
+
+    def box(row: int) -> list[Expr]:
+        """Return where the box of an input starts, that of a block of its input `row`."""
+        axes = enumerate(zip(starts[1:], shifts, strict=True))
+        first = [input_index(kernel, number, start, row) + by for number, (start, by) in axes]
+        return [starts[0], *first, channel]
+
+    def outputs(row: int) -> list[Coordinate]:
+        axes = []
+        for (number, _, axis), residue in zip(kernel.axes, phase.residues, strict=True):
+            index = output_index(kernel, number, positions[number + 1], row)
+            index = axis.stride * index + residue
+            axes.append([Coordinate(index, sizes.output(number), ONE)])
+        return tensor(kernel, positions[0], co, "OUT", axes)
+
+    last = plan.spec.layout == "channels_last"
+    y, output_texts = stores(
+        kernel, outputs, ("position", "co") if last else ("co", "position"), [], added=False
+    )
+    rows = [0] if plan.block is None else list(plan.block.inputs)
+    return GemmContext(
+        program_lines=tuple(lines["program"]),
+        phase_lines=tuple(lines["phase"]),
+        position_lines=tuple(lines["position"]),
+        step_lines=tuple(lines["step"]),
+        loop=steps.loop,
+        lane_lines=channel_lanes(kernel, "co"),
+        x=_boxes("x_desc"),
+        w=_boxes("w_desc"),
+        y=y,
+        bias=kernel.access("bias", bias_coordinates(kernel, co), ("co",)),
+        inputs=input_tiles(
+            plan.block,
+            [_input(kernel, box(row)) for row in rows],
+            _weights(kernel, w_row, steps.channel),
+            suffix=".T",
+        ),
+        outputs=output_texts,
+        acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
+        bias_lanes="co",
+        y_pointers=f"{y.pointer} + y_lanes",
+        result_lines=(),
+        result="acc" if last else "tl.trans(acc)",
+    )
+
+
+def described_sizes(sizes: Sizes) -> set[Symbol]:
+    """Return the sizes that the descriptors' comments name."""
+    axes = [(sizes.input(axis), sizes.kernel(axis)) for axis in range(sizes.rank)]
+    return {sizes.named("C_IN"), sizes.named("C_OUT"), sizes.group_in, *sum(axes, start=())}
+
+
+def axis_coordinate(sizes: Sizes, axis: int) -> GridCoordinate:
+    """Return the coordinate of a program along an axis: of its box, or its only position."""
+    letter = AXES[sizes.rank][axis]
+    if sizes.box[axis + 1] > 1:
+        return GridCoordinate(f"{letter}_tile", sizes.named(f"{letter}_tiles"))
+    kind = "block" if sizes.is_blocked(axis) else "q"
+    return GridCoordinate(f"{kind}_{letter}", sizes.phase(axis))
+
+
+def image_coordinate(sizes: Sizes) -> GridCoordinate:
+    """Return the coordinate of a program's box of images, or its only image."""
+    if sizes.box and sizes.box[0] > 1:
+        return GridCoordinate("n_tile", sizes.named("n_tiles"))
+    return GridCoordinate("image", sizes.named("BATCH"))
+
+
+def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr]]:
+    """Define the lanes; return where the tile starts and where its positions are.
+
+    Both have the image, then each axis. Where a box has one position along an axis, they are the
+    same number, a coordinate of the program.
+    """
+    sizes, scribe, rank = kernel.sizes, kernel.scribe, kernel.plan.spec.rank
+    block = sizes.named("BLOCK_M")
+    scribe.used.add(block)
+    lines.append(f"position = tl.arange(0, {block})")
+    lane = scribe.name("position", 0, block - 1, "position")
+    letters = ["n", *AXES[rank]]
+    boxed = [number for number, extent in enumerate(sizes.box) if extent > 1]
+    radices = [sizes.named(f"BOX_{letters[number].upper()}") for number in boxed]
+    scribe.used |= set(radices)
+    digits = dict(zip(boxed[::-1], unflatten(lane, radices[::-1]), strict=True))
+    coordinates = [image_coordinate(sizes), *(axis_coordinate(sizes, n) for n in range(rank))]
+    starts, positions = [], []
+    for number, (letter, coordinate) in enumerate(zip(letters, coordinates, strict=True)):
+        start = kernel.coordinate(coordinate.name)
+        if number not in digits:
+            starts.append(start)
+            positions.append(start)
+            continue
+        extent = sizes.named(f"BOX_{letter.upper()}")
+        most = coordinate.extent * extent - 1
+        start = scribe.define(lines, f"start_{letter}", start * extent, (0, most - extent + 1))
+        starts.append(start)
+        if number == 0:  # apart: offsets from one image to another fit 32 bits, from the first not
+            bounds = (0, extent - 1)
+            positions.append(start + scribe.define(lines, "next_image", digits[0], bounds))
+        else:
+            at = start + digits[number]
+            positions.append(scribe.define(lines, f"q_{letter}", at, (0, most)))
+    return starts, positions
+
+
+def _boxes(descriptor: str) -> AccessText:
+    """Return the access of a tensor that is read in boxes."""
+    return AccessText(None, (), (), (), False, False, descriptor, boxed=True)
+
+
+def _input(kernel: Kernel, start: list[Expr]) -> LoadText:
+    """Return the load of the inputs of a step, whose box has a `start`."""
+    blocks = [kernel.sizes.named(block) for block in ("BLOCK_M", "BLOCK_K")]
+    kernel.scribe.used |= set(blocks)
+    load, shape = _load(kernel, start), ", ".join(map(str, blocks))
+    line = f"{load}.reshape({shape})"
+    if len(f"        x = x_desc{line}") > WIDTH:  # as ruff breaks it
+        line = f"{load}.reshape(\n    {shape}\n)"
+    return LoadText(line, masked=False, mask_lines=())
+
+
+def _weights(kernel: Kernel, row: Expr, channel: Expr) -> tuple[WeightText, ...]:
+    """Return the weights of a step, from their first row; of all kernel rows of a block."""
+    block = kernel.plan.block
+    way = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * kernel.sizes.named("C_OUT")
+    names = ["w"] if block is None else [f"w_{index}" for index in range(block.axis.kernel)]
+    return tuple(
+        WeightText(_load(kernel, [row + index * way, channel]), False, (), name, ())
+        for index, name in enumerate(names)
+    )
+
+
+def _load(kernel: Kernel, start: list[Expr]) -> str:
+    """Return the call that loads the box with a `start`."""
+    return f".load([{', '.join(map(kernel.scribe.text, start))}])"

@@ -1,0 +1,246 @@
+"""The window family: operands that come in boxes of tensors, against the oracle and the compiler.
+
+What would break it: a box that starts one input or one weight off, padding that is not read as
+zero, lanes past the end of a row that are stored, channels of another group in a product, a tensor
+whose address no box may start from, machine code for another box than the launch's, a tile that
+takes more of a card than was estimated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from convgen import ConvTransposeSpec, SpecError, find_target, parse
+from convgen.boxes import box_of
+from convgen.compiler import compile_kernel, plan
+from convgen.explain import explain
+from convgen.families import find_family
+from convgen.forms import form_of
+from convgen.loading import load_module
+from convgen.phases import decompose
+from convgen.plan import Tile, problem_of
+from convgen.resources import registers, shared_memory
+from convgen.verify import allowed, measure
+from drawing import draw
+from running import worked
+
+H100 = find_target("h100")
+SHARES = 4
+DRAWN = 64
+LAST = "layout=channels_last"
+LAYER = f"ConvTranspose2d(32, 16, 3, padding=1, input=(None, 32, 20, 24), {LAST})"
+
+REFUSED = {
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, None, 24), {LAST})": "run time",
+    f"ConvTranspose2d(None, 16, 3, input=(2, None, 20, 24), {LAST})": "run time",
+    f"ConvTranspose2d(6, 16, 3, input=(2, 6, 20, 24), {LAST})": "6 channels",
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, dtype=float64)": "other units",
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, precision=tf32x3)": "in parts",
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, autotune=blocks)": "autotune",
+    f"sigmoid | ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST})": "no zero of zero",
+}
+
+
+def windows(spec: ConvTransposeSpec, rows: int | None = None) -> list[Tile]:
+    """Return the tiles of the family, best first; those of blocks of `rows`."""
+    tiles = [c.tile for c in plan(spec, H100).ranking if c.tile.boxed]
+    return [tile for tile in tiles if rows in (None, tile.rows)]
+
+
+def served(seed: int) -> ConvTransposeSpec:
+    """Return a drawn layer with channels in vectors and rows that are worth a tile.
+
+    Raises:
+        SpecError: it has no output.
+    """
+    spec, source = draw(seed)[0], random.Random(seed)
+    channels = spec.groups * source.choice((8, 16, 24, 32, 48))
+    if spec.groups > 1:
+        channels = spec.groups * source.choice((16, 32))
+    layouts = ("channels_first", "channels_last") if spec.rank > 1 else ("channels_first",)
+    return dataclasses.replace(
+        spec,
+        in_channels=channels,
+        input=(spec.batch, channels, *spec.spatial[:-1], source.randint(33, 48)),
+        layout=source.choice(layouts),
+        dtype=source.choice(("float32", "float16", "bfloat16")),
+        precision=None,
+        autotune="none",
+    )
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_who_is_refused(text: str) -> None:
+    reason = find_family("window").refuses(parse(text))
+    assert reason is not None
+    assert REFUSED[text] in reason
+    assert windows(parse(text)) == []
+
+
+def test_who_has_no_such_unit() -> None:
+    """Ada has none; consumer Blackwell has one, but multiplies from registers."""
+    for name in ("rtx4090", "a100", "rtx5090"):
+        assert not any(c.tile.boxed for c in plan(parse(LAYER), find_target(name)).ranking)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("share", range(SHARES))
+def test_layers_match_the_oracle(share: int, tmp_path: Path, device: str) -> None:
+    """All ranks, strides, dilations and groups, one row and several, with a copy and without."""
+    met = set()
+    for seed in range(share, DRAWN, SHARES):
+        try:
+            spec = served(9000 + seed)
+        except SpecError:
+            continue
+        tiles = windows(spec)
+        if not tiles:
+            reason = find_family("window").refuses(spec)
+            copied = spec.layout == "channels_first" and spec.stride[-1] > 1
+            assert reason or copied, f"seed {seed}: {spec}"
+            continue
+        source = random.Random(seed)
+        rows = source.choice(sorted({tile.rows for tile in tiles}))
+        tile = source.choice([tile for tile in tiles if tile.rows == rows])
+        module = load_module(compile_kernel(spec, H100, tile).text, f"window_{seed}", tmp_path)
+        exact, error, faithful = measure(spec, module, device, seed)
+        assert exact, f"seed {seed}, {tile}: {spec}"
+        assert error <= allowed(spec, faithful), f"seed {seed}, {tile}: {spec}"
+        met |= {spec.rank, tile.relayout, ("rows", tile.rows > 1)}
+    assert met >= {2, False, ("rows", True), ("rows", False)}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_number_reaches_its_own_outputs_alone(rows: int, tmp_path: Path, device: str) -> None:
+    """NaN tells what was read: the end of a row by the next, another group, another image."""
+    spec = parse(
+        f"ConvTranspose2d(64, 24, 3, padding=1, groups=2, bias=False, input=(2, 64, 6, 9), {LAST})"
+    )
+    source = compile_kernel(spec, H100, windows(spec, rows)[0])
+    module = load_module(source.text, f"reach_{rows}", tmp_path)
+    x = torch.zeros(2, 64, 6, 9, device=device).to(memory_format=torch.channels_last)
+    x[0, 40, 3, 8] = torch.nan
+    y = module.conv_transpose2d(x, torch.ones(64, 12, 3, 3, device=device))
+    reached = torch.zeros_like(y, dtype=torch.bool)
+    reached[0, 12:, 2:5, 7:] = True
+    assert torch.equal(y.isnan(), reached)
+
+
+@pytest.mark.interpreter
+def test_channels_and_boxes_that_hang_over_have_masks_of_their_own(
+    tmp_path: Path, device: str
+) -> None:
+    """A condition on the whole tile joins that of the channels, next to one on several axes."""
+    spec = parse("ConvTranspose3d(16, 40, 3, input=(1, 16, 3, 5, 9))")
+    tile = next(t for t in windows(spec, 4) if t.block_n == 32)
+    source = compile_kernel(spec, H100, tile)
+    assert "y_inside_position = " in source.text
+    exact, error, faithful = measure(spec, load_module(source.text, "masks", tmp_path), device, 1)
+    assert exact
+    assert error <= allowed(spec, faithful)
+
+
+@pytest.mark.interpreter
+def test_operands_may_start_anywhere(tmp_path: Path, device: str) -> None:
+    """Torch's tensors start at multiples of 64 bytes, views of them at any element."""
+    spec = parse(LAYER)
+    module = load_module(compile_kernel(spec, H100, windows(spec)[0]).text, "anywhere", tmp_path)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 20, 24, 32, generator=generator).to(device).permute(0, 3, 1, 2)
+    weight = torch.randn(32, 16, 3, 3, generator=generator).to(device)
+    bias, packed = torch.randn(16, generator=generator).to(device), module.pack_weight(weight)
+    expected = module.conv_transpose2d(x, weight, bias)
+
+    def moved(dense: torch.Tensor) -> torch.Tensor:
+        room = torch.full((dense.numel() + 1,), torch.nan, device=device)
+        room[1:] = dense.flatten()
+        return room[1:].view(dense.shape)
+
+    odd = moved(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert odd.data_ptr() % 16 != 0
+    assert torch.equal(module.conv_transpose2d(odd, weight, bias), expected)
+    assert torch.equal(module.conv_transpose2d_packed(x, moved(packed), bias), expected)
+    one = x[:1].as_strided((1, 32, 20, 24), (1, 1, 24 * 32, 32))  # the stride of one image is free
+    assert torch.equal(module.conv_transpose2d(one, weight, bias), expected[:1])
+    assert module.conv_transpose2d(x[:0], weight, bias).shape == (0, 16, 20, 24)
+
+
+COMPILED = (
+    f"ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024), {LAST}",
+    f"ConvTranspose3d(48, 48, 3, stride=2, padding=1, input=(4, 48, 32, 32, 32), {LAST}",
+    "ConvTranspose2d(64, 128, (3, 5), bias=False, input=(64, 64, 128, 256)",
+    "ConvTranspose1d(128, 64, 5, padding=2, input=(4, 128, 4096)",
+)
+
+
+def drawn_tiles(text: str) -> list[tuple[str, Tile]]:
+    """Return the best tiles of one row and of several, and some of the others."""
+    spec, source = parse(text), random.Random(text)
+    tiles = windows(spec)
+    best = [tile for rows in sorted({t.rows for t in tiles}) for tile in windows(spec, rows)[:2]]
+    return [(text, tile) for tile in [*best, *source.sample(tiles, 3)]]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tiles_take_what_was_estimated(dtype: str) -> None:
+    """The planner leaves out what would not fit; what spills or fails would be seen by users."""
+    pairs = [pair for text in COMPILED for pair in drawn_tiles(f"{text}, dtype={dtype})")]
+    jobs = [(text, "h100", dataclasses.asdict(tile)) for text, tile in pairs]
+    for (text, tile), row in zip(pairs, worked("compile_worker.py", jobs), strict=True):
+        spec = parse(text)
+        phases = decompose(spec)
+        form = form_of(spec, phases, problem_of(spec, phases), tile)
+        where = f"{tile}: {text}"
+        assert row["spills"] <= 8, where
+        # What is far from any limit may take more, to be transposed.
+        assert row["shared"] <= max(2**15, shared_memory(spec, form, tile, H100) + 256), where
+        assert row["registers"][0] <= max(128, registers(spec, form, tile, H100) + 16), where
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("target", ["h100", "b200"])
+def test_boxes_are_loaded_by_the_unit_that_has_them(target: str) -> None:
+    """Both operands, in every step; the JIT compiles for the boxes that the file's text names."""
+    spec = parse(LAYER)
+    tile = windows(spec, 2)[0]
+    source = compile_kernel(spec, find_target(target), tile)
+    capability = {"h100": 90, "b200": 100}[target]
+    (code,) = worked("asm_worker.py", [(source.text, spec.dtype, capability)])
+    assert code["ptx"].count("cp.async.bulk.tensor.4d.shared") >= 4
+    assert code["ptx"].count("cp.async.bulk.tensor.2d.shared") >= 3
+    assert "cp.async.c" not in code["ptx"]
+    ((launched, read),) = worked(
+        "launch_worker.py", [(str(spec), target, dataclasses.asdict(tile))]
+    )
+    assert launched == read
+
+
+def test_explain_says_when_it_copies() -> None:
+    spec = parse(LAYER)
+    (section,) = explain(plan(spec, H100, windows(spec)[0]), "wrapper")
+    assert "starts at no multiple of 16 bytes" in dict(section.rows)["copies"]
+
+
+@pytest.mark.parametrize(
+    ("extents", "count", "blocked", "box"),
+    [
+        ((8, 1026, 1026), 64, False, (1, 1, 64)),  # long rows: a run of one
+        ((64, 130, 260), 128, False, (1, 4, 32)),  # of runs of 128, a third would hang over
+        ((64, 65, 260), 64, True, (1, 1, 64)),  # but blocks of rows have one
+        ((64, 4, 4), 64, False, (16, 1, 4)),  # images share a box
+        ((8, 66, 33, 66), 64, True, (1, 4, 1, 16)),
+        ((3, 14), 128, False, (4, 32)),
+    ],
+)
+def test_boxes_cover_images_with_little_beyond(
+    extents: tuple[int, ...], count: int, blocked: bool, box: tuple[int, ...]
+) -> None:
+    """Positions outside are computed for nothing."""
+    assert box_of(extents, count, blocked) == box
