@@ -38,6 +38,7 @@ class FileContext:
         has_bias: the layer has a bias.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
+        settles: products are waited for.
         functions: helper functions that the kernels call.
         interpreted: the kernels have branches for Triton's interpreter.
         configs: of an autotuned kernel.
@@ -66,6 +67,7 @@ class FileContext:
     has_bias: bool
     precision_constant: str | None
     rounds: bool
+    settles: bool
     functions: tuple[str, ...]
     interpreted: bool
     configs: tuple[str, ...]
@@ -108,6 +110,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         has_bias=spec.bias,
         precision_constant=constant,
         rounds=any(each.rounds for each in kernels),
+        settles=any(each.settles for each in kernels),
         functions=_functions(spec),
         interpreted=spec.dtype == "bfloat16" or constant is not None,
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),

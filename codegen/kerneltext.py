@@ -56,6 +56,7 @@ class KernelText:
         precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
+        settles: products are waited for; see `settles`.
         preface: lines before its constants.
         constants, arguments, locals: sizes known, given at the launch, and derived from those.
         block_arguments: blocks that are tuned.
@@ -77,6 +78,7 @@ class KernelText:
     precision: str
     precision_constant: str | None
     rounds: bool
+    settles: bool
     preface: tuple[str, ...]
     constants: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -101,7 +103,8 @@ def kernel_text(
     spec = plan.spec
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
-    body = _with_stages(plan, family.context(plan, sizes, scribe), products=family.products)
+    bare = family.context(plan, sizes, scribe)
+    body = _with_stages(plan, bare, products=family.products)
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
@@ -124,6 +127,7 @@ def kernel_text(
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,
+        settles=family.products and _settles(plan, sizes, bare),
         preface=preface,
         constants=constants,
         arguments=arguments,
@@ -232,6 +236,26 @@ def _stages_before(
             *(f"    {name} = {name}.to(tl.float32)" for name in ("x", *weights)),
         ]
     return tuple(lines)
+
+
+def _settles(plan: KernelPlan, sizes: Sizes, kernel: Any) -> bool:
+    """Return whether each product has to be done before the next step loads.
+
+    Triton before 3.9 lets Hopper's products run into the next step, and waits for the one whose
+    operand lies in the registers that are written next only after they are. It does where a sum has
+    one product a step whose input passes through registers; those of several are waited for, and
+    those that read shared memory are safe. Files for other GPUs may run on a Hopper as well.
+    """
+    spec = plan.spec
+    in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
+    if kernel.loop is None or in_parts or spec.dtype == "float64":
+        return False
+    rounds = spec.product is not None and not copy_rounds(plan)
+    several = sum(extent > 1 for extent in sizes.box) > 1  # a box of several axes is reshaped
+    sums = [product.acc for tile in kernel.inputs for product in tile.products]
+    reordered = any(tile.lines for tile in kernel.inputs)
+    passes = rounds or several or reordered or bool(spec.before)
+    return passes and len(set(sums)) == len(sums)
 
 
 def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 933b18bb28d631bb9192c526cebe854f6ece4770f653a1f5f7390b1150730330
+# body sha256: 05447ef3c152365b2af90c4a8c78195387ab50e7ae3c231e660e11933692a312
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -69,6 +69,15 @@ def round_to_tf32(x):
     return tl.where(x == x, rounded, x)
 
 
+@triton.jit
+def settle(acc):
+    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+
+    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    """
+    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
+
+
 @triton.jit(
     # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
     do_not_specialize=["L_IN"],
@@ -123,7 +132,7 @@ def conv_transpose1d_kernel(
         w = tl.load(w_tile + w_step + w_lanes)
         x = tl.where(x > 0, x, x * 0.1)
         x = round_to_tf32(x)
-        acc = tl.dot(x, w, acc, input_precision="tf32")
+        acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
 
     bias_tile = bias_ptr + co_start
     bias = tl.load(bias_tile + column // PHASES)
@@ -474,7 +483,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_284fc843c03c51ae"
+NAMESPACE = "convgen_545a35435a8401a5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -1,0 +1,75 @@
+"""Products on Hopper: no step overwrites the registers that a product of the last one still reads.
+
+What would break it: a kernel whose products Triton lets run on while the next step's inputs come
+into their registers. The numbers are then wrong now and then, where loads are early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from convgen import find_target, parse
+from convgen.compiler import plan
+from convgen.table import read_table
+from running import worked
+
+LAST = "layout=channels_last"
+# Kernels whose inputs pass through registers, with one product a step: rounded, joined, in boxes of
+# several axes, behind a stage; with and without a copy, of one row and of blocks of rows.
+LAYERS = (
+    f"ConvTranspose2d(256, 256, 2, stride=2, bias=False, input=(100, 256, 14, 14), {LAST})",
+    "ConvTranspose2d(256, 256, 2, stride=2, bias=False, input=(100, 256, 14, 14), dtype=float16)",
+    "ConvTranspose1d(256, 256, 7, padding=3, bias=False, input=(8, 256, 16000), dtype=float16)",
+    "ConvTranspose2d(512, 256, 3, stride=2, padding=1, output_padding=1, input=(8, 512, 32, 32))",
+    f"relu | ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), dtype=bfloat16, {LAST})",
+    "ConvTranspose3d(64, 64, 3, padding=1, input=(2, 64, 48, 48, 48), dtype=float16)",
+)
+# A tile that gave wrong numbers on an H100 (Triton 3.6): the first layer's, as it was.
+WRONG = {
+    "block_m": 64,
+    "block_n": 256,
+    "block_k": 32,
+    "num_warps": 4,
+    "num_stages": 3,
+    "family": "window",
+}
+TILES = 4  # the model's first ones, of each layer
+
+
+@pytest.mark.compile
+def test_no_product_loses_its_operand() -> None:
+    target = find_target("h100")
+    jobs = []
+    for layer in LAYERS:
+        tiles = [c.tile for c in plan(parse(layer), target).ranking]
+        boxed = [tile for tile in tiles if tile.boxed]
+        jobs += [(layer, tile) for tile in dict.fromkeys((*tiles[:TILES], *boxed[: TILES // 2]))]
+    rows = worked("wgmma_worker.py", [(s, "h100", dataclasses.asdict(t), True) for s, t in jobs])
+    wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]
+    assert wrong == []
+    assert sum(products[0] > 0 for products, _ in rows) > len(jobs) // 2
+
+
+@pytest.mark.compile
+def test_no_shipped_kernel_loses_an_operand(root: Path) -> None:
+    """Nor any of generated/, which may run on a Hopper whatever it was planned for."""
+    data = json.loads((root / "codegen/choices/h100.json").read_text(encoding="utf-8"))
+    jobs = [(row["spec"], "h100", None, True) for row in data["choices"][::6]]
+    jobs += [(str(k.spec), k.target, None, True) for k in read_table(root).kernels]
+    rows = worked("wgmma_worker.py", jobs)
+    wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]
+    assert wrong == []
+    assert sum(any(products) for products, _ in rows) > len(jobs) // 2
+
+
+@pytest.mark.compile
+def test_the_waits_are_what_saves_them() -> None:
+    """Without them this Triton's machine code has the fault that wrong numbers were seen of."""
+    jobs = [(LAYERS[0], "h100", WRONG, settled) for settled in (True, False)]
+    (_, saved), (_, lost) = worked("wgmma_worker.py", jobs)
+    assert saved == []
+    assert lost != []

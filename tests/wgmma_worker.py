@@ -1,0 +1,111 @@
+"""Compile emitted files for Hopper and print what they do to registers that products read, as JSON.
+
+A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
+`[spec, target, tile, settled]`, the tile null for the planned one; where not `settled`, the file's
+waits for its products are taken out. Prints for each the kernels' numbers of matrix products, and
+the instructions that write a register which a product that may be running reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+
+from convgen import find_target, parse
+from convgen.compiler import compile_kernel
+from convgen.cubin import compile_text, read_launches
+from convgen.plan import Tile
+
+SM_90 = 90
+PRODUCT = re.compile(r"HGMMA\S* R\d+, (?:R(\d+)|gdesc)")
+WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)")
+BRANCH = re.compile(r"BRA 0x([0-9a-f]+)")
+WRITE = re.compile(r"(?:@!?U?P\d+ )?([A-Z0-9_.]+) R(\d+)\b")
+READERS = ("ST", "RED", "BAR", "SYNCS", "UTMA", "R2UR", "ISETP", "FSETP")  # write no such register
+FRAGMENT = 4  # registers of a product's operand
+
+
+def instructions(cubin: bytes) -> list[tuple[int, str]]:
+    """Return the addresses and texts of the machine code's instructions."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(\S[^;]*);", text)
+    return [(int(address, 16), line) for address, line in found]
+
+
+def overwritten(code: list[tuple[int, str]]) -> list[str]:
+    """Return instructions of loops that write a register which a running product may read.
+
+    A product runs from its issue to a wait that leaves fewer groups of them running than were
+    issued after it: that is what PTX promises, of `wgmma.wait_group`.
+    """
+    places = {address: place for place, (address, _) in enumerate(code)}
+    found: list[str] = []
+    for place, (address, line) in enumerate(code):
+        branch = BRANCH.search(line)
+        start = int(branch[1], 16) if branch else address
+        if start < address and start in places:
+            body = [line for _, line in code[places[start] : place + 1]]
+            found += _of_loop(body)
+    return found
+
+
+def _of_loop(body: list[str]) -> list[str]:
+    """Go through a loop twice; return the writes to what products of that time read."""
+    groups: list[set[int]] = []  # registers that committed products read, the oldest first
+    group: set[int] = set()
+    found = []
+    for line in body * 2:
+        product, wait, write = PRODUCT.search(line), WAIT.search(line), WRITE.match(line)
+        if product:
+            group |= set(_range(int(product[1]), FRAGMENT)) if product[1] else set()
+            if "gsb0" in line:
+                groups, group = [*groups, group], set()
+        elif wait:
+            groups = groups[max(0, len(groups) - int(wait[1], 16)) :]
+        elif write and not write[1].startswith(READERS):
+            written = set(_range(int(write[2]), _width(write[1])))
+            if written & group.union(*groups):
+                found.append(line)
+    return found
+
+
+def _range(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+def _width(name: str) -> int:
+    """Return the registers that an instruction writes."""
+    if name.endswith(".M88.4") or ".128" in name:
+        return 4
+    return 2 if ".64" in name or "WIDE" in name else 1
+
+
+def main() -> None:
+    for line in sys.stdin:
+        spec, target, tile, settled = json.loads(line)
+        planned = Tile(**tile) if tile else None
+        text = compile_kernel(parse(spec), find_target(target), planned).text
+        if not settled:
+            text = re.sub(r"settle\((tl\.dot\(.*\))\)\n", r"\1\n", text)
+        dtype = parse(spec).dtype
+        codes = [
+            instructions(compile_text(text, dtype, "file.py", SM_90, number).cubin)
+            for number in range(len(read_launches(text)))
+        ]
+        products = [sum("HGMMA" in line for _, line in code) for code in codes]
+        print(json.dumps([products, [line for code in codes for line in overwritten(code)]]))
+
+
+if __name__ == "__main__":
+    main()
