@@ -50,8 +50,18 @@ LOAD_WEIGHT = 0.0059  # of a byte
 # 2026-11-25), 265 of them of copies: the model's first choice takes 1.06 times the best of each
 # (geometric mean; the worst 1.45).
 LOAD_COPY = {4: 0.020, 2: 0.012}
-# A copy takes memory: it has to gain by the model, which knows it of Hopper, where it was measured.
+# Boxes (window.py): nanoseconds of each that is loaded, for its barriers, and of elements; those of
+# float32 inputs are rounded in registers. Nothing else is in the way of the products. Fitted to 700
+# tiles of 67 layers on an NVIDIA H200 (torch 2.11, Triton 3.6, 2026-11-28), of which the model's
+# first choice takes 1.09 times the best (geometric mean; the worst 1.79).
+BOX = 26.0
+LOAD_BOX = {4: 0.034, 2: 0.012}
+LOAD_BOX_WEIGHT = 0.013
+STORE_BOX = 0.056
+# Copies take memory, boxes another unit: they have to gain by the model, which knows them of
+# Hopper, where they were measured.
 WORTH = 1.05
+WORTH_BOX = 1.25
 WORTH_UNMEASURED = 2.0
 STORE = 0.084
 STORE_GROUPS = {8: 0.188, 4: 0.094, 2: 0.061}
@@ -117,11 +127,11 @@ def _candidates(
 
 def _worth(tile: Tile, target: GpuTarget) -> float:
     """Return how much faster than others a tile has to be by the model, to be taken."""
-    if tile.boxed:
+    if not (tile.boxed or tile.relayout):
+        return 1.0
+    if target.arch != "sm_90":
         return WORTH_UNMEASURED
-    if tile.relayout:
-        return WORTH if target.arch == "sm_90" else WORTH_UNMEASURED
-    return 1.0
+    return WORTH_BOX if tile.boxed else WORTH
 
 
 def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
@@ -287,7 +297,7 @@ def _work_of(
 
     ns = steps * _step_ns(spec, form, tile, target) + _store_ns(spec, form, tile)
     ns *= SPLIT if tile.num_warps > 4 else 1.0
-    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1
+    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1 and not tile.boxed
     if single and target.multiplies_from_shared:
         ns *= UNROLLED
     copied = 2 * copied_bytes(spec, problem) if form.relayout else 0
@@ -326,8 +336,12 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
         return STEP + tile.block_m * (STENCIL_LOADS * DIRECT_LOAD + form.lanes * DIRECT_PRODUCT)
     columns, depth = form.columns(tile), form.depth(tile)
     flops = 2 * form.products * tile.block_m * columns * depth
-    compute = flops / (rate(spec, target) * 1e-9 / target.sms * SUSTAINED)
-    if form.relayout or tile.boxed:
+    compute = flops / (rate(spec, target) * 1e-9 / target.sms)
+    if tile.boxed:
+        lines = form.inputs * tile.block_m * LOAD_BOX[spec.element.itemsize]
+        lines += form.weights * columns * LOAD_BOX_WEIGHT
+        return STEP + BOX * (form.inputs + form.weights) + compute + depth * lines
+    if form.relayout:
         load = LOAD_COPY[spec.element.itemsize]
     elif spec.layout == "channels_last":
         load = LOAD_CHANNELS
@@ -335,13 +349,15 @@ def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget)
         load = LOAD_POSITIONS[spec.element.itemsize][form.span]
     weight = LOAD_WEIGHT * spec.element.itemsize
     lines = form.inputs * tile.block_m * load + form.weights * columns * weight
-    return STEP + compute + depth * lines
+    return STEP + compute / SUSTAINED + depth * lines
 
 
 def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     """Return what the store of a program costs its SM, in nanoseconds."""
     store = STORE
-    if form.family not in ("gather", "window"):
+    if tile.boxed and spec.layout == "channels_last":
+        store = STORE_BOX
+    elif form.family not in ("gather", "window"):
         store = STORE_GROUPS[spec.element.itemsize]
     elif spec.stride[-1] > 1 and spec.layout == "channels_first":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH
