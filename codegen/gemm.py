@@ -38,10 +38,11 @@ class WeightText(LoadText):
 
 @dataclass(frozen=True, slots=True)
 class ProductText:
-    """A product of a step: the names of its accumulator and of its weight."""
+    """A product of a step: the names of its accumulator and weight; whether it is waited for."""
 
     acc: str
     weight: str
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class KernelText:
         precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
-        settles: products are waited for; see `settles`.
+        settles: some of its products are waited for.
         preface: lines before its constants.
         constants, arguments, locals: sizes known, given at the launch, and derived from those.
         block_arguments: blocks that are tuned.
@@ -103,8 +103,10 @@ def kernel_text(
     spec = plan.spec
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
-    bare = family.context(plan, sizes, scribe)
-    body = _with_stages(plan, bare, products=family.products)
+    body = family.context(plan, sizes, scribe)
+    if family.products:
+        body = _settled(plan, sizes, body)
+    body = _with_stages(plan, body, products=family.products)
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
@@ -127,7 +129,8 @@ def kernel_text(
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,
-        settles=family.products and _settles(plan, sizes, bare),
+        settles=family.products
+        and any(product.settled for tile in body.inputs for product in tile.products),
         preface=preface,
         constants=constants,
         arguments=arguments,
@@ -238,24 +241,30 @@ def _stages_before(
     return tuple(lines)
 
 
-def _settles(plan: KernelPlan, sizes: Sizes, kernel: Any) -> bool:
-    """Return whether each product has to be done before the next step loads.
+def _settled(plan: KernelPlan, sizes: Sizes, kernel: Any) -> Any:
+    """Return a family's context, with products that are waited for before inputs are loaded.
 
-    Triton before 3.9 lets Hopper's products run into the next step, and waits for the one whose
-    operand lies in the registers that are written next only after they are. It does where a sum has
-    one product a step whose input passes through registers; those of several are waited for, and
-    those that read shared memory are safe. Files for other GPUs may run on a Hopper as well.
+    Triton before 3.9 lets the last products of Hopper that read an input, whose sums nothing else
+    in the step reads, run on while others are loaded. Where these lie in registers they may be the
+    same. Files for other GPUs may run on a Hopper as well.
     """
     spec = plan.spec
     in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
     if kernel.loop is None or in_parts or spec.dtype == "float64":
-        return False
+        return kernel
     rounds = spec.product is not None and not copy_rounds(plan)
     several = sum(extent > 1 for extent in sizes.box) > 1  # a box of several axes is reshaped
-    sums = [product.acc for tile in kernel.inputs for product in tile.products]
     reordered = any(tile.lines for tile in kernel.inputs)
-    passes = rounds or several or reordered or bool(spec.before)
-    return passes and len(set(sums)) == len(sums)
+    if not (rounds or several or reordered or spec.before):
+        return kernel  # products read shared memory
+    tiles: list[Any] = []
+    later: set[str] = set()
+    for tile in reversed(kernel.inputs):
+        *others, last = tile.products
+        last = dataclasses.replace(last, settled=last.acc not in later)
+        later |= {product.acc for product in tile.products}
+        tiles.insert(0, dataclasses.replace(tile, products=(*others, last)))
+    return dataclasses.replace(kernel, inputs=tuple(tiles))
 
 
 def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 05447ef3c152365b2af90c4a8c78195387ab50e7ae3c231e660e11933692a312
+# body sha256: ee1a3b3e9eca354cbb7a0481ee3ec76bf291dc2eedf450b79f0788d0513a0f8c
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -73,7 +73,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -483,7 +483,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_545a35435a8401a5"
+NAMESPACE = "convgen_bfc151de76f9e05d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

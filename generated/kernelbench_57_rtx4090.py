@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 32904 programs = 128.53 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 5096377e5b9c636391788ff6d889de5afd0d324d375d417c435b3a05b25554a8
+# body sha256: d4c40757aecc3fa94f65ac42fdd13dcefd09f9027f91d2f2a7c48e31812c7743
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -65,6 +65,15 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def settle(acc):
+    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    """
+    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -137,7 +146,7 @@ def conv_transpose2d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
+        acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
     acc = acc_0
@@ -520,7 +529,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_4bf02587ebb5a810"
+NAMESPACE = "convgen_be02b31e9c6692cc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

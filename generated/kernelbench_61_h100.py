@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs = 35.09 waves over 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: 6ba4308639931057c4acfd461f50b3d70a54ad291ce7f1bf4c8793d440703746
+# body sha256: d01cffe3fc9de7d1ace7504e2f0cbdd5d12faca45bf3ac824002ebe77cf83729
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -96,6 +96,15 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def settle(acc):
+    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    """
+    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -305,7 +314,7 @@ def conv_transpose3d_input_gradient_kernel(
         # Input row 5 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
+        acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
     acc = acc_0
@@ -800,7 +809,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_260b4aede4b549de"
+NAMESPACE = "convgen_2c87dad6f3d28cb8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (co_tile * tile * image), 27792 programs = 72.38 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: f62b0823e38f798a9da8cec41ff89eed798b43ecf2dda686f826ec745a154f3f
+# body sha256: fb9cc77b76b3970adc4c6cbfdbc5ac18ca35b13ff8a4bad593f824fbb5da69b1
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -69,6 +69,15 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def settle(acc):
+    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    """
+    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -177,7 +186,7 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
+        acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
     acc = acc_0
@@ -573,7 +582,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_161692a16b0b67bb"
+NAMESPACE = "convgen_9622fff29470cd5c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

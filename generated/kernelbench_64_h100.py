@@ -5,7 +5,7 @@
 # grid: (tile, image), 16448 programs = 124.61 waves over 132 SMs x 1
 # input gradient: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: c3b06007bf9a394b2e8401957559b532b5d4385603a27f1419aac7b741df8d08
+# body sha256: 04a53e96194c5a65adb991bce04b7b6535866be7de7fc586dde528e15e51c095
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -89,7 +89,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -584,7 +584,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_498c6641834eecaa"
+NAMESPACE = "convgen_9d4d3391560fa989"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 38160 programs = 149.06 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: e853fbaefead09ccc7dd59292d9b9ed60fa911e0ded549104269a20adf39c1f8
+# body sha256: 279884e204b4d585643f5124c4f734f86dc089ae35d6db03790da9f5ebc28044
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -69,6 +69,15 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def settle(acc):
+    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    """
+    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -195,7 +204,7 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
+        acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
     acc = acc_0
@@ -585,7 +594,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_dd5e23ebf0af2e62"
+NAMESPACE = "convgen_cd2ffb16a2bcbc8a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs = 82.83 waves over 132 SMs x 3
 # input gradient: gather, tile 256 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 8c23805e5012336776fc9c34687fc3fbc5a0184c03240c9d5d367a00c875feae
+# body sha256: 977d9924a4903986429066894d284d59bbbae487437245652a1db4488a2f8768
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -79,7 +79,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -554,7 +554,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_38d7640e3670ebac"
+NAMESPACE = "convgen_93085898b6cefb1b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs = 74.75 waves over 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 7fc8d12b0a2cb848569ab535be215fa217e5463b2742623f649fdaaf570d3398
+# body sha256: 23ada78a2f540928a111577448eea3317860d714a629f73a3f4d1d9d3d8f5ef6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -84,7 +84,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -552,7 +552,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_3e0284ac84ebf424"
+NAMESPACE = "convgen_21d138bee9e21e4c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

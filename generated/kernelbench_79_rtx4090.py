@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 65568 programs = 170.75 waves over 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 589ff8ffa6ce7ddfe99961815bf44a559291b67337dac4d9f6c2cdfbd9381902
+# body sha256: 36ad122d9c7e3766c3d5e79d21fd893053a264869b3eb726b6d0aee21dbf6b5d
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -77,7 +77,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -471,7 +471,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_42b4f8f6026ededc"
+NAMESPACE = "convgen_b20ab865da95b7bc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

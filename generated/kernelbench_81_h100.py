@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs = 77.58 waves over 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: b927babaa1864de4668bee1187f1d2967e35308eb78b6ee49836ede993f2b653
+# body sha256: f792e0c0002f5aaa156550b884ae724eea2180a072bd30ad7f70bf053e310e6a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -77,7 +77,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -537,7 +537,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d3d8c81e059bc139"
+NAMESPACE = "convgen_f9ba89377fa3c553"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

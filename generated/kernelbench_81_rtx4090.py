@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs = 213.33 waves over 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 94ea92935ff53e9ad432c8f87c66d13d69c98a0f0eaa7d6b7fd328d7db17501a
+# body sha256: 75f26226402c804ac7b13334de53c1bee287514f8d3602809ba07d6e074afaa5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -77,7 +77,7 @@ def round_to_tf32(x):
 def settle(acc):
     """Return a sum when its product is done: a use of its bits, for which Triton waits.
 
-    On Hopper, Triton before 3.9 would let the next step's loads overwrite what the product reads.
+    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -537,7 +537,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_78e46be6d5150ab0"
+NAMESPACE = "convgen_db112a46c5cc5e00"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
