@@ -187,7 +187,7 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
 # What Python hands on in other fields: the result, cast, as `store`; the access as `outputs`.
 CAST = ("result", "y")
 # What Python reads: the template's name, by which it is included, and what the file has for both.
-OF_THE_FILE = ("template", "precision_constant", "rounds")
+OF_THE_FILE = ("template", "precision_constant", "rounds", "settles")
 
 
 def fields_read(family: KernelFamily) -> set[tuple[type, str]]:
