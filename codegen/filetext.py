@@ -148,7 +148,9 @@ def _grid_text(plan: KernelPlan) -> str:
     if plan.nominal:
         return plan.grid_text
     cost = plan.cost
+    # An SM's programs are estimated: the compiler has the last word on registers.
+    waves = f"{cost.waves:.2f}" if cost.waves < 10 else f"{cost.waves:.0f}"
     return (
-        f"{plan.grid_text}, {cost.programs} programs = {cost.waves:.2f} waves "
-        f"over {plan.target.sms} SMs x {cost.occupancy}"
+        f"{plan.grid_text}, {cost.programs} programs in about {waves} waves "
+        f"of {plan.target.sms} SMs x {cost.occupancy}"
     )

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
-# grid: (phase_h * co_tile * tile * image), 16384 programs = 16.00 waves over 128 SMs x 8
+# grid: (phase_h * co_tile * tile * image), 16384 programs in about 16 waves of 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
 # body sha256: e6ec2cfbbfb4623b3143342f01a8397be1cad24d42e7c0126548d579ba070243
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
-# grid: (phase_w * co_tile * block_h), 256 programs = 0.97 waves over 132 SMs x 2
+# grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
 # body sha256: fd2358a155319e3abf292329ced0b82fa89ece5a7b6b4969d7ee4dc3b5ee4f6d
 

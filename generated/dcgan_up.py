@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
-# grid: (phase_w * phase_h * co_tile * tile), 256 programs = 1.00 waves over 128 SMs x 2
+# grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
 # body sha256: f04d13bcaed36ce8a837c8890f9f06ec52789634ad68828f2f165dc2e1b0319b
 

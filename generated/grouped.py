@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
-# grid: (gap_h * tile * group * image), 33024 programs = 129.00 waves over 128 SMs x 2
+# grid: (gap_h * tile * group * image), 33024 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
 # body sha256: 730810f28249c85a557faf3555385259d02be3c97b85fb20a07727560db0ad6f
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
-# grid: (tile, image), 32904 programs = 124.64 waves over 132 SMs x 2
+# grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
 # body sha256: 7a28e94896c206bf3bc04d01b5cf47c9a4d4b08375b590b99a7406524d1890f5

@@ -2,10 +2,10 @@
 # spec: ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 16 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 1424 programs = 3.60 waves over 132 SMs x 3
+# grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 46ff693f4ac4e722f2a4fe75f40b8ddb9ad78d1dc882ba529474fb6b84707a80
+# body sha256: 2f42b2f250bff7d44a25ef70c6a69af7cd9104081f84545df90aae0252a45316
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -98,7 +98,7 @@ GROUP_TAPS = (
     ((6, 5), (-1, 6)),
 )
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -906,7 +906,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_145fb637f558d92b"
+NAMESPACE = "convgen_51c56cfa393c27f7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

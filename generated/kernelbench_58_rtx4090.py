@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 2848 programs = 11.12 waves over 128 SMs x 2
+# grid: (tile, image), 2848 programs in about 11 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
 # body sha256: 8e4f7ca2ee9dfca8b65ac844eb563f823a72e6bbed56a5ba21b8d0495c93db47
 

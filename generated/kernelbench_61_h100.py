@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages, of the input's channels_last copy
-# grid: (tile, image), 9264 programs = 35.09 waves over 132 SMs x 2
+# grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
 # body sha256: d01cffe3fc9de7d1ace7504e2f0cbdd5d12faca45bf3ac824002ebe77cf83729

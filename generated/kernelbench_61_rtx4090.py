@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
-# grid: (co_tile * tile * image), 27792 programs = 72.38 waves over 128 SMs x 3
+# grid: (co_tile * tile * image), 27792 programs in about 72 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
 # body sha256: fb9cc77b76b3970adc4c6cbfdbc5ac18ca35b13ff8a4bad593f824fbb5da69b1
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
-# grid: (tile, image), 65600 programs = 256.25 waves over 128 SMs x 2
+# grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
 # body sha256: f99fa8dc956ec49e72d4c84b8b91f638ac0b71e8affa2611a9e3c2763e5ab333
 

@@ -2,10 +2,10 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages, of the input's channels_last copy
-# grid: (tile, image), 8360 programs = 31.67 waves over 132 SMs x 2
+# grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: e0628cc01ac48bd084b26513783109a20a231470ce2a5c39c48a4861867b0c8b
+# body sha256: 4780cbd74c7c02baa715a9052cc7a88882fb9977886f3b586a96054f953038d9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -84,7 +84,7 @@ MOST_LAUNCHED = 1024
 # The same for copies of the input: (device, shape) to the launch.
 COPIED = {}
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -790,7 +790,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b56d0b34ca7e27e9"
+NAMESPACE = "convgen_7655a70f730178de"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

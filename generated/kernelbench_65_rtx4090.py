@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 8328 programs = 32.53 waves over 128 SMs x 2
+# grid: (tile, image), 8328 programs in about 33 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)' --target rtx4090
 # body sha256: 6df67ad2261388a0b1368dccf8f2ad07777539fd87374e96d51aec41cc28e5d9
 

@@ -2,10 +2,10 @@
 # spec: ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 2 stages, of the input's channels_last copy
-# grid: (tile, image), 19088 programs = 72.30 waves over 132 SMs x 2
+# grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 928f1425c4aca9d71fbeefde85dfe6871a9c12c3c9a4662697303dd2ce9f548e
+# body sha256: 13d2adca5a4932a79f41ef0d09df8588494b42e4c712f13a33098376a5ca668c
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -92,7 +92,7 @@ MOST_LAUNCHED = 1024
 # The same for copies of the input: (device, shape) to the launch.
 COPIED = {}
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -893,7 +893,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_f14d10eac5633f8a"
+NAMESPACE = "convgen_edba49a844524854"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 38160 programs = 149.06 waves over 128 SMs x 2
+# grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
 # body sha256: 279884e204b4d585643f5124c4f734f86dc089ae35d6db03790da9f5ebc28044
 

@@ -2,10 +2,10 @@
 # spec: ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 128 positions x 128 channels, 32 deep, 8 warps, 3 stages, of the input's channels_last copy
-# grid: (tile, image), 16960 programs = 128.48 waves over 132 SMs x 1
+# grid: (tile, image), 16960 programs in about 128 waves of 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: 191e33b59b9157d93256bf8b7b07f026c2923831f7b015275f49e5dbcf2042e3
+# body sha256: b956bd83c11d65cf6e91766fbaf0770bf09cd02115cea4bec1355b90d4f7e730
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -83,7 +83,7 @@ MOST_LAUNCHED = 1024
 # The same for copies of the input: (device, shape) to the launch.
 COPIED = {}
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -732,7 +732,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_7d551d73166477ce"
+NAMESPACE = "convgen_37bab3b3c70c2f20"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 32 positions x 2 rows x 128 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 33856 programs = 88.17 waves over 128 SMs x 3
+# grid: (tile, image), 33856 programs in about 88 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
 # body sha256: 829c60636764bb7bfccdbacb419a0abe5759450e6fea80f10ed4560cbcb58bc1
 

@@ -2,10 +2,10 @@
 # spec: ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 2 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 29416 programs = 74.28 waves over 132 SMs x 3
+# grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: 647a3c79eeef1e8874c7d06c941f6ffda1d0db592d2e920ce1cc999407a78b19
+# body sha256: 47fce43d3a071c3df465a38cbe3ff817537fddb2504d1164f2bddddc7a63d57d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -96,7 +96,7 @@ GROUP_TAPS = (
     ((2, 1), (-1, 2)),
 )
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (-1, 2)),
@@ -793,7 +793,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_685350b15a910afa"
+NAMESPACE = "convgen_0abb9b48036b50fb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 30016 programs = 78.17 waves over 128 SMs x 3
+# grid: (tile, image), 30016 programs in about 78 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
 # body sha256: 0896e473090453bf1634ee913c6d626cdadda142c8761b5ce90e26bcd00aef13
 

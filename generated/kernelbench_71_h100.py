@@ -2,10 +2,10 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 2 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 16488 programs = 41.64 waves over 132 SMs x 3
+# grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 14067f0b24a840f29d756523c694170bdb663535bd0bba29a72ab3231025f559
+# body sha256: 9b40a912871c7970909402e90be0119c82f36a4af952157ed318a04fe6704117
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -88,7 +88,7 @@ GROUP_TAPS = (
     ((2, 1), (-1, 2)),
 )
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (-1, 2)),
@@ -786,7 +786,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e5875824a66ff9f8"
+NAMESPACE = "convgen_9d7e942b6362ee43"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

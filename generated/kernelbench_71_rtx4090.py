@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 16552 programs = 43.10 waves over 128 SMs x 3
+# grid: (tile, image), 16552 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
 # body sha256: 39869995a91a2661399a8b593c27796becaad051ae9dab96480cc94da2e78df3
 

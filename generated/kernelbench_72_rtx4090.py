@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (phase_d * tile * group * image), 3456 programs = 9.00 waves over 128 SMs x 3
+# grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
 # body sha256: 6f591adce9fa14c987ea60ee0cf147aa743854a9c1b6f93da01be3e97c94cf99
 

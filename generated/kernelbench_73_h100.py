@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of the input's channels_last copy
-# grid: (phase_h * phase_d * tile, image), 32768 programs = 82.75 waves over 132 SMs x 3
+# grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
 # body sha256: b784486cfd6c7a96d6b445b39b34116821bad7aef160dec349d7f6949b15299d
 

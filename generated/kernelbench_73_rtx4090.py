@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
-# grid: (phase_d * tile, image), 32768 programs = 128.00 waves over 128 SMs x 2
+# grid: (phase_d * tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
 # body sha256: 43964e28e8acfae3104c9f3848c2777af412c61f278af7b2071ad3cb67b30908
 

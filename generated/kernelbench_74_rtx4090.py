@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
-# grid: (tile, image), 32800 programs = 128.12 waves over 128 SMs x 2
+# grid: (tile, image), 32800 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
 # body sha256: 99c9f93e99d31664139ed23527f85d4574f57a984fd4ad5f33cfa0690e887315
 

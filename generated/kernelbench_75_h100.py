@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (co_tile * tile * group * image), 16640 programs = 63.03 waves over 132 SMs x 2
+# grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
 # body sha256: 871d4d914c2cb909bd936e5c3f29aa5f327615178468729d284016f4b7cedc2d
 

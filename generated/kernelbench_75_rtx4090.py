@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
-# grid: (gap_h * tile * group * image), 66048 programs = 129.00 waves over 128 SMs x 4
+# grid: (gap_h * tile * group * image), 66048 programs in about 129 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
 # body sha256: 9f042e896564a0b68233b6a1b78d3de859abbeb670c393c9bb163b6df0067c19
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of the input's channels_last copy
-# grid: (gap_d * co_tile * tile * image), 9856 programs = 37.33 waves over 132 SMs x 2
+# grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
 # body sha256: e653be7349b8a372a00daddf6212d804b94d49605720105fbd928028f7beea4b
 

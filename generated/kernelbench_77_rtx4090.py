@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
-# grid: (gap_h * gap_d * tile, image), 19136 programs = 74.75 waves over 128 SMs x 2
+# grid: (gap_h * gap_d * tile, image), 19136 programs in about 75 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
 # body sha256: 23ada78a2f540928a111577448eea3317860d714a629f73a3f4d1d9d3d8f5ef6
 

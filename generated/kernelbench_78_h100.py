@@ -2,10 +2,10 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
-# grid: (tile, image), 8208 programs = 31.09 waves over 132 SMs x 2
+# grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: ba8b03f1d73dfec648243093578942563d15d9597ad9323a70170329bcac8a56
+# body sha256: 94ac39a89289cb1cfd22a6ba077494d0eee47b10902442226299d2378031dc2d
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -93,7 +93,7 @@ GROUP_TAPS = (
     ((6, 5), (-1, 6)),
 )
 
-# The same kind of index, [tap][output][input], for the input's gradient; -1 is a zero.
+# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
 GRAD_GROUP_TAPS = (
     ((0, -1), (1, 0)),
     ((2, 1), (3, 2)),
@@ -829,7 +829,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_1c753dfd0b88b67a"
+NAMESPACE = "convgen_de5670296be7086d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

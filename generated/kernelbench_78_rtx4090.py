@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 16384 programs = 42.67 waves over 128 SMs x 3
+# grid: (tile, image), 16384 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
 # body sha256: 10a1fbe45f81b9d46f7017f1718ab2a4ab77c3ca1ea056851964e8e8e29fec8b
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 3 stages
-# grid: (co_tile * tile * image), 65568 programs = 170.75 waves over 128 SMs x 3
+# grid: (co_tile * tile * image), 65568 programs in about 171 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
 # body sha256: 36ad122d9c7e3766c3d5e79d21fd893053a264869b3eb726b6d0aee21dbf6b5d
 

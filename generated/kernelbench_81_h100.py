@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
-# grid: (phase_h * co_tile * tile * image), 20480 programs = 77.58 waves over 132 SMs x 2
+# grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
 # body sha256: f792e0c0002f5aaa156550b884ae724eea2180a072bd30ad7f70bf053e310e6a
 

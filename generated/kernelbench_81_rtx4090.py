@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
-# grid: (phase_h * co_tile * tile * image), 163840 programs = 213.33 waves over 128 SMs x 6
+# grid: (phase_h * co_tile * tile * image), 163840 programs in about 213 waves of 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
 # body sha256: 75f26226402c804ac7b13334de53c1bee287514f8d3602809ba07d6e074afaa5
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 64 positions x 2 rows x 32 channels, 16 deep, 4 warps, 3 stages
-# grid: (phase_w * phase_d * tile, image), 32768 programs = 64.00 waves over 128 SMs x 4
+# grid: (phase_w * phase_d * tile, image), 32768 programs in about 64 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
 # body sha256: 1e63003655d5df94cb933d5a65c58ecad11147140c30869e0e7c018e6c3ddd19
 

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))
 # target: rtx4090 (NVIDIA GeForce RTX 4090, sm_89, 128 SMs)
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
-# grid: (tile, image), 32904 programs = 128.53 waves over 128 SMs x 2
+# grid: (tile, image), 32904 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
 # body sha256: d4c40757aecc3fa94f65ac42fdd13dcefd09f9027f91d2f2a7c48e31812c7743
 

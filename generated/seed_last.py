@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
-# grid: (w_tile * block_h, image), 34952 programs = 132.39 waves over 132 SMs x 2
+# grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
 # body sha256: 413847fdad17e967adf54127b23a35118a7627b1adf9ad539e1094be8460bdc8
 
