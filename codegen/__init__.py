@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 from .language import parse
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec, SpecError, check_target
 from .targets import TARGETS, GpuTarget, find_target
 
 __all__ = [
@@ -29,19 +29,21 @@ __all__ = [
 ]
 
 
-def emit(spec: ConvTransposeSpec | str, target: GpuTarget | None = None) -> str:
+def emit(spec: ConvTransposeSpec | str, target: GpuTarget | str | None = None) -> str:
     """Return the text of the file for `spec`.
 
     Args:
         spec: a spec, or its text.
-        target: the GPU it is for; None is the spec's own, or the RTX 4090.
+        target: the GPU it is for, or its name; None is the spec's own, or the RTX 4090.
 
     Raises:
-        SpecError: the text is no spec, or no launch grid can hold its programs.
+        SpecError: the text is no spec, the name no GPU's, or no launch grid can hold its programs.
     """
     from .compiler import compile_kernel
 
-    return compile_kernel(parse(spec) if isinstance(spec, str) else spec, target).text
+    if isinstance(target, str):
+        target = find_target(check_target(target))
+    return compile_kernel(spec if isinstance(spec, ConvTransposeSpec) else parse(spec), target).text
 
 
 def replace_layers(

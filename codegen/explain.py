@@ -108,6 +108,10 @@ def _index(plan: KernelPlan) -> Rows:
     context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
+        if access.boxed:
+            yield f"{name} access", "boxes of the tensor, one a tap and step"
+            yield f"{name} mask", "none: a box reads zero outside the tensor"
+            continue
         lines = [access.base, *access.lanes, *access.step_lines, *access.mask_lines]
         yield f"{name} access", "\n".join(line for line in lines if line)
         yield f"{name} mask", "needed" if access.masked else "none: the ranges prove every index"

@@ -114,7 +114,9 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
         raise SpecError(f"not readable as Python syntax: {reason}") from None
 
 
-def _check_length(text: str) -> None:
+def _check_length(text: object) -> None:
+    if not isinstance(text, str):
+        raise SpecError(f"a layer is described by a text, got {type(text).__name__}")
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
         raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
 

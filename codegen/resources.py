@@ -201,6 +201,12 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
 
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
     """Raise SpecError for a tile that no estimate can save: of a file of choices."""
+    if tile.boxed and not _boxes_fit(spec, tile, target):
+        raise SpecError(
+            f"{tile} of family {tile.family} cannot run on {target.name}: boxes want a GPU since "
+            "Hopper, channels of one group alone, and 16 positions a warp",
+            "choices",
+        )
     shared = shared_memory(spec, form, tile, target)
     held = _held(spec, form, tile)
     if shared > target.shared_per_block or held > target.registers_per_thread:

@@ -34,6 +34,19 @@ def test_emit_prints_the_file_and_nothing_else():
     assert done.stdout == convgen.emit(SMALL).encode()
 
 
+def test_emit_takes_the_name_of_a_card():
+    """As the commands do, and `replace_layers`."""
+    assert convgen.emit(SMALL, "h100") == convgen.emit(SMALL, convgen.find_target("h100"))
+    with pytest.raises(convgen.SpecError, match="h10'"):
+        convgen.emit(SMALL, "h10")
+
+
+@pytest.mark.parametrize("text", [None, 3, ["ConvTranspose2d(3)"]])
+def test_emit_names_what_is_no_text(text):
+    with pytest.raises(convgen.SpecError, match=f"a text, got {type(text).__name__}"):
+        convgen.emit(text)
+
+
 def test_emit_into_a_closed_pipe_is_no_error():
     """`convgen emit … | head -1` must not print a traceback."""
     command = [sys.executable, "-m", "convgen", "emit", SMALL]

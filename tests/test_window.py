@@ -17,13 +17,14 @@ import torch
 
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.boxes import box_of
+from convgen.choices import Choices, key_of
 from convgen.compiler import compile_kernel, plan
 from convgen.explain import explain
 from convgen.families import find_family
 from convgen.forms import form_of
 from convgen.loading import load_module
 from convgen.phases import decompose
-from convgen.plan import Tile, problem_of
+from convgen.plan import Measured, Tile, problem_of
 from convgen.resources import registers, shared_memory
 from convgen.verify import allowed, measure
 from drawing import draw
@@ -220,6 +221,33 @@ def test_boxes_are_loaded_by_the_unit_that_has_them(target: str) -> None:
         "launch_worker.py", [(str(spec), target, dataclasses.asdict(tile))]
     )
     assert launched == read
+
+
+MEASURED = {  # a layer, a card and channels of a step that no box of that layer may have there
+    "a step reaches into another group": (
+        f"ConvTranspose2d(48, 32, 3, groups=2, input=(1, 48, 8, 8), dtype=float16, {LAST})",
+        "h100",
+        16,
+    ),
+    "a card that loads no boxes": (LAYER, "a100", 32),
+}
+
+
+@pytest.mark.parametrize("why", MEASURED)
+def test_a_measured_tile_that_no_box_serves_is_refused(why: str) -> None:
+    """An infinity of one group would reach another, and the card would have no such unit."""
+    text, target, depth = MEASURED[why]
+    spec = parse(text)
+    tile = dataclasses.replace(windows(parse(LAYER))[0], block_m=64, block_k=depth, num_warps=4)
+    choices = Choices(target, {key_of(spec): Measured(tile, 0.5, 7, "a card")})
+    with pytest.raises(SpecError, match=f"cannot run on {target}: boxes want"):
+        plan(spec, find_target(target), choices=choices)
+
+
+def test_explain_says_that_boxes_need_no_mask() -> None:
+    (section,) = explain(plan(parse(LAYER), H100, windows(parse(LAYER))[0]), "index")
+    assert "outside" in dict(section.rows)["x mask"]
+    assert dict(section.rows)["x access"] != ""
 
 
 def test_explain_says_when_it_copies() -> None:
