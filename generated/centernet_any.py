@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: 46843f192bcd72de05502353e4305b73bdca01d9007411d9f2ceb34b4f4d4e79
+# body sha256: 20abf176e43177d6f273604ca7aa4f71b8203be9589ce4202d41b9bce597a69a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -45,7 +45,7 @@ GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = {torch.Tensor, nn.Parameter, type(None)}
+EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
@@ -215,7 +215,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
             "conv_transpose2d_packed is for no gradient, compiler or transform; "
             "conv_transpose2d is for all of them"
         )
-    return _launch(input, packed_weight.contiguous(), bias)
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 def _call(input, weight, weight_shape, bias, cast):
@@ -405,11 +405,15 @@ def _is_transformed():
 
 def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    if input is None or weight is None:  # which the operator would take for an empty tensor
+        name = "input" if input is None else "weight"
+        raise TypeError(f"conv_transpose2d(): argument '{name}' must be Tensor, not NoneType")
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
 
@@ -540,7 +544,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_49475939a45a3981"
+NAMESPACE = "convgen_63ee0f4e219a5ddc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -635,7 +639,10 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
-        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error

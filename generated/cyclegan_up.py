@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: fd2358a155319e3abf292329ced0b82fa89ece5a7b6b4969d7ee4dc3b5ee4f6d
+# body sha256: 73f9cc2e2794b394382d5f2cd2e44353bf8c65c4a05175ca35d6a93be2551afc
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -36,7 +36,7 @@ ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
 BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
-BOX_W = tl.constexpr(64)  # its positions along axis w
+BOX_W = tl.constexpr(64)  # positions of a tile along axis w
 
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (1, 256, 64, 64)
@@ -50,7 +50,7 @@ GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = {torch.Tensor, nn.Parameter, type(None)}
+EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
@@ -70,9 +70,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
 
-    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
+    an input still reads. An earlier one is waited for where a later one takes its accumulator.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -194,7 +195,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
             "conv_transpose2d_packed is for no gradient, compiler or transform; "
             "conv_transpose2d is for all of them"
         )
-    return _launch(input, packed_weight.contiguous(), bias)
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 def _call(input, weight, weight_shape, bias, cast):
@@ -375,11 +376,15 @@ def _is_transformed():
 
 def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    if input is None or weight is None:  # which the operator would take for an empty tensor
+        name = "input" if input is None else "weight"
+        raise TypeError(f"conv_transpose2d(): argument '{name}' must be Tensor, not NoneType")
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
 
@@ -528,7 +533,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_d5309d246441290f"
+NAMESPACE = "convgen_b4526e9b323e3218"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -623,7 +628,10 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
-        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 2f42b2f250bff7d44a25ef70c6a69af7cd9104081f84545df90aae0252a45316
+# body sha256: 4b7d1dc207fe6b40e00bb405f4a1375d11c1480043a54e9d7d3023f306ec17c1
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -80,7 +80,7 @@ GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = {torch.Tensor, nn.Parameter, type(None)}
+EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
@@ -117,9 +117,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
 
-    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
+    an input still reads. An earlier one is waited for where a later one takes its accumulator.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -531,7 +532,7 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
             "conv_transpose3d_packed is for no gradient, compiler or transform; "
             "conv_transpose3d is for all of them"
         )
-    return _launch(input, packed_weight.contiguous(), bias)
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 def _call(input, weight, weight_shape, bias, cast):
@@ -712,11 +713,15 @@ def _is_transformed():
 
 def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    if input is None or weight is None:  # which the operator would take for an empty tensor
+        name = "input" if input is None else "weight"
+        raise TypeError(f"conv_transpose3d(): argument '{name}' must be Tensor, not NoneType")
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
 
@@ -906,7 +911,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_51c56cfa393c27f7"
+NAMESPACE = "convgen_18a5a3c0e74a0d40"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -1008,7 +1013,10 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
-        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: f99fa8dc956ec49e72d4c84b8b91f638ac0b71e8affa2611a9e3c2763e5ab333
+# body sha256: aa5fed72ac9636ebf2180be37236937b2db0bb9179aa4ed90333842ceb4fe4e7
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -45,7 +45,7 @@ GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = {torch.Tensor, nn.Parameter, type(None)}
+EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
@@ -65,9 +65,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return a sum when its product is done: a use of its bits, for which Triton waits.
+    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
 
-    On Hopper, Triton before 3.9 would let the next loads overwrite registers that products read.
+    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
+    an input still reads. An earlier one is waited for where a later one takes its accumulator.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -174,7 +175,7 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
             "conv_transpose1d_packed is for no gradient, compiler or transform; "
             "conv_transpose1d is for all of them"
         )
-    return _launch(input, packed_weight.contiguous(), bias)
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 def _call(input, weight, weight_shape, bias, cast):
@@ -313,11 +314,15 @@ def _is_transformed():
 
 def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    if input is None or weight is None:  # which the operator would take for an empty tensor
+        name = "input" if input is None else "weight"
+        raise TypeError(f"conv_transpose1d(): argument '{name}' must be Tensor, not NoneType")
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
 
@@ -445,7 +450,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_10ecce24ab432b28"
+NAMESPACE = "convgen_6f8c89453ce8186b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -540,7 +545,10 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
-        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error

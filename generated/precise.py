@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 9987da21060ee5c237792af1719c8cbd1996b795f59c1029d62954b6709e35dd
+# body sha256: 49638be7180e6c3f30d801291d8fbbbfc8cef40a9b3f0c39397d6997c527da11
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -42,7 +42,7 @@ GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
 # Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-EAGER = {torch.Tensor, nn.Parameter, type(None)}
+EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
@@ -167,7 +167,7 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
             "conv_transpose1d_packed is for no gradient, compiler or transform; "
             "conv_transpose1d is for all of them"
         )
-    return _launch(input, packed_weight.contiguous(), bias)
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 def _call(input, weight, weight_shape, bias, cast):
@@ -310,11 +310,15 @@ def _is_transformed():
 
 def _is_watched(input, weight, bias):
     """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
+    if input is None or weight is None:  # which the operator would take for an empty tensor
+        name = "input" if input is None else "weight"
+        raise TypeError(f"conv_transpose1d(): argument '{name}' must be Tensor, not NoneType")
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
-        or not (type(input) in EAGER and type(weight) in EAGER and type(bias) in EAGER)
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
 
@@ -446,7 +450,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_cf6d911fa8a40093"
+NAMESPACE = "convgen_2a472057a9ba8536"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
@@ -541,7 +545,10 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
-        watched, cast = _is_watched(input, weight, bias), _is_autocast(input)
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error

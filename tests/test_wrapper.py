@@ -301,3 +301,24 @@ def test_negated_views_are_read_with_their_sign(load):
     tensors = [torch.complex(tensor, tensor).conj().imag for tensor in layer.tensors()]
     assert all(tensor.is_neg() for tensor in tensors)
     assert torch.equal(layer.function(*tensors), layer.torch(*tensors))
+    x, w, b = tensors
+    packed = torch._neg_view(-layer.file.pack_weight(w))
+    assert torch.equal(layer.packed(x, packed, b), layer.torch(*tensors))
+
+
+@pytest.mark.parametrize("wrong", [None, "x", 3, [1.0]], ids=str)
+def test_what_is_no_tensor_is_named(wrong, load):
+    """An attribute that it lacks would tell nobody which argument it is."""
+    layer = load(LAYERS[0])
+    x, w, b = layer.tensors()
+    module = layer.file.ModelNew(device=layer.device)
+    calls = {
+        "input": (lambda: layer.function(wrong, w, b), lambda: module(wrong)),
+        "weight": (lambda: layer.function(x, wrong, b),),
+    }
+    for name, made in calls.items():
+        for call in made:
+            with pytest.raises(
+                (RuntimeError, TypeError), match=f"'{name}'.*{type(wrong).__name__}"
+            ):
+                call()
