@@ -41,6 +41,14 @@ def box_of(extents: tuple[int, ...], count: int, rows_blocked: bool) -> tuple[in
     return min(good, key=lambda box: (sum(n > 1 for n in box), -box[-1], covered[box], box))
 
 
+def is_run(box: tuple[int, ...]) -> bool:
+    """Whether a box lies along one axis at most, so that its inputs are a matrix as they lie.
+
+    Triton (3.6 to 3.9) reshapes others in registers.
+    """
+    return sum(extent > 1 for extent in box) <= 1
+
+
 def tiles_of(extents: tuple[int, ...], box: tuple[int, ...]) -> int:
     """Return how many boxes cover all images."""
     return math.prod(-(-extent // each) for extent, each in zip(extents, box, strict=True))

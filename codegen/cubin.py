@@ -73,14 +73,6 @@ class Launch:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    """A tensor descriptor that the kernel is given: its name, its shape, strides and box."""
-
-    name: str
-    extents: tuple[list[int], list[int], list[int]]
-
-
 def module_name(source: KernelSource) -> str:
     """Return the name to load a file under, so that a profiler can tell it from others."""
     return f"convgen_{source.body_sha256[:16]}"
@@ -147,9 +139,12 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     names = _device_part(text, name)
     function, configs = names[launch.kernel], names.get("CONFIGS")
     tensor = MockTensor(getattr(tl, dtype))
-    given = {box.name: TensorDescriptor(tensor, *box.extents) for box in _read_boxes(text, names)}
-    others = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
-    arguments = [given.get(name, other) for name, other in others.items()]
+    given = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
+    for argument, box in _read_boxes(text, names).items():
+        if argument in given:
+            strides = [16] * (len(box) - 1) + [1]  # any, as the shape: machine code has neither
+            given[argument] = TensorDescriptor(tensor, box, strides, box)
+    arguments = list(given.values())
     options = launch.options | (configs[0].all_kwargs() if configs else {})
     jit = function.fn if configs else function
     before = triton.runtime.driver._active
@@ -174,16 +169,14 @@ def _device_part(text: str, name: str) -> dict[str, Any]:
     return names
 
 
-def _read_boxes(text: str, names: dict[str, Any]) -> list[_Box]:
-    """Return the descriptors that the emitted file `text` makes, their blocks among `names`."""
-    found = []
+def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the boxes of the descriptors that `text` makes, by name; their blocks are `names`."""
+    found = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             made, (name,) = node.value, node.targets
             if isinstance(made.func, ast.Name) and made.func.id == "TensorDescriptor":
-                box = eval(ast.unparse(made.args[3]), dict(names))
-                strides = [16] * (len(box) - 1) + [1]  # any: machine code depends on none
-                found.append(_Box(ast.unparse(name), (box, strides, box)))
+                found[ast.unparse(name)] = eval(ast.unparse(made.args[3]), dict(names))
     return found
 
 

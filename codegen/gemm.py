@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
+from .boxes import is_run
 from .index import Coordinate
 from .kernel import (
     AccessText,
@@ -24,8 +25,11 @@ from .kernel import (
     fresh_masks,
     row_offset,
 )
+from .plan import KernelPlan
 from .printer import assignment, bare
+from .relayout import copy_rounds
 from .rows import RowBlock
+from .sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,31 @@ def input_tiles(
             )
         )
     return tuple(tiles)
+
+
+def settled(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> GemmContext:
+    """Return the context with products that are waited for before another input is loaded.
+
+    Triton before 3.9 lets the last products of Hopper that read an input, whose sums nothing else
+    in the step reads, run on while others are loaded. Where these lie in registers they may be the
+    same. Files for other GPUs may run on a Hopper as well.
+    """
+    spec = plan.spec
+    in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
+    if context.loop is None or in_parts or spec.dtype == "float64":
+        return context
+    rounds = spec.product is not None and not copy_rounds(plan)
+    reordered = any(tile.lines for tile in context.inputs)
+    if not (rounds or reordered or spec.before) and is_run(sizes.box):
+        return context  # products read shared memory
+    tiles: list[InputText] = []
+    later: set[str] = set()
+    for tile in reversed(context.inputs):
+        *others, last = tile.products
+        last = dataclasses.replace(last, settled=last.acc not in later)
+        later |= {product.acc for product in tile.products}
+        tiles.insert(0, dataclasses.replace(tile, products=(*others, last)))
+    return dataclasses.replace(context, inputs=tuple(tiles))
 
 
 def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .families import find_family
+from .gemm import settled
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, Scribe
@@ -105,7 +106,7 @@ def kernel_text(
     scribe = Scribe(sizes.space)
     body = family.context(plan, sizes, scribe)
     if family.products:
-        body = _settled(plan, sizes, body)
+        body = settled(plan, sizes, body)
     body = _with_stages(plan, body, products=family.products)
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
@@ -239,32 +240,6 @@ def _stages_before(
             *(f"    {name} = {name}.to(tl.float32)" for name in ("x", *weights)),
         ]
     return tuple(lines)
-
-
-def _settled(plan: KernelPlan, sizes: Sizes, kernel: Any) -> Any:
-    """Return a family's context, with products that are waited for before inputs are loaded.
-
-    Triton before 3.9 lets the last products of Hopper that read an input, whose sums nothing else
-    in the step reads, run on while others are loaded. Where these lie in registers they may be the
-    same. Files for other GPUs may run on a Hopper as well.
-    """
-    spec = plan.spec
-    in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
-    if kernel.loop is None or in_parts or spec.dtype == "float64":
-        return kernel
-    rounds = spec.product is not None and not copy_rounds(plan)
-    several = sum(extent > 1 for extent in sizes.box) > 1  # a box of several axes is reshaped
-    reordered = any(tile.lines for tile in kernel.inputs)
-    if not (rounds or several or reordered or spec.before):
-        return kernel  # products read shared memory
-    tiles: list[Any] = []
-    later: set[str] = set()
-    for tile in reversed(kernel.inputs):
-        *others, last = tile.products
-        last = dataclasses.replace(last, settled=last.acc not in later)
-        later |= {product.acc for product in tile.products}
-        tiles.insert(0, dataclasses.replace(tile, products=(*others, last)))
-    return dataclasses.replace(kernel, inputs=tuple(tiles))
 
 
 def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:

@@ -71,7 +71,7 @@ def parse(text: str) -> ConvTransposeSpec:
 
 def parse_document(text: str) -> Document:
     """Read the text of a `.convgen` file; raises SpecError as `parse` does."""
-    _check_length(text)
+    _check_text(text)
     # `(0): ` stands before a layer in what print(nn.Sequential(…)) shows.
     text = re.sub(r"(?m)^\([0-9]+\):[ \t]*", "", textwrap.dedent(text).lstrip(" \t").rstrip())
     reader = _Reader(text)
@@ -114,7 +114,7 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
         raise SpecError(f"not readable as Python syntax: {reason}") from None
 
 
-def _check_length(text: object) -> None:
+def _check_text(text: object) -> None:
     if not isinstance(text, str):
         raise SpecError(f"a layer is described by a text, got {type(text).__name__}")
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:

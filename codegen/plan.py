@@ -21,6 +21,7 @@ from .targets import GpuTarget
 NOMINAL_BATCH = 8
 NOMINAL_CHANNELS = 64
 NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
+SINGLE = ("gather", "window")  # families whose positions are single outputs, not groups of a row
 DEPTHWISE = ("direct", "stencil")  # families whose channels are groups of their own
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
 

@@ -15,7 +15,16 @@ from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
 from .index import Space
 from .phases import AxisPhases, decompose
-from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured, Tile, problem_of
+from .plan import (
+    GRID_LIMITS,
+    SINGLE,
+    Candidate,
+    GridCoordinate,
+    KernelPlan,
+    Measured,
+    Tile,
+    problem_of,
+)
 from .resources import check_limits
 from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
@@ -61,7 +70,7 @@ def plan_kernel(
     if measured is not None:
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
-    grouped = not (chosen.family == "gather" or chosen.boxed) and spec.layout == "channels_first"
+    grouped = chosen.family not in SINGLE and spec.layout == "channels_first"
     unrolled = chosen.family == "stencil"
     grouping = Grouping(phases[-1], chosen.span, unrolled) if grouped else None
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .boxes import is_run
 from .forms import Form
 from .plan import Tile
 from .rows import ROWS
@@ -86,11 +87,8 @@ def _from_shared(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
 
 
 def _input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
-    """Whether products read the input from shared memory too: nothing happens to it on the way.
-
-    A box of several axes is made a matrix there (Triton 3.6 to 3.9).
-    """
-    if tile.boxed and sum(extent > 1 for extent in form.box(tile)) > 1:
+    """Whether products read the input from shared memory too: nothing happens to it on the way."""
+    if tile.boxed and not is_run(form.box(tile)):
         return False
     plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
     return plain and form.span == 1 and _from_shared(spec, target)

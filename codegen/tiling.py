@@ -23,7 +23,7 @@ from typing import Any
 from .boxes import tiles_of
 from .forms import Form, forms
 from .phases import AxisPhases
-from .plan import DEPTHWISE, Candidate, Cost, Problem, Tile, problem_of
+from .plan import DEPTHWISE, SINGLE, Candidate, Cost, Problem, Tile, problem_of
 from .relayout import copied_bytes
 from .resources import WARP, fits, occupancy, use_of
 from .sizes import needs_even_rows
@@ -357,7 +357,7 @@ def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     store = STORE
     if tile.boxed and spec.layout == "channels_last":
         store = STORE_BOX
-    elif form.family not in ("gather", "window"):
+    elif form.family not in SINGLE:
         store = STORE_GROUPS[spec.element.itemsize]
     elif spec.stride[-1] > 1 and spec.layout == "channels_first":
         store = STORE_STRIDED * (tile.block_n / BLOCK_N[0]) ** STORE_STRIDED_GROWTH

@@ -68,20 +68,19 @@ def _of_loop(body: list[str]) -> list[str]:
     for line in body * 2:
         product, wait, write = PRODUCT.search(line), WAIT.search(line), WRITE.match(line)
         if product:
-            group |= set(_range(int(product[1]), FRAGMENT)) if product[1] else set()
+            group |= _registers(product[1], FRAGMENT) if product[1] else set()
             if "gsb0" in line:
                 groups, group = [*groups, group], set()
         elif wait:
             groups = groups[max(0, len(groups) - int(wait[1], 16)) :]
         elif write and not write[1].startswith(READERS):
-            written = set(_range(int(write[2]), _width(write[1])))
-            if written & group.union(*groups):
-                found.append(line)
+            written = _registers(write[2], _width(write[1]))
+            found += [line] * bool(written & group.union(*groups))
     return found
 
 
-def _range(first: int, count: int) -> range:
-    return range(first, first + count)
+def _registers(first: str, count: int) -> set[int]:
+    return set(range(int(first), int(first) + count))
 
 
 def _width(name: str) -> int:
