@@ -74,8 +74,8 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
     channel = kernel.coordinate("group") * sizes.group_in + steps.channel
     channel = scribe.define(lines["step"], "x_channel", channel, None)
-    w_row = tap * sizes.named("C_OUT") + kernel.coordinate("group") * sizes.group_out + co_start
-    w_row = scribe.define(lines["step"], "w_row", w_row, None)
+    w_start = tap * sizes.named("C_OUT") + kernel.coordinate("group") * sizes.group_out + co_start
+    w_start = scribe.define(lines["step"], "w_start", w_start, None)
     for number, letter, _ in kernel.axes:
         if not sizes.is_blocked(number):
             first = starts[number + 1] + shifts[number]
@@ -115,7 +115,7 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         inputs=input_tiles(
             plan.block,
             [_input(kernel, box(row)) for row in rows],
-            _weights(kernel, w_row, steps.channel),
+            _weights(kernel, w_start, steps.channel),
             suffix=".T",
         ),
         outputs=output_texts,

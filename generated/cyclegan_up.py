@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: 73f9cc2e2794b394382d5f2cd2e44353bf8c65c4a05175ca35d6a93be2551afc
+# body sha256: 38129ebdcff2f84b1aa126f62a815174cd36d1b2b16d2c3a93966fd9feb67171
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -116,12 +116,12 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = first_w - tap_w
         kw = tap_w * 2 + phase_w
-        w_row = kw * C_OUT + co_start
+        w_start = kw * C_OUT + co_start
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x = x_desc.load([0, block_h, shift_w, channel]).reshape(BLOCK_M, BLOCK_K)
-        w_0 = w_desc.load([w_row, channel])
-        w_1 = w_desc.load([w_row + C_OUT * KW, channel])
-        w_2 = w_desc.load([w_row + 2 * C_OUT * KW, channel])
+        w_0 = w_desc.load([w_start, channel])
+        w_1 = w_desc.load([w_start + C_OUT * KW, channel])
+        w_2 = w_desc.load([w_start + 2 * C_OUT * KW, channel])
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1.T, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2.T, acc_1, input_precision="tf32")
@@ -533,7 +533,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_b4526e9b323e3218"
+NAMESPACE = "convgen_d3215bde1a741715"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

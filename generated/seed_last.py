@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# body sha256: d6a1f9b108600e8ae05533e235696299a4ae346eb159315a11093aab7d404f14
+# body sha256: 86a9b482b19b5fb82a45d4f41a679b08a38ab210bcf5bcda22a4f9979c6a4c4f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -114,13 +114,13 @@ def conv_transpose2d_kernel(
         block = step // 3
         channel = block * BLOCK_K
         shift_w = -kw
-        w_row = kw * C_OUT
+        w_start = kw * C_OUT
         from_w = shift_w + start_w
         # Input row -2 of the block, for output row 0 with w_2
         x = x_desc.load([image, block_h * ROWS - 2, from_w, channel]).reshape(BLOCK_M, BLOCK_K)
-        w_0 = w_desc.load([w_row, channel])
-        w_1 = w_desc.load([w_row + C_OUT * KW, channel])
-        w_2 = w_desc.load([w_row + 2 * C_OUT * KW, channel])
+        w_0 = w_desc.load([w_start, channel])
+        w_1 = w_desc.load([w_start + C_OUT * KW, channel])
+        w_2 = w_desc.load([w_start + 2 * C_OUT * KW, channel])
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2.T, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
@@ -567,7 +567,7 @@ def _backward(ctx, grad):
 
 
 # The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_8c710932e1d3a1cc"
+NAMESPACE = "convgen_200653a9aef7c5ea"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
