@@ -22,6 +22,7 @@ from typing import Any
 
 from .choices import Choices
 from .compiler import compile_kernel
+from .relayout import copy_name
 from .render import KernelSource
 from .resources import resident
 from .sources import Statement
@@ -222,7 +223,7 @@ def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str
     source = compile_kernel(statement.spec, target, choices=choices)
     name = statement.name or f"conv_transpose{statement.spec.rank}d"
     names = [name, *[f"{name}_input_gradient"] * (source.plan.gradient is not None)]
-    names += [f"{name}_channels_last"] * source.plan.tile.relayout
+    names += [f"{name}_{copy_name(statement.spec)}"] * source.plan.tile.relayout
     binaries = [compile_for(source, target, number) for number in range(len(names))]
     return [_row(*pair, target) for pair in zip(names, binaries, strict=True)]
 

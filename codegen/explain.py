@@ -158,11 +158,15 @@ def _plan(plan: KernelPlan) -> Rows:
     if tile.relayout:
         yield (
             "copy",
-            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, to channels_last: in the "
+            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, {_copied(plan)}: in the "
             "model's time, and in a measured one",
         )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
+
+
+def _copied(plan: KernelPlan) -> str:
+    return "to channels_last" if plan.spec.layout == "channels_first" else "rounded to TF32"
 
 
 def _why_tile(plan: KernelPlan) -> str:
@@ -219,7 +223,7 @@ def _wrapper(plan: KernelPlan) -> Rows:
     workspace = "no workspace"
     if plan.tile.relayout:
         copies = (
-            "one of every input, to channels_last, as its kernel and this one are faster together; "
+            f"one of every input, {_copied(plan)}, as its kernel and this one are faster together; "
             f"one more of an input that is not dense{layout}"
         )
         workspace = f"a workspace of {copied_bytes(spec, problem)} bytes for the copy of the input"

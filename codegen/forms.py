@@ -34,7 +34,7 @@ class Form:
         family: a name of `FAMILIES`.
         span: inputs that a position takes together.
         rows: rows of outputs that a program has of each position.
-        relayout: the input is copied to channels_last first.
+        relayout: the input is copied first (relayout.py).
         extents: of the images and of the positions along each axis, where tiles are boxes of them.
         lanes: columns of the product for each output channel.
         positions: positions of a phase of one image.
@@ -81,10 +81,11 @@ def forms(
     """Yield every form that serves `spec`: those of one row, then those of several."""
     of_one_row = list(_forms_of_one_row(spec, phases, problem))
     if relayout_refusal(spec) is None:
+        gathers = spec.stride[-1] == 1 or spec.layout == "channels_last"
         of_one_row += [
             dataclasses.replace(form, relayout=True)
             for form in of_one_row
-            if form.family == ("gather" if spec.stride[-1] == 1 else "polyphase") and form.span == 1
+            if form.family == ("gather" if gathers else "polyphase") and form.span == 1
         ]
     if window_refusal(spec) is None:
         of_one_row += [

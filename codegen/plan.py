@@ -37,7 +37,7 @@ class Tile:
         family: a name of `FAMILIES`.
         span: neighbouring inputs of a row that a position takes together (grouping.py).
         rows: neighbouring rows of outputs that a program computes together (rows.py).
-        relayout: the input is copied to channels_last first (relayout.py).
+        relayout: the input is copied first, in channels_last (relayout.py).
     """
 
     block_m: int

@@ -1,9 +1,10 @@
-"""A copy of the input in channels_last, made before a kernel that reads that layout.
+"""A copy of the input, made before the kernel: in channels_last, and rounded to TF32.
 
 Stages 3 and 4, beside the families. Input: a spec or a `KernelPlan`; output: whether such a copy
 serves it, what it takes, and the tile of the kernel that makes it. In channels_first a tap shifts a
 row of inputs off its alignment, and products in matrix units want the channels of a position side
-by side: both cost more than the copy where a layer has many taps. The copy is its workspace.
+by side; in either layout, inputs that are rounded already need not pass through registers. All of
+this costs more than the copy where a layer has many taps. The copy is its workspace.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class CopyTile:
 
 def relayout_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why no copy of the input serves `spec`, None if one can."""
-    if spec.layout == "channels_last":
-        return "the input is in channels_last"
+    if spec.layout == "channels_last" and not _rounds(spec):
+        return "the input is in channels_last, and nothing rounds it"
     if spec.dtype == "float64":
         return "float64 is bound by its products"
     if spec.in_channels is None or None in spec.spatial:
@@ -67,8 +68,17 @@ def _power_of_two(least: int) -> int:
 
 def copy_rounds(plan: KernelPlan) -> bool:
     """Whether the copy is rounded to TF32, so that the kernel has nothing to round."""
-    product = plan.spec.product
-    return plan.tile.relayout and product is not None and product.rounds and not plan.spec.before
+    return plan.tile.relayout and _rounds(plan.spec)
+
+
+def copy_name(spec: ConvTransposeSpec) -> str:
+    """Return what a copy of the input is called by what it is for."""
+    return "channels_last" if spec.layout == "channels_first" else "rounded"
+
+
+def _rounds(spec: ConvTransposeSpec) -> bool:
+    """Whether the products take the input itself, rounded to TF32."""
+    return spec.product is not None and spec.product.rounds and not spec.before
 
 
 def copied_sizes(sizes: Sizes) -> set[Symbol]:

@@ -19,7 +19,7 @@ from .kernel import ONE, Kernel, define_program
 from .kerneltext import size_lines
 from .plan import GridCoordinate, KernelPlan
 from .printer import Scribe
-from .relayout import CopyTile, copy_rounds, copy_tile
+from .relayout import CopyTile, copy_name, copy_rounds, copy_tile
 from .sizes import AXES, Size, Sizes
 from .spec import MEMORY_FORMATS
 from .wrappertext import grid_text
@@ -32,6 +32,7 @@ class RelayoutText:
     """The names of `kernels/relayout.py.jinja` and `parts/relayout.jinja`, as text.
 
     Attributes:
+        kernel, function: the names of the kernel that copies and of what launches it.
         triton_dtype: the element type in comments.
         x_shape, copy_shape: the tensors' axes.
         positions, channels: extents of a tile.
@@ -42,12 +43,15 @@ class RelayoutText:
         copy_lines: its place in the copy.
         x_pointers, copy_pointers: where the elements lie.
         masked: the mask says which elements exist; else all do.
-        rounds: the copy is rounded to TF32.
+        transposes: the copy is in another layout than the input.
+        rounds: it is rounded to TF32.
         format: torch's name of its memory format, empty where torch has none.
         shape_names: the lines that name the sizes which the grid reads.
         grid: the line that defines the launch grid.
     """
 
+    kernel: str
+    function: str
     triton_dtype: str
     x_shape: str
     copy_shape: str
@@ -61,6 +65,7 @@ class RelayoutText:
     x_pointers: str
     copy_pointers: str
     masked: bool
+    transposes: bool
     rounds: bool
     format: str
     shape_names: tuple[str, ...]
@@ -81,24 +86,31 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     ci = _lane(kernel, lanes, "ci", ("ci_tile", "channel_tiles", "COPY_CHANNELS"))
     position = _lane(kernel, lanes, "position", ("tile", "position_tiles", "COPY_POSITIONS"))
     inputs, channels = _inputs(sizes), sizes.named("C_IN")
-    x = kernel.access("x", _coordinates(kernel, (ci, inputs), (position, ONE)), ORDER)
-    copy = kernel.access("copy", _coordinates(kernel, (ci, ONE), (position, channels)), ORDER)
+    name, transposes = copy_name(plan.spec), plan.spec.layout == "channels_first"
+    last = _coordinates(kernel, (ci, ONE), (position, channels))
+    first = _coordinates(kernel, (ci, inputs), (position, ONE))
+    x = kernel.access("x", first if transposes else last, ORDER)
+    copy = kernel.access("copy", last, ORDER)
     host = HostNames(kernel.plan, sizes)
     programs = host.extent(grid)
     spatial = ", ".join(f"{letter.upper()}_IN" for letter in AXES[plan.spec.rank])
+    copy_shape = f"[BATCH, {spatial}, C_IN]"
     return RelayoutText(
+        kernel=f"{name}_kernel",
+        function="_in_channels_last" if transposes else "_rounded",
+        transposes=transposes,
         triton_dtype=triton_dtype,
-        x_shape=f"[BATCH, C_IN, {spatial}]",
-        copy_shape=f"[BATCH, {spatial}, C_IN]",
+        x_shape=f"[BATCH, C_IN, {spatial}]" if transposes else copy_shape,
+        copy_shape=copy_shape,
         positions=str(tile.positions),
         channels=str(tile.channels),
         locals=size_lines(sizes, kernel.scribe)[-1],
         program_lines=tuple(program),
         lane_lines=tuple(lanes),
         x_lines=(*([x.base] if x.base else []), *x.lanes, *x.mask_lines),
-        copy_lines=(*([copy.base] if copy.base else []), *copy.lanes),
+        copy_lines=(*([copy.base] if copy.base else []), *(copy.lanes if transposes else ())),
         x_pointers=f"{x.pointer} + x_lanes",
-        copy_pointers=f"{copy.pointer} + copy_lanes",
+        copy_pointers=f"{copy.pointer} + {'copy' if transposes else 'x'}_lanes",
         masked=x.masked,  # they are the same elements in both
         rounds=copy_rounds(plan),
         format=MEMORY_FORMATS.get(plan.spec.rank, ""),

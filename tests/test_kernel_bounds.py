@@ -199,9 +199,10 @@ def problems_of(text, *rest):
 def copies_of(module):
     """Return a list that gets the copies of inputs that a file makes."""
     copies = []
-    copied = getattr(module, "_in_channels_last", None)
-    if copied is not None:
-        module._in_channels_last = lambda x: copies.append(copied(x)) or copies[-1]
+    for name in ("_in_channels_last", "_rounded"):
+        copied = getattr(module, name, None)
+        if copied is not None:
+            setattr(module, name, lambda x, copied=copied: copies.append(copied(x)) or copies[-1])
     return copies
 
 

@@ -1,4 +1,4 @@
-"""A copy of the input in channels_last before the kernel: who gets one, and what it computes.
+"""A copy of the input before the kernel, in channels_last: who gets one, and what it computes.
 
 What would break it: a copy with elements out of place, at the edge of a tile or of an image, one
 that stores around its memory for want of a mask, a mask or a division that its sizes make needless,
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.explain import explain
 from convgen.forms import Form, form_of
-from convgen.loading import load_module
+from convgen.loading import laid_out, load_module
 from convgen.phases import decompose
 from convgen.plan import Tile, problem_of
 from convgen.relayout import CopyTile, copy_tile, relayout_refusal
@@ -40,7 +41,17 @@ H100 = find_target("h100")
 LAYER = "ConvTranspose2d(32, 16, 3, padding=1, input=(2, 32, 20, 24))"
 
 REFUSED = {
-    "ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), layout=channels_last)": "channels_last",
+    **{
+        f"{before}ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), layout=channels_last{more})": (
+            "nothing rounds it"
+        )
+        for before, more in (
+            ("", ", dtype=float16"),
+            ("", ", precision=tf32x3"),
+            ("", ", precision=ieee"),
+            ("add(1.0) | ", ""),  # the sum is what is rounded
+        )
+    },
     "ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), dtype=float64)": "float64",
     "ConvTranspose2d(32, 16, 3, input=(2, 32, None, 24))": "run time",
     "ConvTranspose2d(None, 16, 3, input=(2, None, 20, 24))": "run time",
@@ -69,7 +80,7 @@ def test_who_gets_no_copy(text: str) -> None:
 
 
 def served(seed: int) -> ConvTransposeSpec:
-    """Return a drawn layer in channels_first whose channels come in vectors.
+    """Return a drawn layer whose channels come in vectors: in channels_last one that is rounded.
 
     Raises:
         SpecError: it has no output.
@@ -78,14 +89,16 @@ def served(seed: int) -> ConvTransposeSpec:
     channels = spec.groups * source.choice((8, 16, 24))
     stride = source.choice((1, spec.stride[-1]))
     padding = min(spec.output_padding[-1], max(stride, spec.dilation[-1]) - 1)
+    last = spec.rank > 1 and source.random() < 0.4
+    dtype = "float32" if last else source.choice(("float32", "float16", "bfloat16"))
     return dataclasses.replace(
         spec,
         stride=(*spec.stride[:-1], stride),
         output_padding=(*spec.output_padding[:-1], padding),
         in_channels=channels,
         input=(spec.batch, channels, *spec.spatial),
-        layout="channels_first",
-        dtype=source.choice(("float32", "float16", "bfloat16")),
+        layout="channels_last" if last else "channels_first",
+        dtype=dtype,
         precision=None,
     )
 
@@ -105,22 +118,22 @@ def test_layers_of_copies_match_the_oracle(share: int, tmp_path: Path, device: s
         exact, error, faithful = measure(spec, module, device, seed)
         assert exact, f"seed {seed}, {tile}: {spec}"
         assert error <= allowed(spec, faithful), f"seed {seed}, {tile}: {spec}"
-        met.add(tile.family)
-    assert met >= {"gather", "polyphase"}
+        met.add((tile.family, spec.layout))
+    assert {family for family, _ in met} >= {"gather", "polyphase"}
+    assert {layout for _, layout in met} == {"channels_first", "channels_last"}
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(
-    "text",
+    ("text", "precision"),
     [
-        "add(1.0) | {} | relu",  # the stage is the kernel's: the copy is as the input is
-        "{}",
+        ("add(1.0) | {}) | relu", "tf32"),  # the stage is the kernel's: the copy is as the input is
+        *(("{}, precision=" + each + ")", each) for each in ("tf32", "tf32x3", "ieee")),
+        ("{}, layout=channels_last) | relu", "tf32"),
     ],
 )
-@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "ieee"])
 def test_operands_are_rounded_once(text: str, precision: str, tmp_path: Path, device: str) -> None:
-    layer = LAYER[:-1] + f", precision={precision})"
-    spec = parse(text.format(layer))
+    spec = parse(text.format(LAYER[:-1]))
     tile = copying(spec)[0]
     source = compile_kernel(spec, H100, tile)
     module = load_module(source.text, f"rounded_{precision}", tmp_path)
@@ -173,6 +186,29 @@ def test_a_copy_is_the_input_in_channels_last(
     assert copy.isnan().sum() == 1
     assert copy.movedim(1, -1).is_contiguous()
     assert module._in_channels_last(x[:0]).shape == (0, *shape[1:])
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) > 3], ids=str)
+def test_a_rounded_copy_is_the_input_to_nearest(
+    shape: tuple[int, ...], tmp_path: Path, device: str
+) -> None:
+    """Ties go away from zero; infinity and NaN stay."""
+    layer = f"ConvTranspose{len(shape) - 2}d({shape[1]}, 16, 3, input={shape}"
+    spec = parse(f"{layer}, layout=channels_last)")
+    source = compile_kernel(spec, H100, copying(spec)[0])
+    module = load_module(source.text, "rounded", tmp_path)
+    module.rounded_kernel = Guarded(module.rounded_kernel)  # type: ignore[attr-defined]
+    x = laid_out(torch.randn(shape, device=device), "channels_last")
+    x.as_strided((4,), (1,)).copy_(torch.tensor([torch.inf, torch.nan, 1 + 2**-11, -1 - 2**-12]))
+    given = x.double().cpu().numpy()
+    size = np.where(np.isfinite(given), np.abs(given), 1.0)
+    unit = 2.0 ** (np.floor(np.log2(size)) - 10)
+    rounded = np.copysign(np.floor(size / unit + 0.5) * unit, given)
+    copy = module._rounded(x)
+    expected = np.where(np.isfinite(given), rounded, given)
+    assert np.array_equal(copy.cpu().numpy(), expected, equal_nan=True)
+    assert copy.movedim(1, -1).is_contiguous()
 
 
 def shaped(shape: tuple[int, ...], opened: bool = False) -> ConvTransposeSpec:
@@ -272,17 +308,26 @@ def test_tiles_of_a_copy_fit_the_channels(channels: int, inputs: int) -> None:
     assert copy_tile(shaped((2, channels, inputs))) == TILES[channels, inputs]
 
 
-def test_a_copy_is_told() -> None:
-    spec = parse(LAYER)
+@pytest.mark.parametrize(
+    ("layout", "copied", "kernel"),
+    [
+        ("channels_first", "to channels_last", "channels_last_kernel"),
+        ("channels_last", "rounded to TF32", "rounded_kernel"),
+    ],
+)
+def test_a_copy_is_told(layout: str, copied: str, kernel: str) -> None:
+    spec = dataclasses.replace(parse(LAYER), layout=layout)
     source = compile_kernel(spec, H100, copying(spec)[0])
     header = source.text[: source.text.index("# grid")]
     assert "of the input's channels_last copy" in header
     rows = {name: str(value) for part in explain(source.plan) for name, value in part.rows}
-    assert rows["copies"].startswith("one of every input, to channels_last")
+    assert rows["copies"].startswith(f"one of every input, {copied}")
+    assert rows["copy"].endswith("in the model's time, and in a measured one")
+    assert copied in rows["copy"]
     assert f"a workspace of {2 * 32 * 20 * 24 * 4} bytes" in rows["memory"]
     assert [launch.kernel for launch in read_launches(source.text)] == [
         "conv_transpose2d_kernel",
-        "channels_last_kernel",
+        kernel,
     ]
 
 
