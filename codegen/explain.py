@@ -17,7 +17,7 @@ from .gradient import gradient_refusal
 from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
-from .relayout import copied_bytes
+from .relayout import copied_bytes, copy_text, tile_text
 from .resources import registers, shared_memory
 from .sizes import AXES, sizes_of
 from .tiling import multiplied
@@ -128,7 +128,7 @@ def _plan(plan: KernelPlan) -> Rows:
     yield "family", f"{family.name}: {family.idea}"
     if family.caveat is not None:
         yield "mind", family.caveat
-    yield "tile", str(tile)
+    yield "tile", tile_text(plan)
     yield "why this tile", _why_tile(plan)
     yield "grid", plan.grid_text
     yield "why this grid", plan.grid_reason
@@ -158,15 +158,11 @@ def _plan(plan: KernelPlan) -> Rows:
     if tile.relayout:
         yield (
             "copy",
-            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, {_copied(plan)}: in the "
-            "model's time, and in a measured one",
+            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, of the input"
+            f"{copy_text(plan.spec)}: in the model's time, and in a measured one",
         )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
-
-
-def _copied(plan: KernelPlan) -> str:
-    return "to channels_last" if plan.spec.layout == "channels_first" else "rounded to TF32"
 
 
 def _why_tile(plan: KernelPlan) -> str:
@@ -223,8 +219,8 @@ def _wrapper(plan: KernelPlan) -> Rows:
     workspace = "no workspace"
     if plan.tile.relayout:
         copies = (
-            f"one of every input, {_copied(plan)}, as its kernel and this one are faster together; "
-            f"one more of an input that is not dense{layout}"
+            f"one of every input,{copy_text(spec)}, as its kernel and this one are faster "
+            f"together; one more of an input that is not dense{layout}"
         )
         workspace = f"a workspace of {copied_bytes(spec, problem)} bytes for the copy of the input"
     yield "copies", copies

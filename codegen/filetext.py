@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from . import __version__
 from .kerneltext import KernelText, kernel_text
 from .plan import KernelPlan, Tile
+from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
 from .sizes import sizes_of
 from .spec import ConvTransposeSpec
@@ -96,7 +97,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         version=__version__,
         spec=str(spec),
         target=_target_text(plan),
-        tile=str(plan.tile) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
+        tile=tile_text(plan) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
         grid=_grid_text(plan),
         choices=plan.choices_digest,
         command="convgen build" if precompiled else _command(plan),

@@ -165,7 +165,7 @@ class HostNames:
         return max(int(getattr(tile, block)) for tile in self.plan.tiles)
 
     def _reach(self) -> list[str]:
-        """Bounds of the offsets inside a tile of input and output that run time decides."""
+        """Bounds of the offsets inside a tile of a tensor that run time decides."""
         sizes, spec = self.sizes, self.plan.spec
         channels_last = spec.layout == "channels_last"
         images = Integer(1)
@@ -189,6 +189,10 @@ class HostNames:
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
+        if not self.plan.tile.depthwise:  # the weight's columns, each with all input channels
+            grouping = self.plan.grouping
+            columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
+            products.append(columns * sizes.group_in)
         largest: dict[Expr, Expr] = {}  # of products of the same sizes
         for product in products:
             count, size = product.as_coeff_Mul()

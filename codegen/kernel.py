@@ -202,8 +202,8 @@ def hidden_zero(kernel: Kernel, lines: list[str]) -> Expr:
     """Define, once, a 0 that LLVM cannot tell: what it is added to has no known bounds."""
     if "zero" not in kernel.program:
         lines += [
-            "# 0, but not to LLVM: before Triton 3.8 it gets joint index math wrong, where it",
-            "# knows the bounds of what that starts from",
+            "# Always 0, which LLVM cannot prove: before Triton 3.8 it gets joint index math wrong",
+            "# where it knows the bounds of what that starts from",
             "zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)",
         ]
         kernel.program["zero"] = kernel.scribe.name("zero", 0, 0)

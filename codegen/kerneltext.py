@@ -7,6 +7,7 @@ already printed. A file has one, and another for the gradient of the input where
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ _COMMENTS = {
     "IN_GROUPS": "groups of SPAN inputs in a row",
     "GROUPS": "groups of PHASES outputs in a row",
 }
+_SIZES = re.compile(r"\b(ROWS|SPAN|PHASES)\b")  # of the same kernel, which the comments name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,8 @@ def _constant(size: Size, sizes: Sizes) -> str:
         }.get(size.name)
     comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
     comment = comment or _COMMENTS.get(size.name.partition("_")[0])
+    if comment and size.prefix:
+        comment = _SIZES.sub(rf"{size.prefix}\1", comment)
     return f"{size.text} = tl.constexpr({size.value})" + (f"  # {comment}" if comment else "")
 
 

@@ -65,7 +65,7 @@ class Tile:
         rows = f" x {self.rows} rows" if self.rows > 1 else ""
         shape = f"{self.block_m} positions{rows} x {self.block_n} channels"
         depth = f"{self.block_k}{inputs} deep"
-        copy = ", of the input's channels_last copy" if self.relayout else ""
+        copy = ", of a copy of the input" if self.relayout else ""
         return f"{shape}, {depth}, {self.num_warps} warps, {self.num_stages} stages{copy}"
 
 

@@ -177,7 +177,8 @@ def _grid(
     grid = tuple(_live(space, part) for part in grid)
     grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
     _check_limits(spec, space, grid)
-    return grid, _reason(spec, rank, fold, extents)
+    shared = fold or (bool(sizes.box) and sizes.box[0] > 1)
+    return grid, _reason(spec, rank, shared, extents)
 
 
 def _live(space: Space, part: tuple[GridCoordinate, ...]) -> tuple[GridCoordinate, ...]:
@@ -218,8 +219,10 @@ def _check_limits(spec: ConvTransposeSpec, space: Space, grid: Grid) -> None:
             )
 
 
-def _reason(spec: ConvTransposeSpec, rank: int, fold: bool, extents: list[int | None]) -> str:
-    parts = ["images share tiles, so that small ones fill them" if fold else "one image a program"]
+def _reason(spec: ConvTransposeSpec, rank: int, shared: bool, extents: list[int | None]) -> str:
+    parts = [
+        "images share tiles, so that small ones fill them" if shared else "one image a program"
+    ]
     if spec.grid is not None:
         parts.append(f"grid={rank} was asked for")
     elif rank == 1 and extents[1] != 1:

@@ -76,6 +76,17 @@ def copy_name(spec: ConvTransposeSpec) -> str:
     return "channels_last" if spec.layout == "channels_first" else "rounded"
 
 
+def copy_text(spec: ConvTransposeSpec) -> str:
+    """Return what a copy of the input is, beside one: its layout and whether it is rounded."""
+    layout = " in channels_last" if spec.layout == "channels_first" else ""
+    return layout + ("," * bool(layout) + " rounded to TF32") * _rounds(spec)
+
+
+def tile_text(plan: KernelPlan) -> str:
+    """Return the plan's tile and what its copy is, if it has one."""
+    return f"{plan.tile}{copy_text(plan.spec) if plan.tile.relayout else ''}"
+
+
 def _rounds(spec: ConvTransposeSpec) -> bool:
     """Whether the products take the input itself, rounded to TF32."""
     return spec.product is not None and spec.product.rounds and not spec.before

@@ -19,7 +19,7 @@ from .kernel import ONE, Kernel, define_program
 from .kerneltext import size_lines
 from .plan import GridCoordinate, KernelPlan
 from .printer import Scribe
-from .relayout import CopyTile, copy_name, copy_rounds, copy_tile
+from .relayout import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
 from .sizes import AXES, Size, Sizes
 from .spec import MEMORY_FORMATS
 from .wrappertext import grid_text
@@ -33,6 +33,7 @@ class RelayoutText:
 
     Attributes:
         kernel, function: the names of the kernel that copies and of what launches it.
+        copied: what the copy is, after the word.
         triton_dtype: the element type in comments.
         x_shape, copy_shape: the tensors' axes.
         positions, channels: extents of a tile.
@@ -52,6 +53,7 @@ class RelayoutText:
 
     kernel: str
     function: str
+    copied: str
     triton_dtype: str
     x_shape: str
     copy_shape: str
@@ -98,6 +100,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     return RelayoutText(
         kernel=f"{name}_kernel",
         function="_in_channels_last" if transposes else "_rounded",
+        copied=copy_text(plan.spec),
         transposes=transposes,
         triton_dtype=triton_dtype,
         x_shape=f"[BATCH, C_IN, {spatial}]" if transposes else copy_shape,

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: daec76c70f6eacd3de7b17fc40dfb6b56aaa35f4bc4db18417ddc3a83f8dd5be
+# body sha256: d4b5529fd21c37fb16d7c2f0dc46929e5aed8bab5c84bebc9046c9c21dfe3bff
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -49,8 +49,9 @@ DILATION = (1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
@@ -74,10 +75,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -121,8 +122,8 @@ def conv_transpose2d_kernel(
     co_tile = (program // 2) % co_tiles
     tile = (program // (2 * co_tiles)) % tiles
     image = program // (2 * co_tiles * tiles)
-    # 0, but not to LLVM: before Triton 3.8 it gets joint index math wrong, where it
-    # knows the bounds of what that starts from
+    # Always 0, which LLVM cannot prove: before Triton 3.8 it gets joint index math wrong
+    # where it knows the bounds of what that starts from
     zero = tl.maximum(tl.program_id(0) - tl.num_programs(0) + 1, 0)
     co_start = co_tile * BLOCK_N + zero * BLOCK_N
 
@@ -200,7 +201,7 @@ def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups]: what leads from
-    the inputs of a group to its outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -388,8 +389,8 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices):
         return "bias=True, got bias=None"
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
-    _, _, h_in, w_in = shape
-    reach = max(32 * h_in * w_in, 256 * h_in * triton.cdiv(w_in, 2) * 2)
+    _, c_in, h_in, w_in = shape
+    reach = max(32 * h_in * w_in, 256 * h_in * triton.cdiv(w_in, 2) * 2, 128 * c_in)
     if reach >= 2**31 - 2**16:
         return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     return None
@@ -571,8 +572,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_ee7e4898d98b01a9"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_505459c98f62ab04"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: direct, tile 16 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# body sha256: 82d8a07e99e6e3a6ea7a4678b42c5009a6622a1eb40fbaa9ffbdccf54c41e908
+# body sha256: 9bdf2ef71b8da0dd38e3d73b0558f861e6f782c533b06ae85efb7a4f198b6f2e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -42,14 +42,16 @@ DILATION = (1, 1)
 GROUPS = 64
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -131,8 +133,7 @@ def conv_transpose2d_kernel(
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
-    Returns a new tensor [taps, C_out, C_in / groups], of which the kernel reads one tap at a time
-    with C_in contiguous.
+    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -339,7 +340,8 @@ def _layer_error(weight_stride, input_shape, input_stride, weight_shape, *others
     last = last or _is_channels_last(weight_shape, weight_stride)
     if not last:
         wanted = "this file was generated for layout channels_last"
-        return ValueError, f"{wanted}, got channels_first"
+        got = "channels_first" if len(input_shape) == 4 else "an unbatched input"
+        return ValueError, f"{wanted}, got {got}"
     return _error(input_shape, input_stride, weight_shape, *others)
 
 
@@ -515,8 +517,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_cf27efba1be887e8"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_3f082a6309d5ae00"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

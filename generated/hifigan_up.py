@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: f355555c6e320257fdd485e4f8bbb97fcdb7301be87b40e52279e6235d78b135
+# body sha256: a49f8b321857280a1fce2ade30472f60efb1b8941133000d435161ed7768ec4e
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -43,14 +43,16 @@ DILATION = (1,)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -71,10 +73,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -162,7 +164,7 @@ def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KL] for `conv_transpose1d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups]: what leads from
-    the inputs of a group to its outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -487,8 +489,9 @@ def _backward(ctx, grad):
     return *(next(grads) if need else None for need in needed), None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_f77756bed2b71c82"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_2b485b92d52e6239"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: 7b37ad0b84bdaa587525f6ba889dbc177a15a1547c16f07969c7f5d69b5b3d91
+# body sha256: 35c94575991c9d0e999afbe338f27bb3ee6a7fed2ad6df552e3f1193bc1647e1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -50,10 +50,9 @@ GRAD_H_IN = tl.constexpr(1026)
 GRAD_W_IN = tl.constexpr(1026)
 GRAD_H_OUT = tl.constexpr(1024)
 GRAD_W_OUT = tl.constexpr(1024)
-GRAD_KH = tl.constexpr(3)
 GRAD_KW = tl.constexpr(3)
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
-GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of ROWS rows
+GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(16)  # input channels of a step
 
@@ -67,14 +66,16 @@ DILATION = (1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -96,10 +97,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -308,7 +309,7 @@ def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups * span]: what leads from
-    the inputs of a group to its outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -738,8 +739,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_91b52ca091332184"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_a24ed5af33034cba"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

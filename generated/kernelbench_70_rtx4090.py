@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 30016 programs in about 78 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: 428a111bc65f7153f318370865316404fb2bf8ca2711d97f4c69a8ae49265094
+# body sha256: 8ff8efbef8f1792a5eed204fb403640893be6ecbc73508e3d765df4bd4a6d69c
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -51,14 +51,16 @@ DILATION = (1, 1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -73,10 +75,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -212,8 +214,7 @@ def conv_transpose3d_kernel(
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KD, KH, KW] for `conv_transpose3d_packed`.
 
-    Returns a new tensor [taps, C_out, C_in / groups], of which the kernel reads one tap at a time
-    with C_in contiguous; its numbers are rounded to TF32, to nearest.
+    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -581,8 +582,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_a0e323b47560c684"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_3801a7c218bda1a9"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

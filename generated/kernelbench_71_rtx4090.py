@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16552 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 798b3da0a04526aa914f49495bb3ccf215af74ca2b6d11bfe051c94cfcbd13b3
+# body sha256: 347ca45702350dfa01950cddb070cd37c340b7f21a026bbd04183574ec7e6fd6
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -47,14 +47,16 @@ DILATION = (1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -69,10 +71,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -192,8 +194,7 @@ def conv_transpose2d_kernel(
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
-    Returns a new tensor [taps, C_out, C_in / groups], of which the kernel reads one tap at a time
-    with C_in contiguous; its numbers are rounded to TF32, to nearest.
+    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -561,8 +562,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_4d4e35e8241e66a9"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_6434c361ea007c11"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

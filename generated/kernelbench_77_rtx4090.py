@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs in about 75 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 8a90b07f3d377c44df3c51a118f14a2506f1ad864c2535b6f8555700a0745fd4
+# body sha256: 709d481dfc6bc8a6d6ecad55a4f3bf59f425f21f3c3f2f57fe93144c53550ad8
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -52,14 +52,16 @@ DILATION = (2, 2, 2)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -82,10 +84,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -181,7 +183,7 @@ def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KD, KH, KW] for `conv_transpose3d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups]: what leads from
-    the inputs of a group to its outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -556,8 +558,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_e98f914a1a7b1617"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_2239c31048bdc22c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 2e44dd679afc6ddc6573c3b53cc06e5b36a16df4871662e3c5a5726e41b82847
+# body sha256: 11a721196188ec0efc5b6b3ec1dc65e36e2f6dd645ffcf36764f78a6a0ba8a48
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -51,15 +51,14 @@ GRAD_H_IN = tl.constexpr(512)
 GRAD_W_IN = tl.constexpr(1024)
 GRAD_H_OUT = tl.constexpr(512)
 GRAD_W_OUT = tl.constexpr(1024)
-GRAD_KH = tl.constexpr(3)
 GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-GRAD_W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
-GRAD_W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
+GRAD_W_IN_GROUPS = tl.constexpr(512)  # groups of GRAD_SPAN inputs in a row
+GRAD_W_GROUPS = tl.constexpr(513)  # groups of GRAD_PHASES outputs in a row
 GRAD_OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 GRAD_TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
-GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
+GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 
@@ -73,14 +72,16 @@ DILATION = (1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -112,10 +113,10 @@ def round_to_tf32(x):
 
 @triton.jit
 def settle(acc):
-    """Return an accumulator whose tl.dot is done: Triton waits before any other use of its bits.
+    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 would let the next load overwrite registers that the last tl.dot of
-    an input still reads. An earlier one is waited for where a later one takes its accumulator.
+    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
+    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -396,7 +397,7 @@ def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups * span]: what leads from
-    the inputs of a group to its outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -833,8 +834,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_5d66632d180b6cd5"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_63f63d3fc3825b01"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 2 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 32768 programs in about 64 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 851790632c252e8dd8fa9be089e7c05a31d7ee43e997cd2d92accd1b3c012083
+# body sha256: 11339c883429e716a3a8b81d60984198f5b7e40a3ef75c31ef12eb54f7194a2f
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -54,14 +54,16 @@ DILATION = (1, 1, 1)
 GROUPS = 1
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
 
-# Devices that have the kernel, the CPU in Triton's interpreter; classes with no ways of their own.
+# Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
 # Steps of optimizers so far: fused ones change weights and leave no trace in them.
 STEPS = [0]
 
 # Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
+# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024
 
@@ -153,8 +155,7 @@ def conv_transpose3d_kernel(
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KD, KH, KW] for `conv_transpose3d_packed`.
 
-    Returns a new tensor [taps, C_out, C_in / groups], of which the kernel reads one tap at a time
-    with C_in contiguous.
+    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -348,7 +349,8 @@ def _layer_error(weight_stride, input_shape, input_stride, weight_shape, *others
     last = last or _is_channels_last(weight_shape, weight_stride)
     if not last:
         wanted = "this file was generated for layout channels_last"
-        return ValueError, f"{wanted}, got channels_first"
+        got = "channels_first" if len(input_shape) == 5 else "an unbatched input"
+        return ValueError, f"{wanted}, got {got}"
     return _error(input_shape, input_stride, weight_shape, *others)
 
 
@@ -525,8 +527,9 @@ def _backward(ctx, grad):
     return for_input, *grads[1:], None
 
 
-# The operator's namespace is a hash of this file: copies of it share one, others do not collide.
-NAMESPACE = "convgen_838637ddab0b3d6d"
+# The operator's namespace is a hash of this file as generated, so that copies share an operator and
+# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
+NAMESPACE = "convgen_ef82042f9fa61fbf"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

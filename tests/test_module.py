@@ -150,6 +150,14 @@ def test_what_the_file_is_not_for_is_left_to_torch(name, load, x, device):
         assert result.stride() == want.stride()
 
 
+def test_an_unbatched_input_is_not_told_to_be_in_another_layout(load, x, device):
+    """Torch gives it an output in channels_first, whatever its strides."""
+    layer = "ConvTranspose2d(4, 6, 3, dtype=float64, layout=channels_last)"
+    last = x.to(memory_format=torch.channels_last)
+    assert warned(load(layer).ModelNew(device=device), last[1])[2] == "an unbatched input"
+    assert warned(load(layer).ModelNew(device=device), x)[2] == "channels_first"
+
+
 def test_output_size_is_torchs(load, x, device):
     """It moves output_padding; sizes that no output_padding reaches raise as in torch."""
     model = load(STAGED).ModelNew(device=device)

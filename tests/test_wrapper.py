@@ -231,6 +231,14 @@ def test_sizes_beyond_int32_are_refused_before_memory_is_taken(text, shape, load
             function(x, weight, b)
 
 
+def test_channels_beyond_int32_are_refused_too(load):
+    """A program reads the weights of a block of channels, each of which has all input channels."""
+    layer = load("ConvTranspose1d(None, 6, 3, stride=2, bias=False)")
+    number = torch.empty(1, device=layer.tensors()[1].device)
+    with pytest.raises(ValueError, match=f"{REFUSAL}.*got input"):
+        layer.function(number.expand(1, 2**27, 1), number.expand(2**27, 6, 3), None)
+
+
 ROUNDED = {  # float32 bits before and after rounding to 10 bits of mantissa
     0x3F800FFF: 0x3F800000,
     0x3F801000: 0x3F802000,  # a tie goes away from zero
