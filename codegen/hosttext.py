@@ -166,6 +166,20 @@ class HostNames:
 
     def _reach(self) -> list[str]:
         """Bounds of the offsets inside a tile of a tensor that run time decides."""
+        largest: dict[Expr, Expr] = {}  # of products of the same sizes
+        for product in self._extents():
+            count, size = product.as_coeff_Mul()
+            if self.space.number(product) is None:
+                largest[size] = max(largest.get(size, Integer(0)), count)
+        kept: list[Expr] = []  # the larger of two, where the sizes prove which one that is
+        for reach in (count * size for size, count in largest.items()):
+            if not any(self.space.is_nonnegative(other - reach) for other in kept):
+                kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
+                kept.append(reach)
+        return [self.text(reach) for reach in kept]
+
+    def _extents(self) -> list[Expr]:
+        """Elements from the first of a tile to behind its last: of input, output and weight."""
         sizes, spec = self.sizes, self.plan.spec
         channels_last = spec.layout == "channels_last"
         images = Integer(1)
@@ -188,22 +202,12 @@ class HostNames:
         whole = channels_last or self.plan.fold_batch
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
-        products = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
+        extents = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
         if not self.plan.tile.depthwise:  # the weight's columns, each with all input channels
             grouping = self.plan.grouping
             columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
-            products.append(columns * sizes.group_in)
-        largest: dict[Expr, Expr] = {}  # of products of the same sizes
-        for product in products:
-            count, size = product.as_coeff_Mul()
-            if self.space.number(product) is None:
-                largest[size] = max(largest.get(size, Integer(0)), count)
-        kept: list[Expr] = []  # the larger of two, where the sizes prove which one that is
-        for reach in (count * size for size, count in largest.items()):
-            if not any(self.space.is_nonnegative(other - reach) for other in kept):
-                kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
-                kept.append(reach)
-        return [self.text(reach) for reach in kept]
+            extents.append(columns * sizes.group_in)
+        return extents
 
 
 def _reach_text(products: list[str]) -> str:

@@ -89,10 +89,9 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     position = _lane(kernel, lanes, "position", ("tile", "position_tiles", "COPY_POSITIONS"))
     inputs, channels = _inputs(sizes), sizes.named("C_IN")
     name, transposes = copy_name(plan.spec), plan.spec.layout == "channels_first"
-    last = _coordinates(kernel, (ci, ONE), (position, channels))
-    first = _coordinates(kernel, (ci, inputs), (position, ONE))
-    x = kernel.access("x", first if transposes else last, ORDER)
-    copy = kernel.access("copy", last, ORDER)
+    of_ci, of_position = (inputs, ONE) if transposes else (ONE, channels)
+    x = kernel.access("x", _coordinates(kernel, (ci, of_ci), (position, of_position)), ORDER)
+    copy = kernel.access("copy", _coordinates(kernel, (ci, ONE), (position, channels)), ORDER)
     host = HostNames(kernel.plan, sizes)
     programs = host.extent(grid)
     spatial = ", ".join(f"{letter.upper()}_IN" for letter in AXES[plan.spec.rank])

@@ -198,7 +198,7 @@ def test_a_rounded_copy_is_the_input_to_nearest(
     spec = parse(f"{layer}, layout=channels_last)")
     source = compile_kernel(spec, H100, copying(spec)[0])
     module = load_module(source.text, "rounded", tmp_path)
-    module.rounded_kernel = Guarded(module.rounded_kernel)  # type: ignore[attr-defined]
+    guard(module, "rounded_kernel")
     x = laid_out(torch.randn(shape, device=device), "channels_last")
     x.as_strided((4,), (1,)).copy_(torch.tensor([torch.inf, torch.nan, 1 + 2**-11, -1 - 2**-12]))
     given = x.double().cpu().numpy()
@@ -217,9 +217,9 @@ def shaped(shape: tuple[int, ...], opened: bool = False) -> ConvTransposeSpec:
     return parse(f"ConvTranspose{len(shape) - 2}d({shape[1]}, 16, 3, input={size}, dtype=float16)")
 
 
-def guard(module: ModuleType) -> None:
+def guard(module: ModuleType, kernel: str = "channels_last_kernel") -> None:
     """Let a file's copies be watched."""
-    module.channels_last_kernel = Guarded(module.channels_last_kernel)  # type: ignore[attr-defined]
+    setattr(module, kernel, Guarded(getattr(module, kernel)))
 
 
 @pytest.mark.interpreter
