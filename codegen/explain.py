@@ -112,7 +112,8 @@ def _index(plan: KernelPlan) -> Rows:
             yield f"{name} access", "boxes of the tensor, one a tap and step"
             yield f"{name} mask", "none: a box reads zero outside the tensor"
             continue
-        lines = [access.base, *access.lanes, *access.step_lines, *access.mask_lines]
+        step = f"and {access.step} in each step" if access.step and not access.step_lines else None
+        lines = [access.base, *access.lanes, *access.step_lines, step, *access.mask_lines]
         yield f"{name} access", "\n".join(line for line in lines if line)
         yield f"{name} mask", "needed" if access.masked else "none: the ranges prove every index"
 

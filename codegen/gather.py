@@ -74,8 +74,10 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     x, w, input_texts = loads(kernel, inputs, ("position", "ci"), (weight, ("ci", "co")))
     order = ("position", "co") if last else ("co", "position")
     y, output_texts = stores(kernel, outputs, order, [], added=False)
-    apart = plan.spec.stride[-1] > 1 and not last
-    if apart:
+    result_lines: tuple[str, ...] = ()
+    if plan.spec.stride[-1] > 1 and not last:
+        block_m, block_n = sizes.named("BLOCK_M"), sizes.named("BLOCK_N")
+        result_lines = (f"acc = tl.trans(acc).reshape({block_n} * {block_m})",)
         output_texts = tuple(
             _in_one_dimension(kernel, text, first=number == 0)
             for number, text in enumerate(output_texts)
@@ -96,8 +98,8 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
         bias_lanes="co",
         y_pointers=f"{y.pointer} + y_lanes",
-        result_lines=(),
-        result="acc" if last or apart else "tl.trans(acc)",
+        result_lines=result_lines,
+        result="acc" if last or result_lines else "tl.trans(acc)",
     )
 
 
@@ -115,4 +117,4 @@ def _in_one_dimension(kernel: Kernel, text: StoreText, *, first: bool) -> StoreT
     ] * first
     if text.mask_lines:
         lines.append(f"y_mask = tl.broadcast_to(y_mask, ({shape})).reshape({flat})")
-    return dataclasses.replace(text, pointer_lines=(*lines, f"acc = tl.trans(acc).reshape({flat})"))
+    return dataclasses.replace(text, pointer_lines=tuple(lines))

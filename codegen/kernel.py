@@ -29,9 +29,9 @@ class AccessText:
     Attributes:
         base: the line of `<name>_tile`, the pointer outside the loop; None if it is the tensor's.
         lanes: the lines of `<name>_lanes`, the offsets inside the tile.
-        step_lines: the line of `<name>_step`, where the access has it.
+        step_lines: the line of `<name>_step`, where no other name has it.
         mask_lines: the lines of `<name>_mask`, where the access has it.
-        stepped: a step of the loop adds `<name>_step`.
+        step: the name of what a step of the loop adds, empty for nothing.
         masked: `<name>_mask` says which elements exist; else all do.
         pointer: the name of the pointer that the lanes are added to, or of a tensor descriptor.
         boxed: it is a descriptor, whose boxes are loaded.
@@ -41,7 +41,7 @@ class AccessText:
     lanes: tuple[str, ...]
     step_lines: tuple[str, ...]
     mask_lines: tuple[str, ...]
-    stepped: bool
+    step: str
     masked: bool
     pointer: str
     boxed: bool = False
@@ -80,6 +80,7 @@ class StoreText:
         start_lines: the lines that begin it.
         lane_lines, place_lines, pointer_lines: the lanes of the output, the access, the pointers
             of its elements, where they are not defined yet.
+        value: what is stored, which `kerneltext` knows.
     """
 
     acc: str
@@ -90,6 +91,7 @@ class StoreText:
     lane_lines: tuple[str, ...]
     place_lines: tuple[str, ...]
     pointer_lines: tuple[str, ...]
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +143,15 @@ class Kernel:
         scalar = scribe.space.reduce(tensor.scalar)
         terms = sympy.Add.make_args(scalar)
         in_loop = sympy.Add(*(term for term in terms if term.free_symbols & self.loop))
-        base, step = scribe.scalar(scalar - in_loop), scribe.scalar(in_loop)
-        lines = [assignment(f"{name}_step", bare(step), 8)] if step else []
+        base, step = scribe.scalar(scalar - in_loop), bare(scribe.scalar(in_loop) or "")
+        named = step == "" or step.isidentifier()
         mask = scribe.mask_lines(f"{name}_mask", tensor.masks, order)
         return AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
             lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
-            step_lines=tuple(lines),
+            step_lines=() if named else (assignment(f"{name}_step", step, 8),),
             mask_lines=tuple(mask),
-            stepped=step is not None,
+            step=step if named else f"{name}_step",
             masked=bool(mask),
             pointer=f"{name}_tile" if base else f"{name}_ptr",
         )
@@ -358,7 +360,7 @@ def stores(
     reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
     for row, (here, fresh) in enumerate(zip(accesses, fresh_masks(accesses), strict=True)):
         gap = "" if row in reached else ", which no input reaches"
-        begin = (f"# Row {row} of the block{gap}", f"acc = acc_{row}")
+        begin = (f"# Row {row} of the block{gap}",)
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
         offset = row_offset(kernel, coordinates(0), row)
         tiles.append(StoreText(f"acc_{row}", offset, here.masked, fresh, begin, *once))

@@ -68,7 +68,7 @@ class KernelText:
         body: the family's own context.
         x_shape, w_shape, y_shape: the tensors' axes.
         x_box, w_box: the boxes that operands are loaded in; empty where they have pointers.
-        after, store: stages and casts behind the product, and what is stored.
+        after: the stages behind the product, of `acc`.
     """
 
     name: str
@@ -96,7 +96,6 @@ class KernelText:
     x_box: str
     w_box: str
     after: tuple[str, ...]
-    store: str
 
 
 def kernel_text(
@@ -110,6 +109,8 @@ def kernel_text(
     if family.products:
         body = settled(plan, sizes, body)
     body = _with_stages(plan, body, products=family.products)
+    after = tuple(_stage_line("acc", stage) for stage in spec.after)
+    body = _with_values(spec, body, worked_on=bool(after or body.result_lines))
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
@@ -143,8 +144,7 @@ def kernel_text(
         argument_names=_list(arguments),
         body=body,
         **_tensor_shapes(plan, sizes),
-        after=tuple(_stage_line("acc", stage) for stage in spec.after),
-        store=_cast(spec, body.result),
+        after=after,
     )
 
 
@@ -209,6 +209,17 @@ def _cast(spec: ConvTransposeSpec, value: str) -> str:
         return f"to_bfloat16({value})"
     same = spec.element.triton == spec.element.accumulator
     return value if same else f"{value}.to(tl.{spec.element.triton})"
+
+
+def _with_values(spec: ConvTransposeSpec, kernel: Any, *, worked_on: bool) -> Any:
+    """Return a family's context with what each tile stores: `acc`, if lines work on it before."""
+    tiles = []
+    for tile in kernel.outputs:
+        name = "acc" if worked_on else tile.acc
+        lines = (*tile.start_lines, *(f"acc = {tile.acc}",) * (name != tile.acc))
+        value = _cast(spec, kernel.result.replace("acc", name))
+        tiles.append(dataclasses.replace(tile, start_lines=lines, value=value))
+    return dataclasses.replace(kernel, outputs=tuple(tiles))
 
 
 def _with_stages(plan: KernelPlan, kernel: Any, *, products: bool) -> Any:

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: 605c2163359be15d904d0a4dd0eb5e574da6b2c008ff203e741ff66cbb1b66bf
+# body sha256: e79c743794d17a75d455974794d6cbe63da49a69244d4791c0a1f7b2745f61f7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -133,13 +133,11 @@ def conv_transpose2d_kernel(
         acc_1 = settle(tl.dot(x, w_0.T, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + block_h * (C_OUT * ROWS * W_OUT) + residue_w * C_OUT + co_start
     y_lanes = (position * (2 * C_OUT))[:, None] + co[None, :]
-    tl.store(y_tile + y_lanes, acc)
+    tl.store(y_tile + y_lanes, acc_0)
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + C_OUT * W_OUT, acc)
+    tl.store(y_tile + y_lanes + C_OUT * W_OUT, acc_1)
 
 
 def pack_weight(weight):
@@ -536,7 +534,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_31cac5ce8b673fc1"
+NAMESPACE = "convgen_1122f1689e429e4b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

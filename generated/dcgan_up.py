@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 63f589414e2d8b1ad33e3a411c8403409b6c01859f296f85716e30361b6d6f21
+# body sha256: 237e78ca65e73f0dc6c0d09bd3aa5c621a798b80271fc21fbb0b028cdc697c05
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -148,6 +148,7 @@ def conv_transpose2d_kernel(
         acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
 
     acc = tl.where(acc < 0, 0.0, acc)
+    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
     y_tile = (
         y_ptr
         + image * (C_OUT * H_OUT * W_OUT)
@@ -162,7 +163,6 @@ def conv_transpose2d_kernel(
     # In one dimension, along which neighbouring threads store neighbours of a row
     y_lanes = y_lanes.reshape(BLOCK_N * BLOCK_M)
     y_mask = tl.broadcast_to(y_mask, (BLOCK_N, BLOCK_M)).reshape(BLOCK_N * BLOCK_M)
-    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
     tl.store(y_tile + y_lanes, acc, mask=y_mask)
 
 
@@ -523,7 +523,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8c7e82b0aebfffc3"
+NAMESPACE = "convgen_c9ed5af8762773a7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: 35c94575991c9d0e999afbe338f27bb3ee6a7fed2ad6df552e3f1193bc1647e1
+# body sha256: e219c83d299c0588264d6ac8990d730af6b0a923e6adb3ee309e99301f84a2d5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -289,20 +289,16 @@ def conv_transpose2d_input_gradient_kernel(
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_H_OUT * GRAD_W_OUT)
     y_lanes = y_co[:, None] + (block_h * (GRAD_ROWS * GRAD_W_OUT) + q_w)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc))
+    tl.store(y_tile + y_lanes, tl.trans(acc_0))
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + GRAD_W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + GRAD_W_OUT, tl.trans(acc_1))
     # Row 2 of the block
-    acc = acc_2
-    tl.store(y_tile + y_lanes + 2 * GRAD_W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + 2 * GRAD_W_OUT, tl.trans(acc_2))
     # Row 3 of the block
-    acc = acc_3
-    tl.store(y_tile + y_lanes + 3 * GRAD_W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + 3 * GRAD_W_OUT, tl.trans(acc_3))
 
 
 def pack_weight(weight):
@@ -741,7 +737,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a24ed5af33034cba"
+NAMESPACE = "convgen_71518242083b8c45"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 2848 programs in about 11 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: e13113c21a02faec2992b2231979a6a311ccca690f9f671e83662e62f4e639b3
+# body sha256: 7fbf93afcec974c992fea3a30a2e9e87e4bebf529c83aea5d73c24d8a39c8a37
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -210,22 +210,18 @@ def conv_transpose3d_kernel(
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position = q_d * (H_OUT * W_OUT) + block_h * (ROWS * W_OUT) + q_w
     y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (q_d < D_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 def pack_weight(weight):
@@ -601,7 +597,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ef7f07a266bcaad6"
+NAMESPACE = "convgen_fccbed2d32998780"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

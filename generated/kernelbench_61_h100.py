@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: f85f63f496a2c395d356dc9658650d70ff2bdb6d5b54003cd8041b74d28de14a
+# body sha256: 3933e155791b28a7f470d129c3257c9951ec6d22cfd82d3b5f8331501d7c45b0
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -208,28 +208,24 @@ def conv_transpose3d_kernel(
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position = q_d * (H_OUT * W_OUT) + block_h * (ROWS * W_OUT) + q_w
     y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (co < C_OUT)[:, None] & (q_d < D_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
     y_inside = q_d < D_OUT
     y_inside &= block_h * ROWS + 2 < H_OUT
     y_mask = (co < C_OUT)[:, None] & y_inside[None, :]
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
     y_inside = q_d < D_OUT
     y_inside &= block_h * ROWS + 3 < H_OUT
     y_mask = (co < C_OUT)[:, None] & y_inside[None, :]
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 @triton.jit
@@ -320,22 +316,18 @@ def conv_transpose3d_input_gradient_kernel(
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_position = q_d * (GRAD_H_OUT * GRAD_W_OUT) + block_h * (GRAD_ROWS * GRAD_W_OUT) + q_w
     y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (co < GRAD_C_OUT)[:, None]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + GRAD_W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + GRAD_W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
-    tl.store(y_tile + y_lanes + 2 * GRAD_W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * GRAD_W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    tl.store(y_tile + y_lanes + 3 * GRAD_W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * GRAD_W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 @triton.jit
@@ -816,7 +808,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a03435615eccaa2e"
+NAMESPACE = "convgen_b95087d541ff3984"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

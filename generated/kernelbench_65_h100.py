@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 26ed1915d09716a46522d6e152a2c6fd3f96e9ae1434aa813f4dbac14c68e5b7
+# body sha256: 9e5973427a851630caa85b461eca033e0e934147c03abec477bc50e0e1b5ed7c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -200,23 +200,19 @@ def conv_transpose2d_kernel(
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT)
     y_lanes = (co * (H_OUT * W_OUT))[:, None] + (block_h * (ROWS * W_OUT) + q_w)[None, :]
     y_mask = (block_h * ROWS < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
     y_mask = (block_h * ROWS + 1 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
     y_mask = (block_h * ROWS + 2 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
     y_mask = (block_h * ROWS + 3 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 @triton.jit
@@ -796,7 +792,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_18108161fb1e2d58"
+NAMESPACE = "convgen_e5baf0f1e7f43c21"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 30edacecb2ba2dc53e4accfe0cbace3aec1c9f3c7fa2cc3724407068498d43eb
+# body sha256: d66b92e6fbafc81f64f6c77f41407df76e67fa3e5cbd263235fdbd0dd1358543
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -239,22 +239,18 @@ def conv_transpose3d_kernel(
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position = q_d * (H_OUT * W_OUT) + block_h * (ROWS * W_OUT) + q_w
     y_lanes = y_co[:, None] + y_position[None, :]
     y_mask = (q_d < D_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 @triton.jit
@@ -900,7 +896,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5def8ab34ffa0815"
+NAMESPACE = "convgen_bd89d361a04a9cc2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16552 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 347ca45702350dfa01950cddb070cd37c340b7f21a026bbd04183574ec7e6fd6
+# body sha256: 0746599511112e7c6b12ab3b8886e4358bbdffc238fe96ec0695fc9310610ce3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -172,23 +172,19 @@ def conv_transpose2d_kernel(
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT)
     y_lanes = (co * (H_OUT * W_OUT))[:, None] + (block_h * (ROWS * W_OUT) + q_w)[None, :]
     y_mask = (block_h * ROWS < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
     y_mask = (block_h * ROWS + 1 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
     y_mask = (block_h * ROWS + 2 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
     y_mask = (block_h * ROWS + 3 < H_OUT)[None, :]
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc), mask=y_mask)
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
 def pack_weight(weight):
@@ -564,7 +560,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6434c361ea007c11"
+NAMESPACE = "convgen_210fbe706e7d254c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16384 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 5599fdeb4767ad4647cdb600f08e7e6b06023c1137b365a3296f02b31e7eea43
+# body sha256: 9f3d27c14cfc7a97de23def8014f8f4cb522e4b5d7bab548c45b6ee54b2706af
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -162,19 +162,15 @@ def conv_transpose2d_kernel(
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT)
     y_lanes = (co * (H_OUT * W_OUT))[:, None] + (block_h * (ROWS * W_OUT) + q_w)[None, :]
-    tl.store(y_tile + y_lanes, tl.trans(acc))
+    tl.store(y_tile + y_lanes, tl.trans(acc_0))
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1))
     # Row 2 of the block
-    acc = acc_2
-    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2))
     # Row 3 of the block
-    acc = acc_3
-    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc))
+    tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3))
 
 
 def pack_weight(weight):
@@ -550,7 +546,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_51224b809c54c298"
+NAMESPACE = "convgen_d5bbf7ffc7383746"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

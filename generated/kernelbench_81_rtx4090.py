@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs in about 213 waves of 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: e527d76ffdeb7efeda1fc0644fb8139783ba47e49b95e82ca1e46d54ecfc8180
+# body sha256: 975324877afb1a1547b67a278bd127ac4c96c52dbea1f8b6d0adb7bf19156401
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -132,8 +132,7 @@ def conv_transpose2d_kernel(
         x_inside = (first_h + q_h >= 0) & (first_h + q_h < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
-        w_step = channel
-        w = tl.load(w_tile + w_step + w_lanes)
+        w = tl.load(w_tile + channel + w_lanes)
         x = round_to_tf32(x)
         acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
 
@@ -545,7 +544,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_86851fed1a5f918c"
+NAMESPACE = "convgen_b6c2a09fc990b903"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

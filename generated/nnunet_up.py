@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 2 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 32768 programs in about 64 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 11339c883429e716a3a8b81d60984198f5b7e40a3ef75c31ef12eb54f7194a2f
+# body sha256: a320957cf23c8365d0113afb281088c773fa3cf076f2a91d88b1b7765393e117
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -118,12 +118,10 @@ def conv_transpose3d_kernel(
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for block in range(channel_blocks):
         channel = block * BLOCK_K
-        x_step = channel
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
-        x = tl.load(x_tile + x_step + x_lanes)
-        w_step = channel
-        w_0 = tl.load(w_tile + w_step + w_lanes)
-        w_1 = tl.load(w_tile + w_step + w_row + w_lanes)
+        x = tl.load(x_tile + channel + x_lanes)
+        w_0 = tl.load(w_tile + channel + w_lanes)
+        w_1 = tl.load(w_tile + channel + w_row + w_lanes)
         if INTERPRETED:  # its tl.dot does not know bfloat16
             x = x.to(tl.float32)
             w_0 = w_0.to(tl.float32)
@@ -135,7 +133,6 @@ def conv_transpose3d_kernel(
     acc_0 += bias.to(tl.float32)[None, :]
     acc_1 += bias.to(tl.float32)[None, :]
     # Row 0 of the block
-    acc = acc_0
     y_tile = (
         y_ptr
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -146,10 +143,9 @@ def conv_transpose3d_kernel(
         q_d * (2 * C_OUT * H_OUT * W_OUT) + block_h * (C_OUT * ROWS * W_OUT) + q_w * (2 * C_OUT)
     )
     y_lanes = y_position[:, None] + co[None, :]
-    tl.store(y_tile + y_lanes, to_bfloat16(acc))
+    tl.store(y_tile + y_lanes, to_bfloat16(acc_0))
     # Row 1 of the block
-    acc = acc_1
-    tl.store(y_tile + y_lanes + C_OUT * W_OUT, to_bfloat16(acc))
+    tl.store(y_tile + y_lanes + C_OUT * W_OUT, to_bfloat16(acc_1))
 
 
 def pack_weight(weight):
@@ -529,7 +525,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ef82042f9fa61fbf"
+NAMESPACE = "convgen_c174c522d272d2b3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

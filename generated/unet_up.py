@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 120e7366882c691b7f3cea1635c592ef1e4a5708c1501202c27600882f256600
+# body sha256: 8b5bd889a371f23a6e3bc573e7caa75df3c241a58bda7f9bc001507e5d6e3392
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -108,8 +108,7 @@ def conv_transpose2d_kernel(
         x_inside &= q_w < W_IN
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
-        w_step = channel
-        w = tl.load(w_tile + w_step + w_lanes)
+        w = tl.load(w_tile + channel + w_lanes)
         acc = tl.dot(x, w, acc, input_precision="ieee")
 
     bias = tl.load(bias_ptr + column // PHASES)
@@ -528,7 +527,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_31f869c4c3ec9779"
+NAMESPACE = "convgen_da1eab2fbae34e41"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -184,7 +184,7 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
     return found
 
 
-# What Python hands on in other fields: the result, cast, as `store`; the access as `outputs`.
+# What Python hands on in other fields: the result, cast, as a `value`; the access as `outputs`.
 CAST = ("result", "y")
 # What Python reads: the template's name, by which it is included, and what the file has for both.
 OF_THE_FILE = ("template", "precision_constant", "rounds", "settles")
