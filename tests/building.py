@@ -186,8 +186,9 @@ class Builder:
             "PIP_FIND_LINKS": str(self.wheels),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_COMPILE": "0",  # pip reads this as `compile = 0`: sympy takes seconds
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),  # nobody there
             "UV_NO_CONFIG": "1",
-            "UV_NO_INDEX": "1",
+            "UV_OFFLINE": "1",
             "UV_FIND_LINKS": str(self.wheels),
             "UV_CACHE_DIR": str(self.wheels.with_name("uv")),  # not one with another convgen
             "SOURCE_DATE_EPOCH": "1700000000",
