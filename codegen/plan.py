@@ -7,7 +7,8 @@ computed from the spec and the target's row, none is asked of a machine.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from sympy import Expr
 
@@ -158,7 +159,7 @@ class KernelPlan:
         grid: the coordinates on each launch axis, fastest first.
         cost: of the spec's sizes, or of nominal ones where it leaves them to run time.
         nominal: sizes were left to run time and stand at nominal values in `cost`.
-        ranking: the candidates of the tile, best first.
+        rank: returns `ranking`, which takes longer than the rest of the plan.
         measured: what was measured for the spec, None if nothing was or a tile was given.
         choices_digest: hash of the file of choices that was given, None without one.
         grid_reason: why this grid.
@@ -177,12 +178,17 @@ class KernelPlan:
     grid: tuple[tuple[GridCoordinate, ...], ...]
     cost: Cost
     nominal: bool
-    ranking: tuple[Candidate, ...]
+    rank: Callable[[], tuple[Candidate, ...]] = field(compare=False, repr=False)
     measured: Measured | None
     choices_digest: str | None
     grid_reason: str
     prefix: str = ""
     gradient: KernelPlan | None = None
+
+    @property
+    def ranking(self) -> tuple[Candidate, ...]:
+        """The candidates of the tile, best first."""
+        return self.rank()
 
     @property
     def family(self) -> str:

@@ -5,6 +5,7 @@ Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPla
 
 from __future__ import annotations
 
+import functools
 import math
 
 from sympy import Integer
@@ -58,13 +59,13 @@ def plan_kernel(
     Raises:
         SpecError: the launch grid asked for cannot hold the programs.
     """
-    ranking = rank_tiles(spec, phases, target)
+    rank = functools.partial(rank_tiles, spec, phases, target)
     measured: Measured | None = None
     digest: str | None = None
     if tile is None and spec.autotune == "none":
         measured, digest = _measured(spec, target, choices)
-    chosen = tile or (ranking[0].tile if measured is None else measured.tile)
-    tuned = _tuned(spec, chosen, ranking)
+    chosen = tile or (rank()[0].tile if measured is None else measured.tile)
+    tuned = _tuned(spec, chosen, rank()) if spec.autotune != "none" else ()
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)
     if measured is not None:
@@ -88,7 +89,7 @@ def plan_kernel(
         grid=grid,
         cost=cost_of(spec, problem, form, chosen, target, least_of(spec, problem, target)),
         nominal=problem.nominal,
-        ranking=ranking,
+        rank=rank,
         measured=measured,
         choices_digest=digest,
         grid_reason=reason,
@@ -129,8 +130,6 @@ def _measured(
 
 def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
     """The tiles an autotuned file tries: other blocks, or other warps and stages, never both."""
-    if spec.autotune == "none":
-        return ()
     same = _launch if spec.autotune == "blocks" else _blocks
     others = [c.tile for c in ranking if same(c.tile) == same(best) and c.tile != best]
     return (best, *others)[:TUNED]
