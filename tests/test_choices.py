@@ -230,3 +230,18 @@ def test_verify_says_which_products_the_interpreter_has(device):
         report = verify(spec)
         assert report.passed
         assert (f"no {precision} and multiplies in ieee" in report.where) == told
+
+
+def test_a_measured_tile_needs_no_ranking(monkeypatch):
+    """It takes longer than the rest of an emission: only who asks for the candidates waits."""
+
+    def refuse(*_):
+        raise AssertionError("ranked")
+
+    monkeypatch.setattr("convgen.planner.rank_tiles", refuse)
+    spec = parse("ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))")
+    made = plan(spec, find_target("h100"))
+    assert made.measured is not None
+    assert made.gradient is not None  # nor does the tile of its kernel
+    with pytest.raises(AssertionError, match="ranked"):
+        _ = made.ranking
