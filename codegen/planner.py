@@ -154,8 +154,10 @@ def _grid(
     for number, letter, axis in reversed(numbered):
         if sizes.is_grouped(number) or sizes.is_blocked(number):
             continue  # a program has all its phases
-        steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
-        steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
+        if axis.tap_step > 1:
+            steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
+        if axis.gaps > 1:
+            steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
     co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))
     group = GridCoordinate("group", Integer(sizes.groups))
     tiles = _tiles(sizes, fold)

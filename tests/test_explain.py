@@ -56,6 +56,18 @@ def test_the_brief_s_problem():
     assert plan["why this tile"].startswith("lowest model time of ")
 
 
+@pytest.mark.parametrize("grid", [1, 2, 3])
+def test_a_grid_of_one_program_names_no_phase(grid):
+    """Stride 1 has no phase: an axis left with one program counts tiles, channel tiles or images.
+
+    A phase that is always 0 was added to the tap once, which then was defined from itself.
+    """
+    layer = "3, 3, (3, 4), padding=(3, 2), dilation=(3, 1), output_padding=(1, 0)"
+    spec = f"ConvTranspose2d({layer}, input=(1, 3, 6, 4), layout=channels_last, grid={grid})"
+    assert "phase" not in explained(spec)["stages"]["plan"]["grid"]
+    assert "phase_" not in convgen.emit(spec)
+
+
 def test_the_text_shows_every_stage():
     """Text and JSON must not drift apart: the text has every stage and every value of the JSON."""
     kernel = explained(BRIEF)
