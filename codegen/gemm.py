@@ -22,7 +22,6 @@ from .kernel import (
     Loop,
     OperandText,
     StoreText,
-    fresh_masks,
     row_offset,
 )
 from .plan import KernelPlan
@@ -142,17 +141,18 @@ def loads(
         comment: what the first of `lines` is for.
         lines: what brings an input tile into the product's shape.
     """
-    x, w = kernel.access("x", coordinates(0), order), kernel.access("w", *weight)
+    first = coordinates(0)
+    x, w = kernel.access("x", first, order), kernel.access("w", *weight)
     block = kernel.plan.block
     if block is None:
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = LoadText("", x.masked, x.mask_lines)
         return x, w, input_tiles(block, [one], (only,), comment, lines)
     w = _with_row(kernel, w, weight[0][0])
-    accesses = [kernel.access("x", coordinates(row), order) for row in block.inputs]
+    masks = kernel.row_masks("x", map(coordinates, block.inputs), order)
     places = [
-        LoadText(row_offset(kernel, coordinates(0), row), place.masked, fresh)
-        for row, place, fresh in zip(block.inputs, accesses, fresh_masks(accesses), strict=True)
+        LoadText(row_offset(kernel, first, row), mask.masked, mask.fresh)
+        for row, mask in zip(block.inputs, masks, strict=True)
     ]
     return x, w, input_tiles(block, places, _block_weights(w, block), comment, lines)
 

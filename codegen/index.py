@@ -13,13 +13,29 @@ program.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import sympy
 from sympy import Expr, Integer, Symbol
 
 INT32_MAX = 2**31 - 1
+
+Fact = TypeVar("Fact")
+
+
+def expand(expr: Expr) -> Expr:
+    """Return `expr` as a sum of products; `sympy.expand` takes long to see that it is one."""
+    return expr if _is_expanded(expr) else sympy.expand(expr)
+
+
+def _is_expanded(expr: Expr) -> bool:
+    return all(
+        factor.is_Atom or (factor.is_Function and all(map(_is_expanded, factor.args)))
+        for term in sympy.Add.make_args(expr)
+        for factor in sympy.Mul.make_args(term)
+    )
 
 
 @functools.cache
@@ -69,7 +85,7 @@ class AtLeast(sympy.Function):  # type: ignore[misc]
 
 
 def _has_no_negative_terms(expr: Expr) -> bool:
-    terms = sympy.expand(expr).as_coefficients_dict()
+    terms = expand(expr).as_coefficients_dict()
     return all(coefficient >= 0 for coefficient in terms.values())
 
 
@@ -81,6 +97,23 @@ class Range:
     high: Expr
 
 
+def _remembered(find: Callable[[Space, Expr], Fact]) -> Callable[[Space, Expr], Fact]:
+    """Find a fact of an expression once: what a space knows of a symbol never changes.
+
+    The rows of a block, and a printed line's proofs, ask for the same facts many times.
+    """
+    name = find.__name__
+
+    @functools.wraps(find)
+    def fact(space: Space, expr: Expr) -> Fact:
+        known: Fact | None = space.facts.get((name, expr))
+        if known is None:
+            known = space.facts[name, expr] = find(space, expr)
+        return known
+
+    return fact
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """What is known of the symbols.
@@ -90,12 +123,20 @@ class Space:
             argument at run time, of which only `>= 1` is known.
         least: the smallest value of a size at run time, where it is more than 1.
         ranges: every other symbol's range.
+        facts: what was found of expressions, by the name of the method that found it.
     """
 
     sizes: Mapping[Symbol, Expr | None]
     least: Mapping[Symbol, int] = field(default_factory=dict)
-    ranges: Mapping[Symbol, Range] = field(default_factory=dict)
+    ranges: dict[Symbol, Range] = field(default_factory=dict)
+    facts: dict[tuple[str, Expr], Any] = field(default_factory=dict, init=False, compare=False)
 
+    def learn(self, name: Symbol, values: Range) -> None:
+        """Note the range of a symbol; raises ValueError if it has another."""
+        if self.ranges.setdefault(name, values) != values:
+            raise ValueError(f"{name} is in {self.ranges[name]}, not in {values}")
+
+    @_remembered
     def value(self, expr: Expr) -> Expr:
         """Return `expr` in numbers and run-time sizes alone."""
         expr = sympy.sympify(expr)
@@ -103,7 +144,7 @@ class Space:
             return expr
         while known := self._known(expr):
             expr = expr.xreplace(known)
-        return sympy.expand(expr)
+        return expand(expr)
 
     def _known(self, expr: Expr) -> dict[Symbol, Expr]:
         values = ((symbol, self.sizes.get(symbol)) for symbol in expr.free_symbols)
@@ -114,16 +155,19 @@ class Space:
         value = self.value(expr)
         return int(value) if value.is_Integer else None
 
+    @_remembered
     def is_nonnegative(self, expr: Expr) -> bool:
         """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0.
 
         A quotient counts as its smallest value and a size of its own.
         """
         value = self.value(expr)
+        if value.is_Integer:
+            return bool(value >= 0)
         if not value.free_symbols <= set(self.sizes):
             return False  # of other symbols the caller has the bounds
         least = {size: size + self.least.get(size, 1) for size in value.free_symbols}
-        shifted = sympy.expand(value.xreplace(least))
+        shifted = expand(value.xreplace(least))
         quotients = {
             node: sympy.Dummy() + node.xreplace(dict.fromkeys(node.free_symbols, Integer(0)))
             for node in shifted.atoms(FloorDiv)
@@ -131,30 +175,22 @@ class Space:
         }
         return _has_no_negative_terms(shifted.xreplace(quotients))
 
+    @_remembered
     def bounds(self, expr: Expr) -> Range:
         """Return a range of `expr`, by interval arithmetic over its terms."""
-        expr = sympy.expand(expr)
-        low = high = Integer(0)
-        for term in sympy.Add.make_args(expr):
-            part = self._term_bounds(term)
-            low, high = low + part.low, high + part.high
-        return Range(self.value(low), self.value(high))
+        parts = [self._term_bounds(term) for term in sympy.Add.make_args(expand(expr))]
+        low = sympy.Add(*(part.low for part in parts))
+        return Range(self.value(low), self.value(sympy.Add(*(part.high for part in parts))))
 
     def _term_bounds(self, term: Expr) -> Range:
-        fixed, moving = Integer(1), []
-        for factor in sympy.Mul.make_args(term):
-            if factor.is_Integer or factor in self.sizes:
-                fixed = fixed * factor
-            else:
-                moving.append(self._factor_bounds(factor))
-        low = high = Integer(1)
-        for part in moving:
-            if len(moving) > 1 and not self.is_nonnegative(part.low):
-                raise ValueError(f"no range for the product {term}")
-            low, high = low * part.low, high * part.high
-        if fixed.could_extract_minus_sign():
-            low, high = high, low
-        return Range(fixed * low, fixed * high)
+        sign, factors = term.as_coeff_mul()
+        fixed = [sign, *(self.value(factor) for factor in factors if factor in self.sizes)]
+        moving = [self._factor_bounds(factor) for factor in factors if factor not in self.sizes]
+        if len(moving) > 1 and not all(self.is_nonnegative(part.low) for part in moving):
+            raise ValueError(f"no range for the product {term}")
+        low = sympy.Mul(*fixed, *(self.value(part.low) for part in moving))
+        high = sympy.Mul(*fixed, *(self.value(part.high) for part in moving))
+        return Range(low, high) if sign >= 0 else Range(high, low)
 
     def _factor_bounds(self, factor: Expr) -> Range:
         if factor in self.ranges:
@@ -173,10 +209,11 @@ class Space:
             return Range(Integer(0), self.bounds(factor.args[0]).high)
         raise ValueError(f"no range for {factor}")
 
+    @_remembered
     def reduce(self, expr: Expr) -> Expr:
         """Drop every `//`, `%` and comparison whose result the ranges fix."""
         rebuilt = {old: self._reduced(old) for old in expr.atoms(FloorDiv, Modulo, AtLeast)}
-        return sympy.expand(expr.xreplace(rebuilt))
+        return expand(expr.xreplace(rebuilt))
 
     def _reduced(self, node: Expr) -> Expr:
         left, right = (self.reduce(argument) for argument in node.args)
@@ -244,23 +281,29 @@ class Access:
     masks: tuple[Mask, ...]
 
 
-def access(space: Space, coordinates: Iterable[Coordinate], lanes: frozenset[Symbol]) -> Access:
-    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove."""
-    scalar = vector = Integer(0)
+def masks_of(space: Space, coordinates: Iterable[Coordinate]) -> tuple[Mask, ...]:
+    """Return a mask for each bound of the `coordinates` that the ranges do not prove."""
     masks: list[Mask] = []
     for coordinate in coordinates:
-        if not coordinate.looped:
-            bounds = space.bounds(coordinate.index)
-            if not space.is_nonnegative(bounds.low):
-                masks.append(Mask(coordinate.index, None))
-            if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
-                masks.append(Mask(coordinate.index, coordinate.extent))
-        for term in sympy.Add.make_args(sympy.expand(coordinate.index)):
-            if term.free_symbols & lanes:
-                vector += term * coordinate.stride
-            else:
-                scalar += term * coordinate.stride
-    return Access(scalar, vector, tuple(masks))
+        if coordinate.looped:
+            continue
+        bounds = space.bounds(coordinate.index)
+        if not space.is_nonnegative(bounds.low):
+            masks.append(Mask(coordinate.index, None))
+        if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
+            masks.append(Mask(coordinate.index, coordinate.extent))
+    return tuple(masks)
+
+
+def access(space: Space, coordinates: Sequence[Coordinate], lanes: frozenset[Symbol]) -> Access:
+    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove."""
+    scalar: list[Expr] = []
+    vector: list[Expr] = []
+    for coordinate in coordinates:
+        for term in sympy.Add.make_args(expand(coordinate.index)):
+            part = vector if term.free_symbols & lanes else scalar
+            part.append(term * coordinate.stride)
+    return Access(sympy.Add(*scalar), sympy.Add(*vector), masks_of(space, coordinates))
 
 
 def unflatten(flat: Expr, extents: Iterable[Expr]) -> tuple[Expr, ...]:

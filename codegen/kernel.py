@@ -7,13 +7,13 @@ kernel, and the sympy expressions of what they define.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import sympy
 from sympy import Expr, Integer, Symbol
 
-from .index import Access, Coordinate, FloorDiv, Modulo, access, unflatten
+from .index import Access, Coordinate, FloorDiv, Modulo, access, masks_of, unflatten
 from .phases import AxisPhases
 from .plan import KernelPlan
 from .printer import Scribe, assignment, bare
@@ -102,6 +102,14 @@ class Loop:
     over: str
 
 
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """Whether a row of a block is masked; the mask's lines, none where the row before has it."""
+
+    masked: bool
+    fresh: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Kernel:
     """The kernel as it is being written: what its earlier lines have defined."""
@@ -145,16 +153,28 @@ class Kernel:
         in_loop = sympy.Add(*(term for term in terms if term.free_symbols & self.loop))
         base, step = scribe.scalar(scalar - in_loop), bare(scribe.scalar(in_loop) or "")
         named = step == "" or step.isidentifier()
-        mask = scribe.mask_lines(f"{name}_mask", tensor.masks, order)
+        mask = tuple(scribe.mask_lines(f"{name}_mask", tensor.masks, order))
         return AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
             lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
             step_lines=() if named else (assignment(f"{name}_step", step, 8),),
-            mask_lines=tuple(mask),
+            mask_lines=mask,
             step=step if named else f"{name}_step",
             masked=bool(mask),
             pointer=f"{name}_tile" if base else f"{name}_ptr",
         )
+
+    def row_masks(
+        self, name: str, rows: Iterable[list[Coordinate]], order: tuple[str, ...]
+    ) -> list[RowMask]:
+        """Print the masks of a tensor's rows, at the coordinates of each."""
+        space, masks = self.scribe.space, []
+        before: list[str] = []
+        for coordinates in rows:
+            lines = self.scribe.mask_lines(f"{name}_mask", masks_of(space, coordinates), order)
+            masks.append(RowMask(bool(lines), tuple(lines) if lines != before else ()))
+            before = lines
+        return masks
 
     def offset(self, expr: Expr) -> str:
         """Print a scalar to be added to a pointer, with its sign; nothing for 0."""
@@ -293,7 +313,7 @@ def _start_text(scribe: Scribe, start: Expr, extent: Expr) -> str:
         return ""
     known = scribe.space.number(extent) is not None
     wide = (
-        start.free_symbols - set(scribe.base.sizes)
+        start.free_symbols - set(scribe.space.sizes)
         if known and not scribe.space.fits_int32(extent)
         else ()
     )
@@ -345,7 +365,8 @@ def stores(
         added: its lanes are added to the pointer one by one, which takes up to 50 registers a
             thread less than summed first, for stores of whole groups (Triton 3.6 to 3.9, sm_90).
     """
-    y = kernel.access("y", coordinates(0), order)
+    first = coordinates(0)
+    y = kernel.access("y", first, order)
     *parts, lanes = y.lanes
     text = lanes.partition(" = ")[2]
     pointers = (assignment("y_pointers", f"{y.pointer} + {text}", 4),) if added else ()
@@ -353,24 +374,16 @@ def stores(
     if kernel.plan.block is None:
         whole = tuple(lane_lines), places, pointers
         return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
-    accesses = [
-        kernel.access("y", coordinates(row), order) for row in range(kernel.plan.block.rows)
-    ]
+    masks = kernel.row_masks("y", map(coordinates, range(kernel.plan.block.rows)), order)
     tiles = []
     reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
-    for row, (here, fresh) in enumerate(zip(accesses, fresh_masks(accesses), strict=True)):
+    for row, mask in enumerate(masks):
         gap = "" if row in reached else ", which no input reaches"
         begin = (f"# Row {row} of the block{gap}",)
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
-        offset = row_offset(kernel, coordinates(0), row)
-        tiles.append(StoreText(f"acc_{row}", offset, here.masked, fresh, begin, *once))
+        offset = row_offset(kernel, first, row)
+        tiles.append(StoreText(f"acc_{row}", offset, mask.masked, mask.fresh, begin, *once))
     return y, tuple(tiles)
-
-
-def fresh_masks(accesses: list[AccessText]) -> list[tuple[str, ...]]:
-    """Return the mask lines of each row's access; none where the row before has the same."""
-    lines = [access.mask_lines for access in accesses]
-    return [() if a == b else b for a, b in zip([(), *lines], lines, strict=False)]
 
 
 def row_offset(kernel: Kernel, coordinates: list[Coordinate], row: int) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import sympy
 from sympy import Expr, Symbol
 
-from .index import AtLeast, FloorDiv, Mask, Modulo, Range, Space, symbol
+from .index import AtLeast, FloorDiv, Mask, Modulo, Range, Space, expand, symbol
 
 WIDTH = 100  # columns of an emitted line
 LONG = 40  # columns of a part of an offset that is written in place
@@ -39,7 +39,7 @@ class Printer:
 
     def text(self, expr: Expr) -> str:
         """Return `expr` as text, its terms from the longest stride to the shortest."""
-        terms = sorted(sympy.Add.make_args(sympy.expand(expr)), key=self._term_order)
+        terms = sorted(sympy.Add.make_args(expand(expr)), key=self._term_order)
         text = ""
         for term in terms:
             negative = term.could_extract_minus_sign()
@@ -151,26 +151,19 @@ class Scribe:
     """Writes the lines of one kernel: names quantities, prints offsets and masks of tiles.
 
     Attributes:
-        base: the space of the sizes.
-        ranges: ranges of the symbols defined so far.
+        space: what is known of the sizes, and of the symbols defined so far.
         kinds: for each lane symbol what it runs over, `position` or `channel`.
         used: sizes that the printed text reads.
     """
 
-    base: Space
-    ranges: dict[Symbol, Range] = field(default_factory=dict)
+    space: Space
     kinds: dict[Symbol, str] = field(default_factory=dict)
     used: set[Symbol] = field(default_factory=set)
-
-    @property
-    def space(self) -> Space:
-        """What is known by now."""
-        return Space(self.base.sizes, self.base.least, self.ranges)
 
     def name(self, name: str, low: Expr | int, high: Expr | int, kind: str | None = None) -> Symbol:
         """Return a new symbol in `low … high`; with `kind` it is a lane."""
         result = symbol(name)
-        self.ranges[result] = Range(sympy.sympify(low), sympy.sympify(high))
+        self.space.learn(result, Range(sympy.sympify(low), sympy.sympify(high)))
         if kind is not None:
             self.kinds[result] = kind
         return result
@@ -197,7 +190,7 @@ class Scribe:
     def text(self, expr: Expr, wide: frozenset[Symbol] = frozenset()) -> str:
         """Print `expr` as far as the ranges reduce it."""
         reduced = self.space.reduce(expr)
-        self.used |= reduced.free_symbols & set(self.base.sizes)
+        self.used |= reduced.free_symbols & set(self.space.sizes)
         return Printer(self.space, wide).text(reduced)
 
     def scalar(self, expr: Expr) -> str | None:
@@ -209,7 +202,7 @@ class Scribe:
             return self.text(expr)
         terms = sympy.Add.make_args(expr)
         large = [term for term in terms if not self.space.fits_int32(term)]
-        moving = {free for term in large for free in term.free_symbols} - set(self.base.sizes)
+        moving = {free for term in large for free in term.free_symbols} - set(self.space.sizes)
         return self.text(expr, frozenset(moving))
 
     def lane_lines(self, name: str, expr: Expr, order: tuple[str, ...]) -> list[str]:
@@ -291,7 +284,7 @@ class Scribe:
         known = self.space.number(self.space.bounds(index).high) is not None
         # Run-time indices that int32 cannot hold are refused by the wrapper.
         far = known and not self.space.fits_int32(index)
-        wide = index.free_symbols - set(self.base.sizes) if far else frozenset()
+        wide = index.free_symbols - set(self.space.sizes) if far else frozenset()
         text = self.text(index, frozenset(wide))
         return f"({text} >= 0)" if mask.extent is None else f"({text} < {self.text(mask.extent)})"
 

@@ -145,6 +145,19 @@ def test_no_range_is_made_up():
             SPACE.bounds(expr)
 
 
+def test_what_is_known_of_a_symbol_never_changes():
+    """Breaks if a name of a kernel can be defined again: what was proved of it would be reused."""
+    space = Space(SPACE.sizes, SPACE.least)
+    with pytest.raises(ValueError, match="no range for q"):
+        space.bounds(Q)
+    space.learn(Q, Range(Integer(0), Integer(6)))
+    assert space.bounds(Q).high == 6
+    space.learn(Q, Range(Integer(0), Integer(6)))
+    with pytest.raises(ValueError, match="q is in .*high=6"):
+        space.learn(Q, Range(Integer(0), Integer(7)))
+    assert space.bounds(2 * Q).high == 12
+
+
 @pytest.mark.parametrize(
     ("expr", "reduced"),
     [
