@@ -18,7 +18,7 @@ from .grouping import Grouping
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
-from .resources import registers, shared_memory
+from .resources import use_of
 from .sizes import AXES, sizes_of
 from .tiling import multiplied
 
@@ -122,7 +122,7 @@ def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
     problem = problem_of(plan.spec, plan.phases)
     form = form_of(plan.spec, plan.phases, problem, tile)
-    family = find_family(plan.family)
+    family, use = find_family(plan.family), use_of(plan.spec, form, tile, target)
     if plan.nominal:
         yield "note", "sizes are left to run time: figures are for nominal ones"
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
@@ -138,9 +138,8 @@ def _plan(plan: KernelPlan) -> Rows:
         "occupancy",
         (
             f"{cost.occupancy} programs an SM by estimate ({cost.occupancy * tile.num_warps} of "
-            f"{target.warps_per_sm} warps; about {registers(plan.spec, form, tile, target)} "
-            f"registers a thread, {shared_memory(plan.spec, form, tile, target)} bytes of shared "
-            "memory a program)"
+            f"{target.warps_per_sm} warps; about {use.registers} registers a thread, "
+            f"{use.shared} bytes of shared memory a program)"
         ),
     )
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"

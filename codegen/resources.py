@@ -42,20 +42,89 @@ MOST_OPERANDS = 32
 DEEPEST_OPEN = 32
 
 
-def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
-    """Estimate registers a thread: its accumulators, its part of a step's tiles, the rest."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a tile takes of an SM: registers a thread, bytes of shared memory a program."""
+
+    registers: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What tiles take of an SM that differ in their stages alone.
+
+    Attributes:
+        registers: of a thread, with two stages.
+        stage_registers: of each stage more.
+        step: bytes of a step's loads in flight, of which there are one fewer than stages.
+        read: bytes of the step that products read.
+        barriers: bytes of the barriers of a stage.
+        store: bytes of the output's way to its layout, for which the rest has made room.
+    """
+
+    registers: int
+    stage_registers: int = 0
+    step: int = 0
+    read: int = 0
+    barriers: int = 0
+    store: int = 0
+
+    def use(self, num_stages: int) -> Use:
+        """Return what the tile of that many stages takes."""
+        loads = (num_stages - 1) * self.step + self.read + num_stages * self.barriers
+        registers = self.registers + (num_stages - 2) * self.stage_registers
+        return Use(registers, max(loads, self.store))
+
+
+def demand_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Demand:
+    """Estimate what `tile` and those that differ from it in their stages take of an SM."""
+    size, columns = spec.element.itemsize, form.columns(tile)
+    if tile.depthwise:  # one step; the way from the loads' layout to the store's
+        moved = spec.layout != "channels_last"  # else it stores as it loads
+        store = tile.block_m * columns * size if moved else 0
+        return Demand(_registers(spec, form, tile, target), store=store)
+    step = form.step_elements(tile) * size
+    read = 0  # where products read registers
+    if _input_from_shared(spec, form, tile, target):
+        read = step
+    elif _from_shared(spec, target):
+        read = form.weights * columns * form.depth(tile) * size
+    staged = form.span > 1 and form.rows == 1 and not tile.boxed
+    return Demand(
+        registers=_registers(spec, form, tile, target),
+        stage_registers=STAGE_GROUPED if staged else 0,
+        step=step,
+        read=read,
+        # One of 8 bytes tells that a box has come.
+        barriers=8 * (form.inputs + form.weights) if tile.boxed else 0,
+        store=tile.block_m * columns * (8 if spec.dtype == "float64" else 4),
+    )
+
+
+def use_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Use:
+    """Estimate what `tile` takes of an SM.
+
+    Registers are those of its accumulators, of its part of a step's tiles, and others. Shared
+    memory is that of the pipeline's buffers, or of the output's way to its layout: Triton keeps
+    num_stages - 1 steps in flight; what products read from there has one buffer more.
+    """
+    return demand_of(spec, form, tile, target).use(tile.num_stages)
+
+
+def _registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Estimate registers a thread, with two stages."""
     threads = WARP * tile.num_warps
     if tile.depthwise:  # the products of a tap beside their sums
         return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
+    accumulators = _held(spec, form, tile)
     if tile.boxed:
         shared = _input_from_shared(spec, form, tile, target)
-        inputs = 0 if shared else tile.block_m * depth // threads
-        return OTHER_REGISTERS + _held(spec, form, tile) + inputs
+        return OTHER_REGISTERS + accumulators + (0 if shared else tile.block_m * depth // threads)
     if form.rows > 1:
-        return OTHER_ROWS + _held(spec, form, tile)
-    accumulators = _held(spec, form, tile)
+        return OTHER_ROWS + accumulators
     # Products of several terms hold each operand in two or three parts.
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     lines = tile.block_m + columns
@@ -71,8 +140,7 @@ def registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         addresses += 3 * accumulators // 4
     if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
         narrow = 2 if spec.element.itemsize == 2 else 1
-        stages = STAGE_GROUPED * (tile.num_stages - 2)
-        return OTHER_GROUPED + stages + accumulators + operands // narrow
+        return OTHER_GROUPED + accumulators + operands // narrow
     # Channels that do not come in 16 bytes are loaded element by element, each with its address.
     vector = 16 // spec.element.itemsize
     if spec.layout == "channels_last" and (spec.in_channels or 1) // spec.groups % vector:
@@ -94,59 +162,25 @@ def _input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: 
     return plain and form.span == 1 and _from_shared(spec, target)
 
 
-def shared_memory(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
-    """Return bytes of shared memory: the pipeline's buffers, or the output's way to its layout.
+def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Return how many registers a thread may be estimated to take, of `tile` in whatever stages.
 
-    Triton keeps num_stages - 1 steps in flight; what products read from there has one buffer more.
+    It is 0 for a tile that spills, or does not work, whatever the estimate.
     """
-    size = spec.element.itemsize
-    if tile.depthwise and spec.layout == "channels_last":  # it stores as it loads
-        return 0
-    if tile.depthwise:  # the way from the loads' layout to the store's
-        return tile.block_m * form.columns(tile) * size
-    columns = form.columns(tile)
-    step = form.step_elements(tile) * size
-    read = 0  # where products read registers
-    if _input_from_shared(spec, form, tile, target):
-        read = step
-    elif _from_shared(spec, target):
-        read = form.weights * columns * form.depth(tile) * size
-    if tile.boxed:  # a barrier of 8 bytes tells that a box has come
-        read += 8 * tile.num_stages * (form.inputs + form.weights)
-    store = tile.block_m * columns * (8 if spec.dtype == "float64" else 4)
-    return max((tile.num_stages - 1) * step + read, store)
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What a tile takes of an SM: registers a thread, bytes of shared memory a program."""
-
-    registers: int
-    shared: int
-
-
-def use_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Use:
-    """Estimate what `tile` takes of an SM."""
-    return Use(registers(spec, form, tile, target), shared_memory(spec, form, tile, target))
-
-
-def fits(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, use: Use) -> bool:
-    """Whether `tile`, which takes `use`, stays within the target's registers and shared memory."""
-    if use.shared > target.shared_per_block:
-        return False
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     depth = form.depth(tile)
-    held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
     if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
-        return False
+        return 0
     if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
-        return False
+        return 0
     if tile.boxed and not _boxes_fit(spec, tile, target):
-        return False
+        return 0
     if form.rows > 1 and not tile.boxed:
-        return _rows_fit(spec, form, tile, target)
-    most = target.registers_per_thread - _margin(form, target)
-    return held * parts <= MOST_OPERANDS and use.registers <= most
+        return target.registers_per_thread if _rows_fit(spec, form, tile, target) else 0
+    held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
+    if held * parts > MOST_OPERANDS:
+        return 0
+    return target.registers_per_thread - _margin(form, target)
 
 
 def _boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
@@ -205,7 +239,7 @@ def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTar
             "Hopper, channels of one group alone, and 16 positions a warp",
             "choices",
         )
-    shared = shared_memory(spec, form, tile, target)
+    shared = use_of(spec, form, tile, target).shared
     held = _held(spec, form, tile)
     if shared > target.shared_per_block or held > target.registers_per_thread:
         raise SpecError(

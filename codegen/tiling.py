@@ -25,7 +25,7 @@ from .forms import Form, forms
 from .phases import AxisPhases
 from .plan import DEPTHWISE, SINGLE, Candidate, Cost, Problem, Tile, problem_of
 from .relayout import copied_bytes
-from .resources import WARP, fits, occupancy, use_of
+from .resources import WARP, demand_of, most_registers, occupancy, use_of
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
@@ -34,6 +34,7 @@ from .targets import GpuTarget
 BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
+NUM_WARPS = (4, 8)
 NUM_STAGES = (2, 3, 4)
 DIRECT_M = {"channels_first": (64, 128, 256, 512), "channels_last": (4, 8, 16, 32, 64)}
 DIRECT_N = {"channels_first": (1, 2, 4, 8, 16), "channels_last": (32, 64, 128, 256)}
@@ -115,16 +116,19 @@ def _candidates(
     spec: ConvTransposeSpec, problem: Problem, form: Form, target: GpuTarget, least: Least
 ) -> Iterator[Candidate]:
     """Yield the tiles of a form that fit; those that differ in stages alone share their work."""
-    works: dict[tuple[int, ...], Work] = {}
-    for tile in _tiles(spec, problem, form):
-        use = use_of(spec, form, tile, target)
-        if not fits(spec, form, tile, target, use):
+    for blocks in _blocks_of(spec, problem, form):
+        first = _tile(form, *blocks)
+        most = most_registers(spec, form, first, target)
+        if most == 0 or _share_a_layout(spec, form, first):
             continue
-        key = tile.block_m, tile.block_n, tile.block_k, tile.num_warps
-        work = works.get(key)
-        if work is None:
-            work = works[key] = _work_of(spec, problem, form, tile, target)
-        yield Candidate(tile, _cost(work, occupancy(tile, target, use), target, least))
+        demand, work = demand_of(spec, form, first, target), None
+        for num_stages in _stages(form):
+            use = demand.use(num_stages)
+            if use.registers > most or use.shared > target.shared_per_block:
+                continue
+            work = work or _work_of(spec, problem, form, first, target)
+            tile = _tile(form, *blocks, num_stages)
+            yield Candidate(tile, _cost(work, occupancy(tile, target, use), target, least))
 
 
 def _worth(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> float:
@@ -150,31 +154,59 @@ def _order(spec: ConvTransposeSpec, candidate: Candidate, target: GpuTarget) -> 
     return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
 
 
-def _tiles(spec: ConvTransposeSpec, problem: Problem, form: Form) -> Iterator[Tile]:
+def _blocks_of(
+    spec: ConvTransposeSpec, problem: Problem, form: Form
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield BLOCK_M, BLOCK_N, BLOCK_K and warps of the tiles of a form."""
+    if form.family in DEPTHWISE:
+        yield from _depthwise_blocks(spec, problem, form)
+        return
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     most = 2 * form.positions * problem.batch
-    if form.family in DEPTHWISE:
-        yield from _depthwise_tiles(spec, problem, form)
-        return
     rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
-    columns = _blocks(BLOCK_N, form.lanes, group_out)
-    depths = _blocks(BLOCK_K, form.span, group_in)
-    stages = NUM_STAGES if form.rows == 1 else NUM_STAGES[:2]  # a step of rows is large
-    launches = itertools.product((4, 8), stages)
-    for block_m, block_n, block_k, launch in itertools.product(rows, columns, depths, launches):
-        tile = Tile(
-            block_m=block_m,
-            block_n=block_n,
-            block_k=block_k,
-            num_warps=launch[0],
-            num_stages=launch[1],
-            family=form.family,
-            span=form.span,
-            rows=form.rows,
-            relayout=form.relayout,
-        )
-        if not _share_a_layout(spec, form, tile):
-            yield tile
+    columns = _channels(BLOCK_N, form.lanes, group_out)
+    depths = _channels(BLOCK_K, form.span, group_in)
+    yield from itertools.product(rows, columns, depths, NUM_WARPS)
+
+
+def _depthwise_blocks(
+    spec: ConvTransposeSpec, problem: Problem, form: Form
+) -> Iterator[tuple[int, int, int, int]]:
+    columns = DIRECT_N[spec.layout] if form.family == "direct" else (1,)
+    columns = tuple(n for n in columns if n < 2 * problem.out_channels) or columns[:1]
+    for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], columns, NUM_WARPS):
+        if block_m * block_n >= WARP * num_warps:
+            yield block_m, block_n, 1, num_warps
+
+
+def _channels(extents: tuple[int, ...], width: int, channels: int) -> list[int]:
+    """Return the channels of blocks that have one of `extents` columns, `width` a channel."""
+    blocks = [max(1, extent // width) for extent in extents if extent >= width]
+    least = blocks[0]
+    return [block for block in blocks if block < 2 * max(channels, least)] or [least]
+
+
+def _stages(form: Form) -> tuple[int, ...]:
+    """Return the stages that tiles of a form are tried with."""
+    if form.family in DEPTHWISE:  # they have one step
+        return NUM_STAGES[:1]
+    return NUM_STAGES if form.rows == 1 else NUM_STAGES[:2]  # a step of rows is large
+
+
+def _tile(
+    form: Form, block_m: int, block_n: int, block_k: int, num_warps: int, num_stages: int = 2
+) -> Tile:
+    return Tile(
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        family=form.family,
+        span=form.span,
+        rows=form.rows,
+        relayout=form.relayout,
+    )
 
 
 def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
@@ -185,30 +217,6 @@ def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
     """
     apart = spec.layout == "channels_last" or form.relayout or form.span > 1
     return not apart and tile.block_m == tile.block_k == form.columns(tile)
-
-
-def _depthwise_tiles(spec: ConvTransposeSpec, problem: Problem, form: Form) -> Iterator[Tile]:
-    blocks = DIRECT_N[spec.layout] if form.family == "direct" else (1,)
-    channels = [n for n in blocks if n < 2 * problem.out_channels] or blocks[:1]
-    for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], channels, (4, 8)):
-        tile = Tile(
-            block_m=block_m,
-            block_n=block_n,
-            block_k=1,
-            num_warps=num_warps,
-            num_stages=2,
-            family=form.family,
-            span=form.span,
-        )
-        if block_m * block_n >= WARP * num_warps:
-            yield tile
-
-
-def _blocks(extents: tuple[int, ...], width: int, channels: int) -> list[int]:
-    """Return the channels of blocks that have one of `extents` columns, `width` a channel."""
-    blocks = [max(1, extent // width) for extent in extents if extent >= width]
-    least = blocks[0]
-    return [block for block in blocks if block < 2 * max(channels, least)] or [least]
 
 
 def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:

@@ -21,7 +21,7 @@ from convgen.explain import explain
 from convgen.forms import form_of
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
-from convgen.resources import shared_memory
+from convgen.resources import use_of
 from convgen.spec import SpecError
 from convgen.verify import concrete, verify
 from running import run
@@ -188,7 +188,7 @@ def test_shipped_tiles_fit_their_layers_and_cards(name):
         made = plan(spec, target)
         assert made.tile == measured.tile
         form = form_of(spec, made.phases, problem_of(spec, made.phases), made.tile)
-        assert shared_memory(spec, form, made.tile, target) <= target.shared_per_block
+        assert use_of(spec, form, made.tile, target).shared <= target.shared_per_block
         assert measured.ms >= made.cost.roofline_ms * 0.99, text
         # Without a GPU `convgen verify` runs the tile on a smaller layer, which it has to serve.
         small = concrete(spec, small=True)

@@ -153,7 +153,7 @@ def test_what_is_known_of_a_symbol_never_changes():
     space.learn(Q, Range(Integer(0), Integer(6)))
     assert space.bounds(Q).high == 6
     space.learn(Q, Range(Integer(0), Integer(6)))
-    with pytest.raises(ValueError, match="q is in .*high=6"):
+    with pytest.raises(ValueError, match=r"q is in .*high=6"):
         space.learn(Q, Range(Integer(0), Integer(7)))
     assert space.bounds(2 * Q).high == 12
 

@@ -31,7 +31,7 @@ from convgen.loading import laid_out, load_module
 from convgen.phases import decompose
 from convgen.plan import Tile, problem_of
 from convgen.relayout import CopyTile, copy_tile, relayout_refusal
-from convgen.resources import shared_memory
+from convgen.resources import use_of
 from convgen.targets import TARGETS
 from convgen.verify import allowed, measure
 from drawing import BEST, draw
@@ -349,7 +349,7 @@ def test_the_tiles_that_take_most_shared_memory_fit() -> None:
         for candidate in plan(spec, H100).ranking:
             form = form_of(spec, decompose(spec), problem, candidate.tile)
             if form.relayout or spec.layout == "channels_last":
-                shared = shared_memory(spec, form, candidate.tile, H100)
+                shared = use_of(spec, form, candidate.tile, H100).shared
                 forms.setdefault(form, []).append((shared, candidate.tile))
         largest = [max(tiles, key=lambda t: t[0])[1] for tiles in forms.values()]
         jobs += [(str(spec), "h100", dataclasses.asdict(tile)) for tile in largest]

@@ -25,7 +25,7 @@ from convgen.forms import form_of
 from convgen.loading import load_module
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
-from convgen.resources import registers, shared_memory
+from convgen.resources import use_of
 from convgen.verify import allowed, measure
 from drawing import draw
 from running import worked
@@ -201,8 +201,8 @@ def test_tiles_take_what_was_estimated(dtype: str) -> None:
         where = f"{tile}: {text}"
         assert row["spills"] <= 8, where
         # What is far from any limit may take more, to be transposed.
-        assert row["shared"] <= max(2**15, shared_memory(spec, form, tile, H100) + 256), where
-        assert row["registers"][0] <= max(128, registers(spec, form, tile, H100) + 16), where
+        assert row["shared"] <= max(2**15, use_of(spec, form, tile, H100).shared + 256), where
+        assert row["registers"][0] <= max(128, use_of(spec, form, tile, H100).registers + 16), where
 
 
 @pytest.mark.compile
