@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .costs import multiplied
 from .families import FAMILIES, find_family
 from .forms import form_of
 from .gradient import gradient_refusal
@@ -20,7 +21,6 @@ from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
 from .resources import use_of
 from .sizes import AXES, sizes_of
-from .tiling import multiplied
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
 MOST_PHASES = 16  # of an axis that are listed

@@ -11,6 +11,7 @@ import math
 from sympy import Integer
 
 from .choices import Choices, shipped
+from .costs import cost_of, folds_batch, least_of
 from .forms import form_of
 from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
@@ -31,7 +32,7 @@ from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
-from .tiling import cost_of, folds_batch, least_of, rank_tiles
+from .tiling import rank_tiles
 from .window import axis_coordinate, image_coordinate
 
 Grid = tuple[tuple[GridCoordinate, ...], ...]

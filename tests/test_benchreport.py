@@ -18,8 +18,8 @@ from convgen import (
 from convgen.benchplot import draw_plot
 from convgen.benchreport import least_flops, table
 from convgen.compiler import plan
+from convgen.costs import layer_flops
 from convgen.plan import problem_of
-from convgen.tiling import layer_flops
 from drawing import draw
 from running import SMALL, run
 
