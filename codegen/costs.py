@@ -176,10 +176,7 @@ def cost_of_work(work: Work, occupied: int, target: GpuTarget, least: Least) -> 
     wave = max(work.ns * occupied, LATENCY + work.steps * STEP_LATENCY + work.ns)
     # Up to a few waves a partial one takes as long as a full one; later they drift apart.
     whole_waves = math.ceil(waves) if waves < 8 else waves
-    bandwidth = target.dram_gbps * 1e9
-    model = max(whole_waves * wave * 1e-9, least.dram_bytes / bandwidth)
-    if work.copied:
-        model += LATENCY * 1e-9 + work.copied / bandwidth
+    model = _with_memory(whole_waves * wave * 1e-9, work, target, least)
     return Cost(
         programs=work.programs,
         occupancy=occupied,
@@ -192,6 +189,20 @@ def cost_of_work(work: Work, occupied: int, target: GpuTarget, least: Least) -> 
         bound=least.bound,
         model_ms=model * 1e3,
     )
+
+
+def least_ms_of_work(work: Work, target: GpuTarget, least: Least) -> float:
+    """Return the model's time of `work` on an SM that holds whatever it takes: nobody waits."""
+    return 1e3 * _with_memory(work.programs * work.ns / target.sms * 1e-9, work, target, least)
+
+
+def _with_memory(seconds: float, work: Work, target: GpuTarget, least: Least) -> float:
+    """Return how long the programs take that compute for `seconds`, and a copy before them."""
+    bandwidth = target.dram_gbps * 1e9
+    seconds = max(seconds, least.dram_bytes / bandwidth)
+    if work.copied:
+        seconds += LATENCY * 1e-9 + work.copied / bandwidth
+    return seconds
 
 
 def _step_ns(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> float:

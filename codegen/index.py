@@ -13,6 +13,7 @@ program.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -179,17 +180,18 @@ class Space:
     def bounds(self, expr: Expr) -> Range:
         """Return a range of `expr`, by interval arithmetic over its terms."""
         parts = [self._term_bounds(term) for term in sympy.Add.make_args(expand(expr))]
-        low = sympy.Add(*(part.low for part in parts))
-        return Range(self.value(low), self.value(sympy.Add(*(part.high for part in parts))))
+        low = sum((part.low for part in parts), start=Integer(0))
+        high = sum((part.high for part in parts), start=Integer(0))
+        return Range(self.value(low), self.value(high))
 
     def _term_bounds(self, term: Expr) -> Range:
         sign, factors = term.as_coeff_mul()
-        fixed = [sign, *(self.value(factor) for factor in factors if factor in self.sizes)]
+        fixed = math.prod((self.value(f) for f in factors if f in self.sizes), start=sign)
         moving = [self._factor_bounds(factor) for factor in factors if factor not in self.sizes]
         if len(moving) > 1 and not all(self.is_nonnegative(part.low) for part in moving):
             raise ValueError(f"no range for the product {term}")
-        low = sympy.Mul(*fixed, *(self.value(part.low) for part in moving))
-        high = sympy.Mul(*fixed, *(self.value(part.high) for part in moving))
+        low = math.prod((self.value(part.low) for part in moving), start=fixed)
+        high = math.prod((self.value(part.high) for part in moving), start=fixed)
         return Range(low, high) if sign >= 0 else Range(high, low)
 
     def _factor_bounds(self, factor: Expr) -> Range:
@@ -290,7 +292,7 @@ def masks_of(space: Space, coordinates: Iterable[Coordinate]) -> tuple[Mask, ...
         bounds = space.bounds(coordinate.index)
         if not space.is_nonnegative(bounds.low):
             masks.append(Mask(coordinate.index, None))
-        if not space.is_nonnegative(coordinate.extent - 1 - bounds.high):
+        if not space.is_nonnegative(space.value(coordinate.extent) - 1 - bounds.high):
             masks.append(Mask(coordinate.index, coordinate.extent))
     return tuple(masks)
 

@@ -32,7 +32,7 @@ from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec, SpecError
 from .targets import GpuTarget
-from .tiling import rank_tiles
+from .tiling import best_tile, rank_tiles
 from .window import axis_coordinate, image_coordinate
 
 Grid = tuple[tuple[GridCoordinate, ...], ...]
@@ -65,7 +65,7 @@ def plan_kernel(
     digest: str | None = None
     if tile is None and spec.autotune == "none":
         measured, digest = _measured(spec, target, choices)
-    chosen = tile or (rank()[0].tile if measured is None else measured.tile)
+    chosen = tile or (best_tile(spec, phases, target) if measured is None else measured.tile)
     tuned = _tuned(spec, chosen, rank()) if spec.autotune != "none" else ()
     problem = problem_of(spec, phases)
     form = form_of(spec, phases, problem, chosen)

@@ -23,7 +23,9 @@ from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
 from convgen.resources import use_of
 from convgen.spec import SpecError
+from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import concrete, verify
+from drawing import draw
 from running import run
 
 LAYER = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, input=(8, 64, 32, 32))"
@@ -239,9 +241,22 @@ def test_a_measured_tile_needs_no_ranking(monkeypatch):
         raise AssertionError("ranked")
 
     monkeypatch.setattr("convgen.planner.rank_tiles", refuse)
+    monkeypatch.setattr("convgen.planner.best_tile", refuse)
     spec = parse("ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))")
     made = plan(spec, find_target("h100"))
     assert made.measured is not None
     assert made.gradient is not None  # nor does the tile of its kernel
     with pytest.raises(AssertionError, match="ranked"):
         _ = made.ranking
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_the_model_s_tile_is_the_first_of_its_ranking(target):
+    """It is found without the cost of those that a bound of theirs rules out.
+
+    Breaks if the bound is no bound: on layers of KernelBench and real ones, and on drawn ones.
+    """
+    layers = [parse(text) for text in list(shipped("h100").table)[::8]]
+    for spec in (*layers, *(draw(seed)[0] for seed in range(7000, 7012))):
+        phases = decompose(spec)
+        assert best_tile(spec, phases, target) == rank_tiles(spec, phases, target)[0].tile, spec

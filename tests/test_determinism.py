@@ -11,10 +11,13 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from sympy.core.cache import clear_cache
 
+from convgen import emit
 from running import make_project
 
 # Every stage that could depend on an order: phases, masks, run-time sizes, autotuning, pipelines.
@@ -151,3 +154,39 @@ def test_it_starts_fast():
     sympy = fastest("-c", "import sympy")
     assert fastest("-m", "convgen", "--help") < max(0.3, 0.6 * sympy)
     assert fastest("-m", "convgen", "emit", "--k", "3", "--stride", "1") < max(1.5, 3 * sympy)
+
+
+# Of the layers that were measured, those that take longest: blocks of rows, whose inputs and
+# outputs have lines of their own, with a kernel for the gradient; layers with many tiles to choose
+# from, as nothing was measured for that card.
+LONGEST = [
+    ("3d(48, 24, 3, bias=False, input=(8, 48, 96, 96, 96), dtype=float16)", "h100"),
+    ("2d(128, 128, 3, padding=1, groups=4, bias=False, input=(8, 128, 128, 128))", "h100"),
+    ("3d(32, 64, (3, 5, 5), bias=False, input=(16, 32, 64, 64, 64))", "h100"),
+    ("2d(256, 256, 2, 2, bias=False, input=(100, 256, 14, 14))", "rtx4090"),
+]
+
+
+def emission(layer: str, target: str) -> float:
+    """Return the processor's seconds for a file in a process that has emitted others.
+
+    What sympy remembers of those is forgotten.
+    """
+    clear_cache()
+    start = time.process_time()
+    emit(f"ConvTranspose{layer}", target)
+    return time.process_time() - start
+
+
+def test_a_warm_process_emits_a_file_in_50_ms():
+    """Breaks if what was proved is proved again, line by line, or if all tiles are ranked for one.
+
+    Both were so, and took up to 140 ms. The limit grows where sympy takes longer than 0.3 s to
+    import; best of five, as a full collection of garbage alone takes 40 ms.
+    """
+    emit("ConvTranspose2d(32, 16, 3)")
+    sympy = fastest("-c", "import sympy")
+    seconds = {layer: min(emission(layer, target) for _ in range(5)) for layer, target in LONGEST}
+    sympy = max(sympy, fastest("-c", "import sympy"))
+    limit = 0.05 * max(1, sympy / 0.3)
+    assert {layer: spent for layer, spent in seconds.items() if spent > limit} == {}
