@@ -37,7 +37,7 @@ from .language import parse
 from .phases import decompose
 from .plan import Candidate, Measured, MeasuredGradient, Tile
 from .spec import ConvTransposeSpec, SpecError
-from .targets import GpuTarget, find_target
+from .targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
 
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
@@ -313,14 +313,14 @@ class _Timer:
 def _compiling(text: str, target_name: str, count: int) -> list[tuple[Tile, Future[bool]]]:
     """Start to compile a spec's candidates; return them, and whether each fits without spills.
 
-    Triton's cache has them when that is known. The package's own choice is one of them, so that
-    another search finds none that is slower.
+    Triton's cache has them when that is known. What the package has measured on a card of this
+    architecture is among them, so that another search finds none that is slower.
     """
     spec, target = parse(text), find_target(target_name)
     tiles = shortlist(rank_tiles(spec, decompose(spec), target), count)
-    known = shipped(target_name).of(spec)
-    if known is not None and known.tile not in tiles:
-        tiles.append(known.tile)
+    same = [shipped(each.name).of(spec) for each in TARGETS if each.arch == target.arch]
+    known = [measured.tile for measured in same if measured is not None]
+    tiles += [tile for tile in dict.fromkeys(known) if tile not in tiles]
     return [(tile, _compilers().submit(_fits, text, target_name, tile)) for tile in tiles]
 
 
