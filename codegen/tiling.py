@@ -39,7 +39,7 @@ WORTH_UNMEASURED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Siblings:
     """Tiles of a form that differ in stages alone.
 
     Attributes:
@@ -68,8 +68,11 @@ def rank_tiles(
     It takes longer than to print a file, and who tries tiles asks for each of them.
     """
     least = least_of(spec, problem_of(spec, phases), target)
-    groups = _groups(spec, phases, target, least)
-    candidates = [each for group in groups for each in _candidates(group, target, least)]
+    candidates = [
+        candidate
+        for siblings in _siblings(spec, phases, target, least)
+        for candidate in _candidates(siblings, target, least)
+    ]
     return tuple(sorted(candidates, key=lambda candidate: _order(spec, candidate, target)))
 
 
@@ -77,20 +80,20 @@ def best_tile(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: G
     """Return the first tile of `rank_tiles`, in a third of its time."""
     least = least_of(spec, problem_of(spec, phases), target)
     found: list[tuple[tuple[Any, ...], Tile]] = []
-    for group in sorted(_groups(spec, phases, target, least), key=lambda each: each.least_grain):
-        if found and group.least_grain > found[0][0][0]:
+    every = sorted(_siblings(spec, phases, target, least), key=lambda each: each.least_grain)
+    for siblings in every:
+        if found and siblings.least_grain > found[0][0][0]:
             break
-        here = [
-            (_order(spec, each, target), each.tile) for each in _candidates(group, target, least)
-        ]
+        candidates = _candidates(siblings, target, least)
+        here = [(_order(spec, each, target), each.tile) for each in candidates]
         found = [min(found + here)]
     return found[0][1]
 
 
-def _groups(
+def _siblings(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: GpuTarget, least: Least
-) -> Iterator[Group]:
-    """Yield the groups of tiles that fit `target`."""
+) -> Iterator[Siblings]:
+    """Yield the tiles that fit `target`."""
     problem = problem_of(spec, phases)
     for form in forms(spec, phases, problem):
         for blocks in _blocks_of(spec, problem, form):
@@ -108,14 +111,14 @@ def _groups(
             if fitting:
                 work = work_of(spec, problem, form, tile, target)
                 least_ms = least_ms_of_work(work, target, least)
-                yield Group(form, blocks, fitting, work, _grain(spec, tile, target, least_ms))
+                yield Siblings(form, blocks, fitting, work, _grain(spec, tile, target, least_ms))
 
 
-def _candidates(group: Group, target: GpuTarget, least: Least) -> Iterator[Candidate]:
-    """Yield the tiles of a group."""
-    for num_stages, use in group.uses.items():
-        tile = _tile(group.form, *group.blocks, num_stages)
-        cost = cost_of_work(group.work, occupancy(tile, target, use), target, least)
+def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
+    """Yield siblings, each with its cost."""
+    for num_stages, use in siblings.uses.items():
+        tile = _tile(siblings.form, *siblings.blocks, num_stages)
+        cost = cost_of_work(siblings.work, occupancy(tile, target, use), target, least)
         yield Candidate(tile, cost)
 
 
