@@ -34,6 +34,7 @@ class AccessText:
         step: the name of what a step of the loop adds, empty for nothing.
         masked: `<name>_mask` says which elements exist; else all do.
         pointer: the name of the pointer that the lanes are added to, or of a tensor descriptor.
+        added: the lanes as text, `<name>_lanes`, or what is left of them to be added.
         boxed: it is a descriptor, whose boxes are loaded.
     """
 
@@ -44,6 +45,7 @@ class AccessText:
     step: str
     masked: bool
     pointer: str
+    added: str
     boxed: bool = False
 
 
@@ -162,6 +164,7 @@ class Kernel:
             step=step if named else f"{name}_step",
             masked=bool(mask),
             pointer=f"{name}_tile" if base else f"{name}_ptr",
+            added=f"{name}_lanes",
         )
 
     def row_masks(

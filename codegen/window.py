@@ -188,7 +188,7 @@ def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr]
 
 def _boxes(descriptor: str) -> AccessText:
     """Return the access of a tensor that is read in boxes."""
-    return AccessText(None, (), (), (), "", False, descriptor, boxed=True)
+    return AccessText(None, (), (), (), "", False, descriptor, "", boxed=True)
 
 
 def _input(kernel: Kernel, start: list[Expr]) -> LoadText:

@@ -164,3 +164,27 @@ def test_neighbouring_threads_have_neighbours_of_a_row(name: str) -> None:
             # Positions lie along the first dimension, the only one, or the last one.
             first = int(rows) == tile.block_m
             assert layouts[layout][0 if first else -1] >= 8
+
+
+ADDED = re.compile(r"add\.s64\s+(%rd\d+), %rd\d+, (\d+);")
+HALF = re.compile(r"ld\.global\.b16 \{[^}]*\}, \[ (%rd\d+) \+ 0 \]")
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("target", ["a100", "rtx4090", "h100"])
+def test_channels_of_16_bit_inputs_are_constants_apart(target: str) -> None:
+    """Breaks if each input has an address of its own again, in registers that its load waits for.
+
+    A layer of a vocoder, in the model's tile: ptxas then loaded its inputs one after the other.
+    """
+    row = 12000
+    size = f"bias=False, input=(16, 64, {row})"
+    layer = f"ConvTranspose1d(64, 32, 4, stride=2, padding=1, {size}, dtype=float16)"
+    spec, gpu = parse(layer), find_target(target)
+    capability = int(gpu.arch.removeprefix("sm_"))
+    source = compile_kernel(spec, gpu)
+    (code,) = worked("asm_worker.py", [(source.text, spec.dtype, capability)])
+    channels = {name for name, by in ADDED.findall(code["ptx"]) if int(by) % (2 * row) == 0}
+    addresses = set(HALF.findall(code["ptx"]))
+    assert len(addresses) >= 16
+    assert len(addresses - channels) <= len(addresses) // 16
