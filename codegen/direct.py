@@ -13,17 +13,13 @@ from dataclasses import dataclass
 
 from sympy import Integer
 
+from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .gemm import channel_lanes
 from .grouped import group_inputs, group_outputs
 from .grouping import refusal
 from .index import Coordinate
 from .kernel import (
-    AccessText,
     Kernel,
-    LoadText,
-    Loop,
-    OperandText,
-    StoreText,
     bias_coordinates,
     define_lane,
     define_positions,

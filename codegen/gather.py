@@ -13,6 +13,7 @@ import dataclasses
 
 from sympy import Integer
 
+from .accesstext import StoreText
 from .gemm import (
     GemmContext,
     channel_lanes,
@@ -23,7 +24,6 @@ from .index import Coordinate
 from .kernel import (
     ONE,
     Kernel,
-    StoreText,
     bias_coordinates,
     define_lane,
     define_positions,

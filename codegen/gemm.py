@@ -13,17 +13,10 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
+from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .boxes import is_run
 from .index import Coordinate
-from .kernel import (
-    AccessText,
-    Kernel,
-    LoadText,
-    Loop,
-    OperandText,
-    StoreText,
-    row_offset,
-)
+from .kernel import Kernel, row_offset
 from .plan import KernelPlan
 from .printer import assignment, bare
 from .relayout import copy_rounds

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
+from .accesstext import AccessText, Loop, OperandText, StoreText
 from .direct import depthwise_refusal
 from .grouping import Grouping
 from .index import Coordinate, Mask, access
 from .kernel import (
     ONE,
-    AccessText,
     Kernel,
-    Loop,
-    OperandText,
     Positions,
-    StoreText,
     bias_coordinates,
     define_lane,
     define_positions,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
+from .accesstext import Loop
 from .index import AtLeast, FloorDiv, symbol, unflatten
-from .kernel import Kernel, Loop, hidden_zero
+from .kernel import Kernel, hidden_zero
 from .phases import AxisPhases
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton

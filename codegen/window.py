@@ -14,13 +14,12 @@ import math
 
 from sympy import Expr, Integer, Symbol
 
+from .accesstext import AccessText, LoadText
 from .gemm import GemmContext, WeightText, channel_lanes, input_tiles
 from .index import Coordinate, unflatten
 from .kernel import (
     ONE,
-    AccessText,
     Kernel,
-    LoadText,
     bias_coordinates,
     define_lane,
     define_program,
