@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan import Measured, MeasuredGradient, Tile
-from .spec import ConvTransposeSpec, SpecError, check_target
+from .spec import ConvTransposeSpec, SpecError, check_target, shown
 
 SCHEMA = 1
 
@@ -102,7 +102,21 @@ def read_choices(path: Path) -> Choices:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise SpecError(f"cannot read {path}: {reason}", "choices") from None
-    return _read(text, str(path))
+    found = _read(text, str(path))
+    return dataclasses.replace(found, table=_by_key(found.table, path))
+
+
+def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
+    """Return the rows by `key_of` their specs, which a hand may have written in another way."""
+    from .language import parse
+
+    keyed = {}
+    for text, measured in table.items():
+        try:
+            keyed[key_of(parse(text))] = measured
+        except SpecError as error:
+            raise SpecError(f"{path}, spec {shown(text)}: {error}", "choices") from None
+    return keyed
 
 
 def _read(text: str, name: str) -> Choices:
@@ -121,7 +135,7 @@ def _read(text: str, name: str) -> Choices:
             )
             for row in data["choices"]
         }
-        target = check_target(data["target"])
+        target = _target_of(data["target"], name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SpecError):
             raise
@@ -129,6 +143,13 @@ def _read(text: str, name: str) -> Choices:
             f"{name} is no file of choices as convgen tune writes it: {_reason(error)}", "choices"
         ) from None
     return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _target_of(value: Any, name: str) -> str:
+    try:
+        return check_target(value)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}", "choices") from None
 
 
 def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
@@ -144,7 +165,7 @@ def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
-    return str(error) if isinstance(error, ValueError) else "it is no object of such objects"
+    return str(error) if isinstance(error, ValueError) else "an object has no such parts"
 
 
 def tile_of(row: Any) -> Tile:

@@ -320,13 +320,15 @@ def bench(
     from .benchplot import draw_plot, require_matplotlib
     from .benchreport import table
     from .choices import read_choices
-    from .files import write_text
+    from .files import check_writable, write_text
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:
         read_choices(choices)  # the workers read them, but a bad file should stop the run
     if plot is not None:
         require_matplotlib()
+    for path in filter(None, (output, plot)):
+        check_writable(path)
     report = run(found, chosen, output, choices)
     if plot is not None:
         write_text(plot, draw_plot(report))

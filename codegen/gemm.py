@@ -153,7 +153,7 @@ def loads(
 
 
 def _single_halves(kernel: Kernel, coordinates: list[Coordinate]) -> bool:
-    """Whether inputs of 16 bits may be loaded one by one, those of a position known apart.
+    """Whether inputs of 16 bits may come one by one, channels a known number of elements apart.
 
     They pass through registers, as asynchronous copies have 32 bits at least. Where ptxas has too
     few for an address of each, it waits for one before it loads the next: without `_from_starts`
@@ -182,7 +182,7 @@ def _from_starts(x: AccessText) -> AccessText:
         x,
         lanes=(
             *parts,
-            "# Where each position starts: loads hold the way to its channels as a constant",
+            "# A pointer a position: its channels are constants away, which load instructions hold",
             assignment("x_starts", f"{x.pointer} + {position}[:, None]", 4),
             *(() if named else (assignment("x_ci", bare(way), 4),)),
         ),

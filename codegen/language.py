@@ -180,10 +180,9 @@ class _Reader:
         if len(layers) != 1:
             found = self.called(parts[0]) if len(parts) == 1 else None
             hint = nearest(found, tuple(LAYERS)) if found else ""
+            got = found or (f"{len(layers)} of them" if layers else "none")
             where = parts[layers[1]] if layers else parts[0]
-            raise self.error(
-                where, f"expected exactly one of {', '.join(LAYERS)}, got {len(layers)}{hint}"
-            )
+            raise self.error(where, f"expected exactly one of {', '.join(LAYERS)}, got {got}{hint}")
         before = tuple(map(self.stage, parts[: layers[0]]))
         after = tuple(map(self.stage, parts[layers[0] + 1 :]))
         return self.layer(parts[layers[0]], before, after)
@@ -220,8 +219,12 @@ class _Reader:
         values: dict[str, Any] = {name: self.value(value) for name, value in nodes.items()}
         if "kernel_size" not in values:
             raise self.error(node, f"{name} needs kernel_size", "kernel_size")
-        if values.pop("padding_mode", "zeros") != "zeros":
-            raise self.error(nodes["padding_mode"], "padding_mode must be zeros", "padding_mode")
+        mode = values.pop("padding_mode", "zeros")
+        if mode != "zeros":
+            where = nodes["padding_mode"]
+            raise self.error(
+                where, f"padding_mode must be zeros, got {shown(mode)}", "padding_mode"
+            )
         try:
             return ConvTransposeSpec(rank=LAYERS[name], before=before, after=after, **values)
         except SpecError as error:

@@ -213,7 +213,7 @@ def _check_limits(spec: ConvTransposeSpec, space: Space, grid: Grid) -> None:
         extent = _extent(space, part)
         if extent is not None and extent > GRID_LIMITS[number]:
             names = " x ".join(c.name for c in part if space.number(c.extent) != 1)
-            advice = "leave grid out" if spec.grid else "no launch can hold this layer"
+            advice = "leave grid out" if spec.grid else f"no launch can hold input={spec.input}"
             raise SpecError(
                 f"grid axis {number} ({names}) would need {extent} programs, "
                 f"CUDA allows {GRID_LIMITS[number]}; {advice}",

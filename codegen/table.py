@@ -215,7 +215,8 @@ def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> No
 
 def _inside(root: Path, value: object, key: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project", key)
+        got = "" if value is None else f", got {shown(value)}"
+        raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project{got}", key)
     path = root / value
     try:
         path.resolve().stat()

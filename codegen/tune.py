@@ -31,7 +31,7 @@ from typing import Any
 
 from .choices import Choices, key_of, read_choices, shipped, text_of
 from .compiler import compile_kernel
-from .files import write_text
+from .files import check_writable, write_text
 from .gradient import gradient_refusal, input_gradient
 from .language import parse
 from .phases import decompose
@@ -129,6 +129,7 @@ def tune(
         SpecError: `output` is of another target or device, or no candidate of a spec runs.
     """
     rows, measured = _read(output, target)
+    check_writable(output)
     done = {row["spec"] for row in rows}
     keys = [key for key in dict.fromkeys(map(key_of, specs)) if key not in done]
     futures: list[Future[Row]] = [

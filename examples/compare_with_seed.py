@@ -52,6 +52,8 @@ def run_as_sm89(arguments: list[str]) -> int:
     import torch
     import triton
 
+    if not torch.cuda.is_available():
+        sys.exit("error: this needs a CUDA GPU, and torch sees none")
     real = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     major, minor = torch.cuda.get_device_capability()
     with tempfile.TemporaryDirectory() as folder:

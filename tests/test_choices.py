@@ -165,6 +165,26 @@ def test_a_broken_file_is_a_clear_error(kind, tmp_path):
     assert str(caught.value)
 
 
+def test_a_row_may_spell_its_layer_in_any_way(tmp_path):
+    """A row that a hand wrote was ignored without a word where its text was not the key."""
+    path = written(tmp_path, row() | {"spec": f"relu | {LAYER} | tanh"})
+    assert plan(parse(LAYER), find_target("h100"), choices=read_choices(path)).tile == TILE
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spec": "Conv(8)"}, "choices.json, spec 'Conv(8)': .* got Conv"),
+        ({"target": "foo"}, "choices.json: target must be one of"),
+    ],
+)
+def test_what_is_wrong_with_a_file_names_it(tmp_path, changes, message):
+    path = written(tmp_path, row() | changes, target=changes.get("target", "h100"))
+    with pytest.raises(SpecError) as caught:
+        read_choices(path)
+    assert all(part in str(caught.value) for part in message.split(" .* "))
+
+
 def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
     with pytest.raises(SpecError, match="cannot read"):
         read_choices(tmp_path / "none.json")

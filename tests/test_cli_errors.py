@@ -235,6 +235,7 @@ def test_a_statement_without_a_place(tmp_path):
     ("table", "message"),
     [
         ("", "needs output"),
+        ("output = 3", "needs output, a path inside the project, got 3"),
         ('outpt = "kernels"', "no key 'outpt' (did you mean output?)"),
         ('output = "kernels"\nspec = ["a.convgen"]', "no key 'spec' (did you mean specs?)"),
         (rows("up") + 'targets = "a100"', "no key 'targets' (did you mean target?)"),

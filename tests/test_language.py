@@ -207,6 +207,8 @@ def test_every_wrong_argument_is_named_and_pointed_at(argument, value):
         ("ConvTranspose2d(4, 6, 3, 1, 0, 0, 1, True, 1, 'é', 7)", "at most 10", "7)"),
         (f"relu | {LAYER} | {LAYER}", "exactly one of", LAYER),
         ("relu | tanh", "exactly one of", "relu | tanh"),
+        ("ConvTranspose4d(4, 6, 3)", "ConvTranspose3d, got ConvTranspose4d", "ConvTranspose4d"),
+        (f"{LAYER[:-1]}, padding_mode=reflect)", "must be zeros, got 'reflect'", "reflect)"),
         (f"{LAYER} | relu(1)", "relu() got 1 arguments", "relu(1)"),
         (f"{LAYER} | clamp(2, 1)", "min <= max", "clamp(2, 1)"),
         (f"{LAYER} | mul", "mul(other) needs other", "mul"),

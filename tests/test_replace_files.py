@@ -52,7 +52,7 @@ def test_an_edited_file_is_not_overwritten(tmp_path, device):
         convgen.replace_layers(model, folder=tmp_path)
     assert type(model) is nn.ConvTranspose2d
     assert path.read_text() == "# mine"
-    with pytest.raises(SpecError, match=r"^cannot write .*Not a directory"):
+    with pytest.raises(SpecError, match=r"^cannot write .* is a file, not a folder"):
         convgen.replace_layers(model, folder=path / "below")
 
 

@@ -121,6 +121,12 @@ def test_what_the_file_has_is_not_measured_again(tmp_path):
     assert output.read_bytes() == before
 
 
+def test_a_file_that_cannot_be_written_stops_it_before_it_measures(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SpecError, match="file is a file, not a folder"):
+        list(tune([parse(LAYER)], H100, tmp_path / "file" / "h100.json", NoExecutor(), 4))
+
+
 class Remembering(Executor):
     """Measures nothing: remembers what it was asked for, and answers at once."""
 
