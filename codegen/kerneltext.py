@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -307,7 +308,18 @@ def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
     return (
         f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * w[{taps}, co, ci]",
         *_relations(relations, group),
+        *_around(spec),
     )
+
+
+def _around(spec: ConvTransposeSpec) -> list[str]:
+    """Say what happens to the inputs before the sum, and to the sum."""
+    before, after = (" | ".join(map(str, stages)) for stages in (spec.before, spec.after))
+    lines = [f"where x has passed {before}"] if before else []
+    steps = ["bias[co] is added"] * spec.bias + [f"it passes {after}"] * bool(after)
+    if steps:
+        lines.append(f"then {', and '.join(steps)}")
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH - 4)]
 
 
 def _relations(relations: list[str], group: str) -> list[str]:

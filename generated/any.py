@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: d4b5529fd21c37fb16d7c2f0dc46929e5aed8bab5c84bebc9046c9c21dfe3bff
+# body sha256: 569f0cba1a067f9296131f418329ac5b9c26bc5e5909c54609c7fda6c0fb1597
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -106,6 +106,7 @@ def conv_transpose2d_kernel(
 
     y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
     with oh + 1 = 2 * ih + kh, ow + 1 = 2 * iw + kw
+    then bias[co] is added
     """
     H_OUT = 2 * H_IN
     W_OUT = 2 * W_IN
@@ -574,7 +575,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_505459c98f62ab04"
+NAMESPACE = "convgen_4f06a4e86cb07b88"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

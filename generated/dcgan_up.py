@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 237e78ca65e73f0dc6c0d09bd3aa5c621a798b80271fc21fbb0b028cdc697c05
+# body sha256: 9c29cf6c89e68f1812d3783e50ddcf3e168a274f6b89fd227cfdb23f41485036
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -92,6 +92,7 @@ def conv_transpose2d_kernel(
 
     y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
     with oh + 1 = 2 * ih + kh, ow + 1 = 2 * iw + kw
+    then it passes relu
     """
     co_tiles = tl.cdiv(C_OUT, BLOCK_N)
     channel_blocks = tl.cdiv(C_IN, BLOCK_K)
@@ -523,7 +524,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c9ed5af8762773a7"
+NAMESPACE = "convgen_8318f41fb1d1acda"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: a49f8b321857280a1fce2ade30472f60efb1b8941133000d435161ed7768ec4e
+# body sha256: 3045388f0a3dfdd1b9dab4d43640983ffcfe6b7d2ff8f02ac8b44686f6453489
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -97,6 +97,8 @@ def conv_transpose1d_kernel(
 
     y[n, co, ol] = sum over ci, kl of x[n, ci, il] * w[kl, co, ci]
     with ol + 4 = 8 * il + kl
+    where x has passed leaky_relu(0.1)
+    then bias[co] is added
     """
     L_OUT = 8 * L_IN
     L_GROUPS = L_IN + 1
@@ -491,7 +493,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2b485b92d52e6239"
+NAMESPACE = "convgen_022f286f4a2ff558"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 2 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 32768 programs in about 64 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: a320957cf23c8365d0113afb281088c773fa3cf076f2a91d88b1b7765393e117
+# body sha256: 2fd54c3f962e472adaeab92e7c7271e3080d3a81646772342cfb04610aeecf5b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -89,6 +89,7 @@ def conv_transpose3d_kernel(
 
     y[n, co, od, oh, ow] = sum over ci, kd, kh, kw of x[n, ci, id, ih, iw] * w[kd, kh, kw, co, ci]
     with od = 2 * id + kd, oh = 2 * ih + kh, ow = 2 * iw + kw
+    then bias[co] is added
     """
     channel_blocks = tl.cdiv(C_IN, BLOCK_K)
 
@@ -525,7 +526,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c174c522d272d2b3"
+NAMESPACE = "convgen_2377416077731872"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

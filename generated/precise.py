@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 49663d0d2d2969416cbe3f9162aa2c18d95b754321c773c0b92f8d2aafe89db2
+# body sha256: 829a1f4b5b9c442a69567427a7f6219ccec0855f25e0dd08631f62f1374139e7
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -70,6 +70,7 @@ def conv_transpose1d_kernel(
 
     y[n, co, ol] = sum over ci, kl of x[n, ci, il] * w[kl, co, ci]
     with ol = 3 * il + kl
+    then bias[co] is added
     """
     L_OUT = 3 * L_IN + 4
 
@@ -451,7 +452,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_456e91231b2cbdc7"
+NAMESPACE = "convgen_56537dd7b9559213"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 8b5bd889a371f23a6e3bc573e7caa75df3c241a58bda7f9bc001507e5d6e3392
+# body sha256: 8409103c97eea26f525d1ed3cf42bd86ecd9eaa32327ac255ff3ab5417329f05
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -75,6 +75,7 @@ def conv_transpose2d_kernel(
 
     y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
     with oh = 2 * ih + kh, ow = 2 * iw + kw
+    then bias[co] is added
     """
     H_OUT = 2 * H_IN
     W_OUT = 2 * W_IN
@@ -527,7 +528,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_da1eab2fbae34e41"
+NAMESPACE = "convgen_5b2f22d78b9bf0fd"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
