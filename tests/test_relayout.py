@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
-from convgen.choices import read_choices
+from convgen.choices import key_of, read_choices
 from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.explain import explain
@@ -389,7 +389,7 @@ def test_choices_of_copies_are_read(value: object, reason: str, tmp_path: Path) 
     """A tile may have one; the gradient's launch makes none."""
     tile = dataclasses.asdict(copying(parse(LAYER))[0])
     found = {"tile": tile | {"relayout": value}, "ms": 1.0, "torch_ms": 2.0}
-    key = "ConvTranspose2d(32, 16, kernel_size=3, stride=1, padding=1, input=(2, 32, 20, 24))"
+    key = key_of(parse(LAYER))
     row = {"spec": key, "tile": tile, "ms": 1.0, "tried": 1}
     where = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
     whole = {"schema": 1, "target": "h100", "measured": where}
