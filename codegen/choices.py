@@ -165,7 +165,9 @@ def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
-    return str(error) if isinstance(error, ValueError) else "an object has no such parts"
+    if isinstance(error, ValueError):
+        return str(error)
+    return "a list or a number stands where an object belongs"
 
 
 def tile_of(row: Any) -> Tile:

@@ -101,21 +101,25 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        reason = _in_the_way(path) or error.strerror
-        raise ProjectError(f"cannot write {str(path)[:_SHOWN]}: {reason}") from None
+        raise _unwritable(path, _in_the_way(path) or error.strerror) from None
 
 
 def check_writable(path: Path) -> None:
     """Raise ProjectError if `path` cannot be written, before there is something to write."""
-    folder = next((each for each in path.parents if each.exists()), Path())
     reason = _in_the_way(path)
-    if reason is None and not os.access(folder, os.W_OK):
-        reason = f"{folder} does not allow it"
     if reason is not None:
-        raise ProjectError(f"cannot write {str(path)[:_SHOWN]}: {reason}")
+        raise _unwritable(path, reason)
+    folder = next((each for each in path.parents if os.path.exists(each)), Path())
+    if not os.access(folder, os.W_OK):
+        raise _unwritable(path, f"{folder} does not allow it")
+
+
+def _unwritable(path: Path, reason: str | None) -> ProjectError:
+    return ProjectError(f"cannot write {str(path)[:_SHOWN]}: {reason}")
 
 
 def _in_the_way(path: Path) -> str | None:
     """Say which file stands where a folder of `path` should, None if there is none."""
-    files = [each for each in path.parents if each.is_file()]
+    # Not Path.is_file, which raises where a name is too long or a folder may not be read.
+    files = [each for each in path.parents if os.path.isfile(each)]
     return f"{files[0]} is a file, not a folder" if files else None

@@ -172,17 +172,17 @@ def test_a_row_may_spell_its_layer_in_any_way(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "parts"),
     [
-        ({"spec": "Conv(8)"}, "choices.json, spec 'Conv(8)': .* got Conv"),
-        ({"target": "foo"}, "choices.json: target must be one of"),
+        ({"spec": "Conv(8)"}, ["choices.json, spec 'Conv(8)': ", " got Conv"]),
+        ({"target": "foo"}, ["choices.json: target must be one of"]),
     ],
 )
-def test_what_is_wrong_with_a_file_names_it(tmp_path, changes, message):
+def test_what_is_wrong_with_a_file_names_it(tmp_path, changes, parts):
     path = written(tmp_path, row() | changes, target=changes.get("target", "h100"))
     with pytest.raises(SpecError) as caught:
         read_choices(path)
-    assert all(part in str(caught.value) for part in message.split(" .* "))
+    assert all(part in str(caught.value) for part in parts)
 
 
 def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):

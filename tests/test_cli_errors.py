@@ -200,6 +200,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
     for arguments in (
         (SMALL, "-o", tmp_path / "file" / "up.py"),
         (SMALL, "-o", tmp_path / ("a" * 4000)),
+        (SMALL, "-o", tmp_path / ("a" * 4000) / "up.py"),
     ):
         assert "cannot write" in refused("emit", *arguments)
     for name in ("two", "one"):
