@@ -57,6 +57,7 @@ class KernelText:
         summary, formula: what it computes, lines of its docstring.
         triton_dtype, accumulator: the element type in comments, and of the sum.
         has_bias: it adds a bias.
+        bias_value: the bias in the accumulator's precision.
         precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
@@ -79,6 +80,7 @@ class KernelText:
     triton_dtype: str
     accumulator: str
     has_bias: bool
+    bias_value: str
     precision: str
     precision_constant: str | None
     rounds: bool
@@ -122,6 +124,7 @@ def kernel_text(
     )
     product = spec.product if family.products else None
     fallback = product is not None and not product.interpreted
+    same = spec.element.triton == spec.element.accumulator
     precision = product.name if product else "ieee"
     return KernelText(
         name=name,
@@ -131,6 +134,7 @@ def kernel_text(
         triton_dtype=_TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
         has_bias=spec.bias,
+        bias_value="bias" if same else f"bias.to(tl.{spec.element.accumulator})",
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 569f0cba1a067f9296131f418329ac5b9c26bc5e5909c54609c7fda6c0fb1597
+# body sha256: feb48e201847c71c921ae433779321118b6587ad0668214080c26362c181bea3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -173,7 +173,7 @@ def conv_transpose2d_kernel(
     bias_mask = (column // PHASES) + co_start < C_OUT
     bias_tile = bias_ptr + tl.cast(co_start, tl.int64)
     bias = tl.load(bias_tile + column // PHASES, mask=bias_mask, other=0.0)
-    acc += bias.to(tl.float32)[None, :]
+    acc += bias[None, :]
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -575,7 +575,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4f06a4e86cb07b88"
+NAMESPACE = "convgen_f1901321e67c9d6a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

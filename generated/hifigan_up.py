@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 3045388f0a3dfdd1b9dab4d43640983ffcfe6b7d2ff8f02ac8b44686f6453489
+# body sha256: acb40882561f3a0dd6fbe909f510c845eddcc2f05d7df63c76f5bbcf24648d5d
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -141,7 +141,7 @@ def conv_transpose1d_kernel(
 
     bias_tile = bias_ptr + co_start
     bias = tl.load(bias_tile + column // PHASES)
-    acc += bias.to(tl.float32)[None, :]
+    acc += bias[None, :]
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -493,7 +493,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_022f286f4a2ff558"
+NAMESPACE = "convgen_2b1969bac78441b3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(

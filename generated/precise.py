@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 829a1f4b5b9c442a69567427a7f6219ccec0855f25e0dd08631f62f1374139e7
+# body sha256: 1dc8d29257fda6cd17c5c2c46618da5f3642488f76a2c0fa11d273265a13f44f
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -104,7 +104,7 @@ def conv_transpose1d_kernel(
         acc = tl.dot(x, w, acc, input_precision="ieee", out_dtype=tl.float64)
 
     bias = tl.load(bias_ptr + co)
-    acc += bias.to(tl.float64)[None, :]
+    acc += bias[None, :]
     acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
     y_tile = y_ptr + tl.cast(image, tl.int64) * L_OUT * C_OUT + phase_l
     y_lanes = (co * L_OUT)[:, None] + (position * 3)[None, :]
@@ -452,7 +452,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_56537dd7b9559213"
+NAMESPACE = "convgen_15397a02781ba0e5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(
