@@ -1,8 +1,9 @@
 """convgen: a compiler from a description of a transposed convolution to a Triton kernel.
 
 `parse(text)` reads a description, `emit(spec)` returns the text of the file,
-`replace_layers(model)` puts such files to use in a torch model. Importing this package imports
-neither sympy nor jinja2, torch nor triton: what needs them loads when it is first used.
+`replace_layers(model)` puts such files to use in a torch model, `freeze(model)` is for one whose
+weights no longer change. Importing this package imports neither sympy nor jinja2, torch nor triton:
+what needs them loads when it is first used.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ __all__ = [
     "__version__",
     "emit",
     "find_target",
+    "freeze",
     "parse",
     "replace_layers",
+    "unfreeze",
 ]
 
 
@@ -88,3 +91,36 @@ def replace_layers(
     from .replace import replace_layers as replace
 
     return replace(model, target, precision, dtype, folder)
+
+
+def freeze(model: Any) -> list[str]:
+    """Let the emitted layers of a torch model keep their packed weights, to serve it unchanged.
+
+    A layer packs its weight at every call, by a kernel of its own, so that no edit goes unseen; a
+    frozen one launches that kernel no more, and sees no edit that torch does not report. For a
+    layer it ends with `unfreeze`, `train()`, a move to another device or dtype, a load, an edit
+    that torch reports, and another weight or a parametrization of it. It does not count where a
+    gradient of the weight is recorded, nor in a graph that is captured or compiled.
+
+    Args:
+        model: a `torch.nn.Module`, such as `replace_layers` changed.
+
+    Returns:
+        The names in `named_modules()` of the emitted layers.
+
+    Raises:
+        SpecError: the model is no torch module.
+    """
+    from .replace import freeze_layers
+
+    return freeze_layers(model, frozen=True)
+
+
+def unfreeze(model: Any) -> list[str]:
+    """End `freeze`: the emitted layers of a torch model pack their weights at every call again.
+
+    Args, returns and errors are those of `freeze`.
+    """
+    from .replace import freeze_layers
+
+    return freeze_layers(model, frozen=False)

@@ -114,8 +114,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
         dtype: its spec's.
         name: what line information calls it.
         capability: ten times the major version plus the minor one.
-        kernel: its number in the file: 0 is the layer's; then come that of the input's gradient
-            and that of the input's copy, if the file has them.
+        kernel: its number in the file: 0 is the layer's; then come that of the input's gradient,
+            those that pack the weights of the two, and that of the input's copy, if it has them.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import triton
@@ -223,6 +223,10 @@ def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str
     source = compile_kernel(statement.spec, target, choices=choices)
     name = statement.name or f"conv_transpose{statement.spec.rank}d"
     names = [name, *[f"{name}_input_gradient"] * (source.plan.gradient is not None)]
+    plans = [source.plan, *filter(None, [source.plan.gradient])]
+    ends = ("pack", "pack_for_gradient")
+    packs = [end for end, each in zip(ends, plans, strict=False) if not each.reads_raw_weight]
+    names += [f"{name}_{end}" for end in packs]
     names += [f"{name}_{copy_name(statement.spec)}"] * source.plan.tile.relayout
     binaries = [compile_for(source, target, number) for number in range(len(names))]
     return [_row(*pair, target) for pair in zip(names, binaries, strict=True)]

@@ -9,9 +9,11 @@ there by the weights that lead to these outputs, all in the accumulator's precis
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from sympy import Integer
+import sympy
+from sympy import Expr, Integer
 
 from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .gemm import channel_lanes
@@ -29,10 +31,11 @@ from .kernel import (
     stores,
     tensor,
 )
+from .packing import grouped_tap, kernel_extents, raw_weight
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
-from .sizes import Sizes
+from .sizes import AXES, Sizes
 from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
@@ -107,18 +110,11 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     at = define_positions(kernel, lines["position"], start, Integer(1))
     steps = define_steps(kernel, lines["step"], phase, depthwise=True)
     shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    tap = define_flat_tap(kernel, lines, tap)
     x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts, 0))
     column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
-    taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
-    w = [
-        Coordinate(tap, taps, sizes.group_out * lanes, looped=True),
-        Coordinate(channel, sizes.group_out, lanes),
-        Coordinate(column, lanes, Integer(1)),
-    ]
     last = plan.spec.layout == "channels_last"
     x_text = kernel.access("x", x, ("position", "co") if last else ("co", "position"))
-    w_text = kernel.access("w", w, ("co", "phase") if lanes != 1 else ("co",))
+    w_text = _weight(kernel, lines, channel, (tap, steps.taps[-1]), column)
     out = define_positions(kernel, lines["out"], start, lanes, "_out") if lanes != 1 else at
     outputs = group_outputs(kernel, out, phase.residues, 0)
     y = tensor(kernel, out.image, channel, "OUT", outputs)
@@ -153,3 +149,41 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         result_lines=(),
         result="acc",
     )
+
+
+def _weight(
+    kernel: Kernel,
+    lines: dict[str, list[str]],
+    channel: Expr,
+    taps: tuple[Expr, Expr],
+    column: Expr,
+) -> AccessText:
+    """Return the access of the weights of a step, one a channel or one for each of its phases.
+
+    Of the `taps`, one is flat, the other its part along the last axis.
+    """
+    tap, last = taps
+    grouping, unit = kernel.plan.grouping, Integer(1)
+    if grouping is None:
+        tap = define_flat_tap(kernel, lines, tap)
+        return kernel.access(
+            "w", raw_weight(kernel, channel, [Coordinate(tap, unit, unit, looped=True)]), ("co",)
+        )
+    rank = kernel.plan.spec.rank
+    outer = sympy.expand((tap - last) / kernel.sizes.kernel(rank - 1))
+    outer = define_flat_tap(kernel, lines, outer)
+    index, *others = grouped_tap(kernel, last, column, Integer(0))
+    order = ("co", "phase") if column != 0 else ("co",)
+    first = Coordinate(outer, unit, kernel_extents(kernel)[-1], looped=True)
+    if grouping.axis.dilation == 1:
+        return kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
+    # A quotient has no part that is the same in all steps.
+    found = kernel.scribe.define(lines["step"], f"k{AXES[rank][-1]}", index.index, None)
+    if column == 0:
+        kernel.loop |= found.free_symbols
+        index = dataclasses.replace(index, index=found)
+        return kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
+    index = dataclasses.replace(index, index=found, stride=Integer(0))
+    w = kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
+    sign = "-" if kernel.plan.prefix else "+"
+    return dataclasses.replace(w, added=f"{w.added} {sign} {found}[None, :]")

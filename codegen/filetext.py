@@ -9,12 +9,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from sympy import Symbol
+
 from . import __version__
 from .kerneltext import KernelText, kernel_text
+from .packtext import PackText, pack_text
 from .plan import KernelPlan, Tile
 from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
-from .sizes import sizes_of
+from .sizes import Sizes, sizes_of
 from .spec import ConvTransposeSpec
 from .wrappertext import WrapperContext, wrapper_context
 
@@ -39,6 +42,9 @@ class FileContext:
         has_bias: the layer has a bias.
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
+        packs: what the kernels that pack the weight need: for the layer, for the input's gradient;
+            none for one whose kernel reads the weight as it lies.
+        repeats: launches are repeated without what Triton looks up for each.
         settles: products are waited for.
         functions: helper functions that the kernels call.
         interpreted: the kernels have branches for Triton's interpreter.
@@ -68,6 +74,8 @@ class FileContext:
     has_bias: bool
     precision_constant: str | None
     rounds: bool
+    packs: tuple[PackText, ...]
+    repeats: bool
     settles: bool
     functions: tuple[str, ...]
     interpreted: bool
@@ -84,13 +92,17 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
     """Return every name the templates of `plan`'s family use; `precompiled`: machine code ships."""
     spec, op = plan.spec, f"conv_transpose{plan.spec.rank}d"
     sizes = sizes_of(plan)
-    kernel = kernel_text(plan, sizes, f"{op}_kernel", "Compute one tile of the output.")
+    packs, used = _packs(plan, sizes)
+    kernel = kernel_text(plan, sizes, f"{op}_kernel", "Compute one tile of the output.", used=used)
     kernels: tuple[KernelText, ...] = (kernel,)
     gradient, gradient_tile = None, None
     if plan.gradient is not None:
         back, back_sizes = plan.gradient, sizes_of(plan.gradient)
-        second = kernel_text(back, back_sizes, f"{op}_input_gradient_kernel", _BACKWARD, _PREFACE)
+        more, used = _packs(back, back_sizes)
+        name = f"{op}_input_gradient_kernel"
+        second = kernel_text(back, back_sizes, name, _BACKWARD, _PREFACE, used)
         kernels, gradient = (kernel, second), wrapper_context(back, back_sizes, second)
+        packs += more
         gradient_tile = f"{back.family}, tile {back.tile}"
     constant = next((k.precision_constant for k in kernels if k.precision_constant), None)
     return FileContext(
@@ -111,6 +123,8 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         has_bias=spec.bias,
         precision_constant=constant,
         rounds=any(each.rounds for each in kernels),
+        packs=packs,
+        repeats=bool(packs or not plan.tuned),
         settles=any(each.settles for each in kernels),
         functions=_functions(spec),
         interpreted=spec.dtype == "bfloat16" or constant is not None,
@@ -122,6 +136,14 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         gradient_tile=gradient_tile,
         relayout=relayout_text(plan, sizes, kernel.triton_dtype),
     )
+
+
+def _packs(plan: KernelPlan, sizes: Sizes) -> tuple[tuple[PackText, ...], set[Symbol]]:
+    """Return what packs the weight for the kernel of `plan`, and the sizes that it reads."""
+    if plan.reads_raw_weight:
+        return (), set()
+    text, used = pack_text(plan, sizes)
+    return (text,), used
 
 
 def _command(plan: KernelPlan) -> str:

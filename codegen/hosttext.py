@@ -13,7 +13,7 @@ from sympy import Expr, Integer, Symbol
 
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .printer import WIDTH, bare
-from .sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, Sizes
+from .sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class HostNames:
         entry = self.definitions[size]
         if entry.name in BLOCKS:
             return f'META["{entry.text}"]' if entry.value is None else f"{entry.text}.value"
-        if entry.name in (*COPY_BLOCKS, *BOXES):
+        if entry.name in (*COPY_BLOCKS, *PACK_BLOCKS, *BOXES):
             return f"{entry.text}.value"
         if entry.block is not None:
             block = self._symbol(self.sizes.named(entry.block))

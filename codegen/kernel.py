@@ -56,9 +56,12 @@ class Kernel:
         return self.program.get(name, Integer(0))
 
     def access(
-        self, name: str, coordinates: list[Coordinate], order: tuple[str, ...]
+        self, name: str, coordinates: list[Coordinate], order: tuple[str, ...], indent: int = 4
     ) -> AccessText:
-        """Print the access at `coordinates`, its scalar part split at the loop."""
+        """Print the access at `coordinates`, its scalar part split at the loop.
+
+        Its lines stand `indent` columns from the margin, those of a step 8.
+        """
         scribe = self.scribe
         tensor: Access = access(scribe.space, coordinates, frozenset(scribe.kinds))
         scalar = scribe.space.reduce(tensor.scalar)
@@ -68,8 +71,8 @@ class Kernel:
         named = step == "" or step.isidentifier()
         mask = tuple(scribe.mask_lines(f"{name}_mask", tensor.masks, order))
         return AccessText(
-            base=assignment(f"{name}_tile", f"{name}_ptr + {base}", 4) if base else None,
-            lanes=tuple(scribe.lane_lines(name, tensor.lanes, order)),
+            base=assignment(f"{name}_tile", f"{name}_ptr + {base}", indent) if base else None,
+            lanes=tuple(scribe.lane_lines(name, tensor.lanes, order, indent)),
             step_lines=() if named else (assignment(f"{name}_step", step, 8),),
             mask_lines=mask,
             step=step if named else f"{name}_step",

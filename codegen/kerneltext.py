@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
+from sympy import Symbol
+
 from .families import find_family
 from .gemm import settled
+from .packing import packed_grouping
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, Scribe
@@ -22,7 +26,7 @@ from .sizes import AXES, BLOCKS, Size, Sizes
 from .spec import ConvTransposeSpec
 from .window import described_sizes
 
-_TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 _COMMENTS = {
     "BLOCK_M": "output positions of a tile",
     "BLOCK_N": "output channels of a tile",
@@ -102,9 +106,17 @@ class KernelText:
 
 
 def kernel_text(
-    plan: KernelPlan, sizes: Sizes, name: str, summary: str, preface: tuple[str, ...] = ()
+    plan: KernelPlan,
+    sizes: Sizes,
+    name: str,
+    summary: str,
+    preface: tuple[str, ...] = (),
+    used: Iterable[Symbol] = (),
 ) -> KernelText:
-    """Return the names of the template of `plan`'s family; some are given, as of `KernelText`."""
+    """Return the names of the template of `plan`'s family; some are given, as of `KernelText`.
+
+    Sizes that are `used` elsewhere in the file are among its constants.
+    """
     spec = plan.spec
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
@@ -118,7 +130,7 @@ def kernel_text(
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
         scribe.used |= described_sizes(sizes)
-    constants, arguments, local_lines = size_lines(sizes, scribe)
+    constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
     )
@@ -131,7 +143,7 @@ def kernel_text(
         template=family.template,
         summary=summary,
         formula=_formula(spec),
-        triton_dtype=_TRITON_DTYPES[spec.dtype],
+        triton_dtype=TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
         has_bias=spec.bias,
         bias_value="bias" if same else f"bias.to(tl.{spec.element.accumulator})",
@@ -146,14 +158,14 @@ def kernel_text(
         locals=local_lines,
         block_arguments=tuned_blocks,
         tuned=bool(plan.tuned),
-        argument_names=_list(arguments),
+        argument_names=list_text(arguments),
         body=body,
         **_tensor_shapes(plan, sizes),
         after=after,
     )
 
 
-def _list(names: tuple[str, ...]) -> str:
+def list_text(names: tuple[str, ...]) -> str:
     """Return a list of names, broken where the longest line that has it would be too long."""
     quoted = [f'"{name}"' for name in names]
     line = f"[{', '.join(quoted)}]"
@@ -163,14 +175,19 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def size_lines(
-    sizes: Sizes, scribe: Scribe
+    sizes: Sizes, scribe: Scribe, elsewhere: Set[Symbol] = frozenset()
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the constants, arguments and locals for the sizes the kernel reads."""
+    """Return the constants, arguments and locals for the sizes the kernel reads.
+
+    The constants are also those that are read `elsewhere` in the file.
+    """
     constants: list[str] = []
     arguments: list[str] = []
     local_lines: list[str] = []
     for size in reversed(sizes.table):
         if size.symbol not in scribe.used:
+            if size.symbol in elsewhere and size.value is not None and size.block is None:
+                constants.insert(0, _constant(size, sizes))
             continue
         if size.block is not None:
             scribe.used.add(sizes.named(size.block))
@@ -208,7 +225,7 @@ def _stage_line(variable: str, stage: Stage) -> str:
     return f"{variable} = {stage.text(stage.row.triton, variable)}"
 
 
-def _cast(spec: ConvTransposeSpec, value: str) -> str:
+def cast(spec: ConvTransposeSpec, value: str) -> str:
     """Text of `value` in the spec's dtype, from the accumulator's."""
     if spec.dtype == "bfloat16":
         return f"to_bfloat16({value})"
@@ -222,7 +239,7 @@ def _with_values(spec: ConvTransposeSpec, kernel: Any, *, worked_on: bool) -> An
     for tile in kernel.outputs:
         name = "acc" if worked_on else tile.acc
         lines = (*tile.start_lines, *(f"acc = {tile.acc}",) * (name != tile.acc))
-        value = _cast(spec, kernel.result.replace("acc", name))
+        value = cast(spec, kernel.result.replace("acc", name))
         tiles.append(dataclasses.replace(tile, start_lines=lines, value=value))
     return dataclasses.replace(kernel, outputs=tuple(tiles))
 
@@ -249,7 +266,7 @@ def _stages_before(
         lines += [_stage_line("x", stage) for stage in spec.before]
         if masked and not all(stage.row.keeps_zero for stage in spec.before):
             lines.append("x = tl.where(x_mask, x, 0.0)  # padding stays zero")
-        lines += [f"x = {_cast(spec, 'x')}"] * (narrow and products)
+        lines += [f"x = {cast(spec, 'x')}"] * (narrow and products)
     if not products:
         return tuple(lines)
     if spec.product is not None and spec.product.rounds and not copy_rounds(plan):
@@ -263,7 +280,7 @@ def _stages_before(
 
 
 def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
-    spec, grouping, p = plan.spec, plan.grouping, plan.prefix
+    spec, p = plan.spec, plan.prefix
     letters = [letter.upper() for letter in AXES[spec.rank]]
     shapes = {}
     for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
@@ -275,25 +292,43 @@ def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
         shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
     if plan.tile.relayout:
         shapes["x_shape"] += f", a copy{' rounded to TF32' if copy_rounds(plan) else ''}"
-    taps = [f"{p}K{letter}" for letter in letters]
-    rows, columns = f"{p}C_OUT", f"{p}C_IN" if spec.groups == 1 else f"{p}GROUP_C_IN"
-    if grouping is not None and not grouping.unrolled:
-        taps[-1:] = [f"{p}TAPS_{letters[-1]}"] * (grouping.taps > 1)
-        lanes = "PHASES" if grouping.lanes == grouping.width else "PHASE_LANES"
-        rows += f" * {p}{lanes}" * (grouping.lanes > 1)
-        columns += f" * {p}SPAN" * (grouping.span > 1)
-    if not find_family(plan.family).products:
-        columns = "1"  # a channel of its own is all that an output reads
-    # With a prefix the names of all taps would not fit the line.
-    shapes["w_shape"] = f"[{'taps' if p else ' * '.join(taps) or 1}, {rows}, {columns}]"
+    packed = f"{packed_shape(plan)}, packed"
+    shapes["w_shape"] = _raw_shape(plan) if plan.reads_raw_weight else packed
     shapes |= {"x_box": "", "w_box": ""}
     if plan.tile.boxed:
-        shapes["w_shape"] = f"[{' * '.join([*taps, rows])}, {columns}]"
+        taps, rows, columns = packed_axes(plan)
+        shapes["w_shape"] = f"[{taps} * {rows}, {columns}], packed"
         names = zip(("N", *letters), sizes.box, strict=True)
         axes = [f"BOX_{letter}" if extent > 1 else "1" for letter, extent in names]
         shapes["x_box"] = f"[{', '.join(axes)}, BLOCK_K]"
         shapes["w_box"] = "[BLOCK_N, BLOCK_K]"
     return shapes
+
+
+def packed_shape(plan: KernelPlan) -> str:
+    """Return the axes of the packed weight."""
+    return f"[{', '.join(packed_axes(plan))}]"
+
+
+def packed_axes(plan: KernelPlan) -> tuple[str, str, str]:
+    """Return the axes of the packed weight: taps, rows and columns of its matrices."""
+    grouping, p = packed_grouping(plan), plan.prefix
+    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
+    taps = [f"{p}K{letter}" for letter in letters]
+    rows, columns = f"{p}C_OUT", f"{p}C_IN" if plan.spec.groups == 1 else f"{p}GROUP_C_IN"
+    if grouping is not None:
+        taps[-1:] = [f"{p}TAPS_{letters[-1]}"] * (grouping.taps > 1)
+        lanes = "PHASES" if grouping.lanes == grouping.width else "PHASE_LANES"
+        rows += f" * {p}{lanes}" * (grouping.lanes > 1)
+        columns += f" * {p}SPAN" * (grouping.span > 1)
+    # With a prefix the names of all taps would not fit the line.
+    return "taps" if p else " * ".join(taps) or "1", rows, columns
+
+
+def _raw_shape(plan: KernelPlan) -> str:
+    """Return the axes of a depthwise layer's weight as torch lays it."""
+    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
+    return f"[{plan.prefix}C_IN, 1, {', '.join(f'{plan.prefix}K{each}' for each in letters)}]"
 
 
 def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:

@@ -201,6 +201,14 @@ class KernelPlan:
         return "channels_last" if self.tile.relayout else self.spec.layout
 
     @property
+    def reads_raw_weight(self) -> bool:
+        """Whether its kernel reads the weight as torch lays it, so that nothing is packed.
+
+        Programs of depthwise layers read a few weights, whatever their order.
+        """
+        return self.tile.depthwise
+
+    @property
     def grid_text(self) -> str:
         """The grid's axes as text."""
         axes = [" * ".join(coordinate.name for coordinate in axis) for axis in self.grid]

@@ -19,6 +19,12 @@ from .index import AtLeast, FloorDiv, Mask, Modulo, Range, Space, expand, symbol
 
 WIDTH = 100  # columns of an emitted line
 LONG = 40  # columns of a part of an offset that is written in place
+# What spreads a vector over the dimensions of a tile, by how many there are.
+SPREADS = {
+    1: ("",),
+    2: ("[:, None]", "[None, :]"),
+    3: ("[:, None, None]", "[None, :, None]", "[None, None, :]"),
+}
 
 
 class PrintError(Exception):
@@ -113,9 +119,9 @@ def assignment(name: str, text: str, indent: int) -> str:
     """Return `name = text` in lines of at most 100 columns, as ruff would break them."""
     if indent + len(name) + 3 + len(text) <= WIDTH:
         return f"{name} = {text}"
-    if indent + 4 + len(text) <= WIDTH:
-        return f"{name} = (\n    {text}\n)"
     parts = split(text, "+-")
+    if indent + 4 + len(text) <= WIDTH and not (len(parts) == 2 and text.endswith(")")):
+        return f"{name} = (\n    {text}\n)"
     if len(parts) == 2 and text.endswith(")"):  # ruff would break it inside these parentheses
         return "\n".join([f"{name} = {parts[0]}", *(f"{name} {p[0]}= {p[2:]}" for p in parts[1:])])
     return f"{name} = (\n    " + "\n    ".join(parts) + "\n)"
@@ -141,8 +147,8 @@ def _fitting(name: str, condition: str) -> list[str]:
 
 
 def _joined(name: str, parts: dict[str, str], order: tuple[str, ...]) -> str:
-    """Return the line that joins the conditions of a tile's rows and columns."""
-    indices = dict(zip(order, ("[:, None]", "[None, :]"), strict=False))
+    """Return the line that joins the conditions of a tile's dimensions."""
+    indices = dict(zip(order, SPREADS[len(order)], strict=True))
     return f"{name} = {' & '.join(f'{text}{indices[kind]}' for kind, text in parts.items())}"
 
 
@@ -154,11 +160,13 @@ class Scribe:
         space: what is known of the sizes, and of the symbols defined so far.
         kinds: for each lane symbol what it runs over, `position` or `channel`.
         used: sizes that the printed text reads.
+        checked: the wrapper refuses sizes of run time whose offsets in a tile int32 cannot hold.
     """
 
     space: Space
     kinds: dict[Symbol, str] = field(default_factory=dict)
     used: set[Symbol] = field(default_factory=set)
+    checked: bool = True
 
     def name(self, name: str, low: Expr | int, high: Expr | int, kind: str | None = None) -> Symbol:
         """Return a new symbol in `low … high`; with `kind` it is a lane."""
@@ -205,32 +213,36 @@ class Scribe:
         moving = {free for term in large for free in term.free_symbols} - set(self.space.sizes)
         return self.text(expr, frozenset(moving))
 
-    def lane_lines(self, name: str, expr: Expr, order: tuple[str, ...]) -> list[str]:
+    def lane_lines(
+        self, name: str, expr: Expr, order: tuple[str, ...], indent: int = 4
+    ) -> list[str]:
         """Return the lines that define `<name>_lanes`, an offset inside a tile over `order`.
 
-        It is int32, except where a known size makes it too large; sizes of run time are checked
-        in the wrapper. A long part has a line of its own, `<name>_<kind>`.
+        It is int32, except where a known size makes it too large, or one of run time that nothing
+        checks. A long part has a line of its own, `<name>_<kind>`.
         """
         expr = self.space.reduce(expr)
         lanes = frozenset(expr.free_symbols & set(self.kinds))
         known = self.space.number(self.space.bounds(expr).high) is not None
-        wide = lanes if known and not self.space.fits_int32(expr) else frozenset()
+        far = (known or not self.checked) and not self.space.fits_int32(expr)
+        wide = lanes if far else frozenset()
         parts: dict[str, str] = {}
         for kind in order:
             terms = [t for t in sympy.Add.make_args(expr) if self._kind(t) == kind]
             if terms:
                 parts[kind] = self.text(sympy.Add(*terms), wide)
         lines = []
-        room = WIDTH - len(f"    {name}_lanes = ()[:, None] + ()[None, :]")
+        spread = " + ".join(f"(){index}" for index in SPREADS[len(order)])
+        room = WIDTH - indent - len(f"{name}_lanes = {spread}")
         for kind, text in parts.items():
             together = sum(map(len, parts.values()))
             if len(order) > 1 and (len(text) > LONG or (together > room and " " in text)):
-                lines.append(assignment(f"{name}_{kind}", text, 4))
+                lines.append(assignment(f"{name}_{kind}", text, indent))
                 parts[kind] = f"{name}_{kind}"
         if len(order) == 1:
             return [f"{name}_lanes = {text}" for text in parts.values()]
         texts = []
-        for kind, index in zip(order, ("[:, None]", "[None, :]"), strict=True):
+        for kind, index in zip(order, SPREADS[len(order)], strict=True):
             if kind in parts:
                 text = parts[kind]
                 texts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
@@ -270,6 +282,10 @@ class Scribe:
             elif conditions:
                 parts[kind] = conditions[0]
         line = _joined(name, parts, order)
+        if len(line) + 8 > WIDTH and len(order) > 2:
+            text = line.partition(" = ")[2]
+            parts_of_it = [text] if len(text) + 8 <= WIDTH else split(text, "&")
+            return [*lines, f"{name} = (\n    " + "\n    ".join(parts_of_it) + "\n)"]
         if len(line) + 8 > WIDTH:  # ruff would break it inside an index
             for kind, text in parts.items():
                 if not text.isidentifier():

@@ -61,6 +61,15 @@ def replace_layers(
     return {name: str(spec) for name, spec in specs.items()}
 
 
+def freeze_layers(model: Any, *, frozen: bool) -> list[str]:
+    """Do `convgen.freeze` or `convgen.unfreeze`, which say what these are."""
+    _check_module(model)
+    layers = {name: each for name, each in model.named_modules() if hasattr(each, "_convgen")}
+    for layer in layers.values():
+        layer.freeze() if frozen else layer.unfreeze()
+    return list(layers)
+
+
 class _LeftError(Exception):
     """A layer stays torch's; the message says why."""
 
@@ -68,10 +77,7 @@ class _LeftError(Exception):
 def _check_arguments(
     model: Any, target: str | None, precision: str | None, dtype: str | None, folder: object
 ) -> None:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise SpecError(f"model must be a torch.nn.Module, got {shown(model)}", "model")
+    _check_module(model)
     if dtype not in (None, "float16", "bfloat16"):
         raise SpecError(
             f"dtype must be None, that of the parameters, or float16 or bfloat16, for autocast, "
@@ -85,6 +91,13 @@ def _check_arguments(
     ConvTransposeSpec(
         rank=1, kernel_size=(1,), target=target, precision=precision, dtype=dtype or "float32"
     )
+
+
+def _check_module(model: object) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model must be a torch.nn.Module, got {shown(model)}", "model")
 
 
 def _transposed(model: Any) -> dict[str, Any]:

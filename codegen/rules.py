@@ -145,6 +145,9 @@ def grid(file: EmittedFile) -> Breaches:
         yield file.tree, "no kernel is launched"
     launched = [launch.kernel for launch in file.launches]
     helpers = [kernel for kernel in file.kernels if kernel not in launched]
+    for kernel in helpers:
+        if kernel.name.endswith("_kernel"):
+            yield kernel, f"nothing launches {kernel.name}[grid]"
     for launch in file.launches:
         entries = _grid_entries(launch.grid)
         if entries is None or not 1 <= len(entries) <= 3:
@@ -167,11 +170,16 @@ def tuning(file: EmittedFile) -> Breaches:
     varied = {key for key in keys if len({setting.get(key) for setting in settings}) > 1}
     if not (varied <= {"num_warps", "num_stages"} or all(map(BLOCK.match, varied))):
         yield file.configs[0], f"Configs vary {sorted(varied)}, not BLOCK_* or the launch alone"
-    for launch in file.launches if any(map(BLOCK.match, keys)) else ():
+    launches = [launch for launch in file.launches if _is_tuned(launch.kernel)]
+    for launch in launches if any(map(BLOCK.match, keys)) else ():
         if not isinstance(launch.grid, ast.Lambda):
             yield launch.call, "BLOCK_* is tuned, but the grid is not `lambda META: (...)`"
         for name in sorted(filter(BLOCK.match, launch.passed)):
             yield launch.call, f"BLOCK_* is tuned, but the launch passes {name}"
+
+
+def _is_tuned(kernel: ast.FunctionDef) -> bool:
+    return any("autotune" in ast.unparse(decorator) for decorator in kernel.decorator_list)
 
 
 def blocks(file: EmittedFile) -> Breaches:

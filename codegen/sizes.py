@@ -26,6 +26,7 @@ AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N,
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
 BOXES = ("BOX_N", "BOX_D", "BOX_H", "BOX_W", "BOX_L")  # positions of a tile along an axis
 COPY_BLOCKS = ("COPY_POSITIONS", "COPY_CHANNELS")  # of the kernel that copies the input
+PACK_BLOCKS = ("PACK_TAPS", "PACK_OUT", "PACK_IN")  # of the kernel that packs the weight
 
 
 @dataclass(frozen=True, slots=True)

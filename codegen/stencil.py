@@ -31,6 +31,7 @@ from .kernel import (
     stores,
     tensor,
 )
+from .packing import raw_weight
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe, assignment, bare
@@ -155,11 +156,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     inputs = define_lane(kernel, "inputs", "SPAN")
     x = kernel.access("x", _inputs(kernel, at, channel, shifts, inputs), ("position", "inputs"))
     x_text = _over_groups(kernel, x, _inputs(kernel, at, channel, shifts, Integer(0)))
-    taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
-    w = [
-        Coordinate(tap, taps, sizes.group_out, looped=True),
-        Coordinate(channel, sizes.group_out, ONE),
-    ]
+    w = raw_weight(kernel, channel, [Coordinate(tap, ONE, ONE, looped=True)])
     place = define_lane(kernel, "outputs", "PHASES")
     y = _outputs(kernel, at, channel, phase.residues, place)
     y_text, output_texts = stores(kernel, lambda row: y, ("position", "outputs"), [], added=False)
@@ -169,6 +166,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     split = _split_lines(str(sizes.named("BLOCK_M")), grouping.span)
     beside_lines, beside = _beside(kernel, at, x_text.masked)
     used = sorted({k for sums in grouping.sums for _, k in sums})
+    turn = Integer(-1 if plan.prefix else 1)  # the input's gradient takes the taps in reverse
     span, width = sizes.named("SPAN"), sizes.named("PHASES")
     widths = f"{sizes.named('BLOCK_M')}, {width}"
     return StencilContext(
@@ -189,7 +187,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
         widths=widths,
         wide=wide,
-        weights=tuple(ScalarText(f"w_{k}", kernel.offset(k * sizes.group_out)) for k in used),
+        weights=tuple(ScalarText(f"w_{k}", kernel.offset(turn * k)) for k in used),
         sum_lines=_sum_lines(grouping),
         join_lines=_join_lines(grouping.width, widths),
         y_pointers=f"{y_text.pointer} + y_lanes",

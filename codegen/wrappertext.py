@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
-from .grouping import Grouping
 from .hosttext import Check, HostNames
 from .kerneltext import KernelText
+from .packing import packed_grouping, packed_taps
 from .plan import KernelPlan
 from .pointwise import Stage
 from .printer import WIDTH, split
@@ -41,10 +41,11 @@ class WrapperContext:
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
         input_axes: names of the input's axes, as torch orders them, and its format.
         kernel_axes: names of the weight's last axes.
-        group_taps: the lines of the table of kernel indices, empty if no axis is grouped.
-        group_zeros: some weights of the table are zero.
+        raw_weight: the kernel reads the weight as torch lays it, nothing is packed.
+        packed_taps: matrices of the packed weight.
         rounds: the packed weight is rounded to TF32.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
+        times_lanes: the former as a factor behind another; empty for 1.
         layout, other_layout: the spec's layout, and the one an input may have instead.
         own_axes, other_axes: the axes of a tensor dense in those layouts, the innermost first.
         last_axes: those of channels_last.
@@ -54,11 +55,11 @@ class WrapperContext:
         check_reads_output: those lines read the shape of the output.
         grid: the line that defines the launch grid.
         launch: the arguments of the launch.
-        addresses: the lines that name the addresses of its tensors.
+        addresses: the lines that name the addresses of its tensors, but for the output.
         descriptors: those of the kernel's operands, none where it has their addresses.
         again: what stands for the tensors where the launch is repeated.
         launch_sizes: its sizes as a tuple, empty if there are none.
-        aligned: the condition that its tensors are, to 16 bytes.
+        aligned: the condition that those addresses are, to 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
         torch_result: the last stage after the layer, None if there is none.
         module_arguments: the parameters of `ModelNew`.
@@ -74,11 +75,12 @@ class WrapperContext:
     groups: int
     input_axes: str
     kernel_axes: str
-    group_taps: tuple[str, ...]
-    group_zeros: bool
+    raw_weight: bool
+    packed_taps: int
     rounds: bool
     lanes: str
     span: str
+    times_lanes: str
     layout: str
     other_layout: str
     own_axes: str
@@ -119,9 +121,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     described = dict(zip(tensors, ("x_desc", "w_desc") if plan.tile.boxed else (), strict=False))
     operands = [described.get(tensor, tensor) for tensor in tensors]
     launch_sizes = names.launch_sizes(arguments)
-    tile, packed = plan.tile, plan.grouping
-    if packed is not None and packed.unrolled:  # the weight is as it is without groups
-        packed = None
+    tile, packed = plan.tile, packed_grouping(plan)
+    lanes = "1" if packed is None else _value(sizes.lanes)
     options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}")
     return WrapperContext(
         input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
@@ -133,11 +134,12 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         groups=spec.groups,
         input_axes=_input_axes(spec),
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
-        group_taps=() if packed is None else _table(packed, plan.prefix),
-        group_zeros=packed is not None and packed.has_zeros,
+        raw_weight=plan.reads_raw_weight,
+        packed_taps=packed_taps(plan),
         rounds=kernel.rounds,
-        lanes="1" if packed is None else _value(sizes.lanes),
+        lanes=lanes,
         span="1" if packed is None else _value(sizes.span),
+        times_lanes="" if lanes == "1" else f" * {lanes}",
         layout=spec.layout,
         other_layout="channels_first" if channels_last else "channels_last",
         own_axes=axes[channels_last],
@@ -150,11 +152,13 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         checks=checks,
         grid=grid,
         launch=(*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
-        addresses=_addresses(tensors),
+        addresses=_addresses(tensors[:-1]),
         descriptors=_descriptors(plan, kernel) if described else (),
-        again=", ".join(described.get(tensor, _address(tensor)) for tensor in tensors),
+        again=", ".join(
+            [*(described.get(each, _address(each)) for each in tensors[:-1]), "y.data_ptr()"]
+        ),
         launch_sizes=_tuple(launch_sizes) if launch_sizes else "",
-        aligned=f"({' | '.join(map(_address, tensors))}) % 16 == 0",
+        aligned=f"({' | '.join(map(_address, tensors[:-1]))}) % 16 == 0",
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
         torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
@@ -226,22 +230,6 @@ def _values(box: str) -> str:
 
 def _value(size: Expr) -> str:
     return "1" if size == 1 else f"{size}.value"
-
-
-def _table(grouping: Grouping, prefix: str) -> tuple[str, ...]:
-    """Return the lines of a grouping's table of kernel indices, -1 where there is none."""
-    lines = []
-    for outputs in grouping.table:
-        rows = [_tuple(tuple(-1 if k is None else k for k in inputs)) for inputs in outputs]
-        text = f"({', '.join(rows)}{',' if len(rows) == 1 else ''}),"
-        if len(text) + 4 <= WIDTH:
-            lines.append(text)
-        else:
-            lines += ["(", *(f"    {row}," for row in rows), "),"]
-    whole = f"{prefix}GROUP_TAPS = ({lines[0]})"
-    if len(lines) == 1 and len(whole) <= WIDTH:
-        return (whole,)
-    return (f"{prefix}GROUP_TAPS = (", *(f"    {line}" for line in lines), ")")
 
 
 def _tuple(values: tuple[object, ...]) -> str:

@@ -4,7 +4,7 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs in about 16 waves of 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: 2a6e11dfc2c5018d58bb1f18f5a17622ce8c87ad038bdb678977764689b4f9c3
+# body sha256: 13262c9748d13b3f590b2f6fd9f2a0701daccf75648a2a0487dcc22871edfd39
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -15,14 +15,13 @@ It needs torch 2.11 and Triton 3.6, or newer.
 
 import functools
 import warnings
-import weakref
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch._C._dynamo.guards import _empty_strided_cuda
 
 C_IN = tl.constexpr(64)
 C_OUT = tl.constexpr(64)
@@ -31,6 +30,7 @@ W_IN = tl.constexpr(64)
 H_OUT = tl.constexpr(128)
 W_OUT = tl.constexpr(128)
 H_PHASE = tl.constexpr(64)  # outputs of a phase: ceil(output / stride)
+KH = tl.constexpr(4)
 KW = tl.constexpr(4)
 SPAN = tl.constexpr(4)  # neighbouring inputs of a row, taken together
 PHASES = tl.constexpr(8)  # neighbouring outputs of a row, computed together
@@ -55,19 +55,16 @@ DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda"
 # Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
-# Steps of optimizers so far: fused ones change weights and leave no trace in them.
-STEPS = [0]
-
-# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
-# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
-LAUNCHED = {}
+# Launches that were made, by kind of call: they repeat in less time than Triton's own. Calls beyond
+# MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
+LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
 
 
 @triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
-    w_ptr,  # *fp32 [KH * KW, C_OUT, 1], packed
+    w_ptr,  # *fp32 [C_IN, 1, KH, KW]
     y_ptr,  # *fp32 [BATCH, C_OUT, H_OUT, W_OUT]
 ):
     """Compute one tile of the output.
@@ -100,7 +97,7 @@ def conv_transpose2d_kernel(
     x_tile = x_ptr + image * (C_IN * H_IN * W_IN) + co_start * (H_IN * W_IN)
     group_lanes = q_w * SPAN + q_h * W_IN
     x_lanes = group_lanes[:, None] + inputs[None, :]
-    w_tile = w_ptr + co_start
+    w_tile = w_ptr + co_start * (KH * KW)
 
     acc = tl.zeros((BLOCK_M, PHASES), dtype=tl.float32)
     for tap_h in tl.static_range(TAPS_H):
@@ -121,11 +118,10 @@ def conv_transpose2d_kernel(
         after_mask = x_inside & (q_w + 1 < W_IN_GROUPS)
         before_1 = tl.load(x_tile + x_step + group_lanes - 1, mask=before_mask, other=0.0)
         after_1 = tl.load(x_tile + x_step + group_lanes + 4, mask=after_mask, other=0.0)
-        w_step = tap * C_OUT
-        w_0 = tl.load(w_tile + w_step)
-        w_1 = tl.load(w_tile + w_step + C_OUT)
-        w_2 = tl.load(w_tile + w_step + 2 * C_OUT)
-        w_3 = tl.load(w_tile + w_step + 3 * C_OUT)
+        w_0 = tl.load(w_tile + tap)
+        w_1 = tl.load(w_tile + tap + 1)
+        w_2 = tl.load(w_tile + tap + 2)
+        w_3 = tl.load(w_tile + tap + 3)
         y_0 = x_0 * w_1 + before_1 * w_3
         y_1 = x_1 * w_0 + x_0 * w_2
         y_2 = x_1 * w_1 + x_0 * w_3
@@ -153,7 +149,7 @@ def conv_transpose2d_kernel(
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
-    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous.
+    Returns a copy, contiguous: the kernel reads a weight as torch lays it.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -161,10 +157,9 @@ def pack_weight(weight):
         )
     if weight.dtype != torch.float32:
         raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
-    c_in, per_group = weight.shape[:2]
-    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
-    packed = packed.permute(3, 0, 2, 1)
-    return packed.reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
+    if weight.device.type not in DEVICES:
+        raise ValueError(f"this file was generated for one CUDA device, got {weight.device}")
+    return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def conv_transpose2d(input, weight, bias=None):
@@ -189,12 +184,9 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    shape = tuple(packed_weight.shape)
-    taps = torch.Size(WEIGHT_SHAPE[2:]).numel()
-    if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
-        raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
-    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    weight_shape = tuple(packed_weight.shape)
+    if not _fits(weight_shape, WEIGHT_SHAPE):
+        raise ValueError(f"this file was generated for weight {WEIGHT_SHAPE}, got {weight_shape}")
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -402,10 +394,6 @@ def _is_watched(input, weight, bias):
     )
 
 
-def _count_step(*_):
-    STEPS[0] += 1
-
-
 def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
     return torch.is_grad_enabled() and (
@@ -417,23 +405,24 @@ def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 4
     x = input if batched else input.unsqueeze(0)
-    c_out = packed_weight.shape[1]
+    c_out = GROUPS * packed_weight.shape[1]
     # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
     x = x.resolve_neg().contiguous()
     device = x.get_device()
     call = device, x.shape, c_out
-    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
-    y = x.new_empty(shape)
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    again = LAUNCHED.get(call)
     x_ptr = x.data_ptr()
     w_ptr = packed_weight.data_ptr()
-    y_ptr = y.data_ptr()
-    aligned = (x_ptr | w_ptr | y_ptr) % 16 == 0
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x_ptr | w_ptr) % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        # The stream that Triton finds by itself, and addresses that it need not look up: less time.
+        shape, stride, run, programs, kernel, sizes = again
+        y = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
+        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
         return y if batched else y.squeeze_(0)
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
     if y.numel() == 0:
         return y if batched else y.squeeze_(0)
     batch, _, h_in, _ = x.shape
@@ -450,8 +439,20 @@ def _launch(input, packed_weight, bias):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
+        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), ()
     return y if batched else y.squeeze_(0)
+
+
+def _repeated(compiled, grid):
+    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
+    # Neither metadata for hooks nor hooks: the last three.
+    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+    return compiled.run, (*grid, 1, 1)[:3], kernel
+
+
+def _pack(weight):
+    """Return a weight as the kernel reads it: contiguous, in the dtype of this file."""
+    return weight.detach().resolve_neg().to(torch.float32).contiguous()
 
 
 def _torch(
@@ -470,13 +471,13 @@ def _torch(
     )
 
 
-def _forward(input, weight, bias, packed_weight=None):
-    """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
+def _forward(input, weight, bias):
+    """Pack the weight and compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
-    return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
+    return _launch(input, _pack(weight), bias)
 
 
-def _fake(input, weight, bias, packed_weight=None):
+def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
@@ -484,12 +485,12 @@ def _fake(input, weight, bias, packed_weight=None):
     return y if input.dim() == 4 else y.squeeze(0)
 
 
-def _autocast(input, weight, bias, packed_weight=None):
+def _autocast(input, weight, bias):
     """Compute in autocast's dtype, as torch's own layers do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
-        return OPERATOR(*cast, packed_weight)
+        return OPERATOR(*cast)
 
 
 def _save(ctx, inputs, output):
@@ -522,18 +523,15 @@ def _backward(ctx, grad):
         ctx.needs_input_grad[:3],
     )
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
-    return for_input, *grads[1:], None
+    return for_input, *grads[1:]
 
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_db7dca07f3d97c04"
+NAMESPACE = "convgen_3028b92951dd14b3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-    LIBRARY.define(
-        "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, "
-        "Tensor? packed_weight=None) -> Tensor"
-    )
+    LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose2d", _forward, "CPU")
     LIBRARY.impl("conv_transpose2d", _forward, "CUDA")
     LIBRARY.impl("conv_transpose2d", _autocast, "AutocastCPU")
@@ -543,7 +541,6 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
-STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 
 class Recorded(torch.autograd.Function):
@@ -552,8 +549,8 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         """Compute; torch is slower to set the context by a function of its own."""
-        input, _, bias, packed_weight = inputs
-        output = _launch(input, packed_weight, bias)
+        input, weight, bias = inputs
+        output = _launch(input, _pack(weight), bias)
         _save(ctx, inputs, output)
         return output
 
@@ -573,6 +570,7 @@ class ModelNew(nn.Module):
 
     reset_parameters = nn.ConvTranspose2d.reset_parameters
     extra_repr = nn.ConvTranspose2d.extra_repr
+    _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
 
     def __init__(
@@ -609,8 +607,6 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._packed = None  # (what tells the weight's versions apart, the weight, the packed copy)
-        self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -633,54 +629,22 @@ class ModelNew(nn.Module):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
-        if watched:
-            return OPERATOR(input, weight, bias)  # which packs the weight itself
-        packed = self._packed_weight(weight)
+        recorded = _is_recorded(input, weight, bias)
+        if watched or (cast and recorded):
+            return OPERATOR(input, weight, bias)
+        if recorded:
+            return RECORDED(input, weight, bias)
         if cast:  # a dtype that is another than this file's becomes this
-            if _is_recorded(input, weight, bias):
-                return OPERATOR(input, weight, bias, packed)
-            return _launch(input.to(torch.float32), packed, None)
-        if _is_recorded(input, weight, bias):
-            return RECORDED(input, weight, bias, packed)
-        return _launch(input, packed, bias)
+            input = input.to(torch.float32)
+        return _launch(input, _pack(weight), bias)
 
-    def invalidate(self):
-        """Forget the packed weight, after a change that torch does not report.
+    def freeze(self):
+        """Return the layer: its kernel reads the weight as it lies, nothing is packed or kept."""
+        return self
 
-        Such are edits through `weight.data`, and steps of an optimizer in a graph that is replayed.
-        """
-        self._packed = None
-
-    def _apply(self, fn, recurse=True):
-        self._packed = None  # a weight that moves may come to lie where an earlier one lay
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_packed": None, "_hooked": (None,)}
-
-    def _packed_weight(self, weight):
-        """Return the packed weight, packing it again when the weight has changed."""
-        device, stream = weight.get_device(), None  # -1 is the CPU
-        capturing = device >= 0 and torch.cuda.is_current_stream_capturing()
-        # A change would leave no trace, and a graph's replay must see the weight as it is then.
-        if weight.is_inference() or not weight.is_leaf or capturing:
-            return pack_weight(weight.detach().to(torch.float32))
-        if device >= 0:  # torch.cuda.current_stream() makes an object first
-            stream = torch._C._cuda_getCurrentRawStream(device)
-        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
-        state = (*laid, weight._version, stream, STEPS[0])
-        packed = self._packed
-        if packed is None or packed[0] != state or packed[1][0] is not weight:
-            # An alias keeps the memory, so that no other weight comes to lie there.
-            alias = weight.detach()
-            packed = state, (weight, alias), pack_weight(alias.to(torch.float32))
-            self._packed = packed
-        if weight.requires_grad and self._hooked[0] is not weight:
-            # A step in a compiled graph may leave no trace either, but gradients come before it.
-            layer = weakref.ref(self)
-            weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
-            self._hooked = (weight,)
-        return packed[2]
+    def unfreeze(self):
+        """Return the layer; `freeze()` keeps nothing."""
+        return self
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""

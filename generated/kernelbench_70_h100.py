@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: a237b60d25a62dfbdbb5adeaed3731fff4cd706b4f19d1a43db795852d6cfcc4
+# body sha256: 04cc6f90eecd86ca3a6668558e90c625a0d2ed423ed01ebee6ea684fe5937943
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -16,14 +16,13 @@ It needs torch 2.11 and Triton 3.6, or newer.
 
 import functools
 import warnings
-import weakref
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch._C._dynamo.guards import _empty_strided_cuda
 
 C_IN = tl.constexpr(48)
 C_OUT = tl.constexpr(24)
@@ -35,6 +34,7 @@ H_OUT = tl.constexpr(98)
 W_OUT = tl.constexpr(98)
 KD = tl.constexpr(3)
 KH = tl.constexpr(3)
+KW = tl.constexpr(3)
 SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(48)  # groups of SPAN inputs in a row
@@ -58,6 +58,7 @@ GRAD_H_OUT = tl.constexpr(96)
 GRAD_W_OUT = tl.constexpr(96)
 GRAD_KD = tl.constexpr(3)
 GRAD_KH = tl.constexpr(3)
+GRAD_KW = tl.constexpr(3)
 GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 GRAD_W_GROUPS = tl.constexpr(48)  # groups of GRAD_PHASES outputs in a row
@@ -67,6 +68,16 @@ GRAD_TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
+
+# The kernel that packs the weight
+PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_IN = tl.constexpr(32)  # its input channels
+
+# The kernel that packs the weight for the input's gradient
+GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+GRAD_PACK_OUT = tl.constexpr(4)  # its output channels
+GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (8, 48, 96, 96, 96)
@@ -83,26 +94,12 @@ DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda"
 # Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
-# Steps of optimizers so far: fused ones change weights and leave no trace in them.
-STEPS = [0]
-
-# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
-# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
-LAUNCHED = {}
+# Launches that were made, by kind of call: they repeat in less time than Triton's own. Calls beyond
+# MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
-
-# Index along the kernel's last axis from an input to an output of a group: [tap][output][input].
-# -1 is none: such a weight is zero, so that infinity and NaN spread over the outputs of a group.
-GROUP_TAPS = (
-    ((0, -1), (1, 0)),
-    ((2, 1), (-1, 2)),
-)
-
-# Index along the kernel's last axis for the input's gradient: [tap][output][input]; -1 is a zero.
-GRAD_GROUP_TAPS = (
-    ((0, -1), (1, 0)),
-    ((2, 1), (-1, 2)),
-)
+LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
+PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
+GRAD_PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
 
 
 @triton.jit
@@ -358,11 +355,131 @@ def conv_transpose3d_input_gradient_kernel(
     tl.store(y_pointers + GRAD_W_OUT, acc, mask=y_mask)
 
 
+@triton.jit(
+    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
+    do_not_specialize=["is_last"],
+    do_not_specialize_on_alignment=["is_last"],
+)
+def conv_transpose3d_pack_kernel(
+    w_ptr,  # *fp32 [C_IN, C_OUT, KD, KH, KW]
+    packed_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN * SPAN]
+    is_last,  # 1 for a weight in channels_last, else 0
+):
+    """Pack one tile of the weight, rounded to TF32.
+
+    packed[taps, co and lane, ci and place] = w[ci, co, kd, kh, kw]
+    where kw leads from input `place` of a group to output `lane` of one
+    that lies `group_tap` groups before the last of those that it reaches
+    """
+    out_tiles = tl.cdiv(C_OUT, PACK_OUT)
+
+    # The tile of this program
+    program = tl.program_id(0)
+    tap_tile = program % 5
+    out_tile = (program // 5) % out_tiles
+    in_tile = program // (5 * out_tiles)
+    ci = in_tile * PACK_IN + tl.arange(0, PACK_IN)
+    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
+    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    place = slot % SPAN
+    lane = (slot // SPAN) % PHASES
+    group_tap = (slot // (PHASES * SPAN)) % TAPS_W
+    outer_tap = slot // (PHASES * SPAN * TAPS_W)
+    kw = group_tap * PHASES + lane - place
+
+    packed_mask = (outer_tap < KD * KH)[:, None, None] & (ci < C_IN)[None, None, :]
+    # Pairs of an input and an output that no tap connects have the weight zero
+    w_inside = (kw >= 0) & (kw < KW)
+    w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
+    if is_last:
+        w_tap = outer_tap * (C_OUT * KW) + kw * C_OUT
+        w_ci = ci * (C_OUT * KD * KH * KW)
+        w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
+        w = tl.load(w_ptr + w_lanes, mask=w_mask, other=0.0)
+    else:
+        w_tap = outer_tap * KW + kw
+        w_co = co * (KD * KH * KW)
+        w_ci = ci * (C_OUT * KD * KH * KW)
+        w_lanes = w_tap[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
+        w = tl.load(w_ptr + w_lanes, mask=w_mask, other=0.0)
+    packed_tap = (
+        outer_tap * (C_IN * C_OUT * PHASES * SPAN * TAPS_W)
+        + group_tap * (C_IN * C_OUT * PHASES * SPAN)
+        + lane * (C_IN * SPAN)
+        + place
+    )
+    packed_co = co * (C_IN * PHASES * SPAN)
+    packed_ci = ci * SPAN
+    packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
+
+
+@triton.jit(
+    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
+    do_not_specialize=["is_last"],
+    do_not_specialize_on_alignment=["is_last"],
+)
+def conv_transpose3d_pack_for_gradient_kernel(
+    w_ptr,  # *fp32 [GRAD_C_OUT, GRAD_C_IN, GRAD_KD, GRAD_KH, GRAD_KW]
+    packed_ptr,  # *fp32 [taps, GRAD_C_OUT * GRAD_PHASES, GRAD_C_IN * GRAD_SPAN]
+    is_last,  # 1 for a weight in channels_last, else 0
+):
+    """Pack one tile of the weight for the input's gradient, rounded to TF32.
+
+    packed[taps, co and lane, ci and place] = w[co, ci, kd, kh, kw], the taps in reverse order
+    where kw leads from input `place` of a group to output `lane` of one
+    that lies `group_tap` groups before the last of those that it reaches
+    """
+    # The tile of this program
+    program = tl.program_id(0)
+    tap_tile = program % 5
+    out_tile = program // 5
+    ci = tl.arange(0, GRAD_PACK_IN)
+    co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
+    slot = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
+    place = slot % GRAD_SPAN
+    lane = (slot // GRAD_SPAN) % GRAD_PHASES
+    group_tap = (slot // (GRAD_PHASES * GRAD_SPAN)) % GRAD_TAPS_W
+    outer_tap = slot // (GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
+    kw = group_tap * GRAD_PHASES + lane - place
+
+    packed_mask = (
+        (outer_tap < GRAD_KD * GRAD_KH)[:, None, None] & (ci < GRAD_C_IN)[None, None, :]
+    )
+    # Pairs of an input and an output that no tap connects have the weight zero
+    w_inside = (kw >= 0) & (kw < GRAD_KW)
+    w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
+    w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
+    if is_last:
+        w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
+        w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
+        w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
+        w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
+    else:
+        w_tap = -outer_tap * GRAD_KW - kw
+        w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
+        w_ci = ci * (GRAD_KD * GRAD_KH * GRAD_KW)
+        w_lanes = w_tap[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
+        w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
+    packed_tap = (
+        outer_tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
+        + group_tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN)
+        + lane * (GRAD_C_IN * GRAD_SPAN)
+        + place
+    )
+    packed_co = co * (GRAD_C_IN * GRAD_PHASES * GRAD_SPAN)
+    packed_ci = ci * GRAD_SPAN
+    packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
+
+
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KD, KH, KW] for `conv_transpose3d_packed`.
 
     Returns a new tensor [taps, C_out * phases, C_in / groups * span]: what leads from
-    neighbouring inputs to neighbouring outputs, by `GROUP_TAPS`, rounded to TF32, to nearest.
+    neighbouring inputs to neighbouring outputs, rounded to TF32, to nearest.
     """
     if not _fits(weight.shape, WEIGHT_SHAPE):
         raise ValueError(
@@ -370,18 +487,9 @@ def pack_weight(weight):
         )
     if weight.dtype != torch.float32:
         raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
-    c_in, per_group = weight.shape[:2]
-    taps, lanes, span = len(GROUP_TAPS), len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
-    packed = weight.detach().resolve_neg()
-    packed = packed.reshape(GROUPS, c_in // GROUPS, per_group, outer, WEIGHT_SHAPE[-1])
-    packed = F.pad(packed, (0, 1))  # index -1 is a zero
-    columns = [packed[..., k] for tap in GROUP_TAPS for output in tap for k in output]
-    packed = torch.stack(columns, dim=-1).reshape(*packed.shape[:-1], taps, lanes, span)
-    packed = packed.permute(3, 4, 0, 2, 5, 1, 6).contiguous()
-    packed = packed.view(outer * taps, GROUPS * per_group * lanes, c_in // GROUPS * span)
-    rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-    return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
+    if weight.device.type not in DEVICES:
+        raise ValueError(f"this file was generated for one CUDA device, got {weight.device}")
+    return _pack(weight.detach())
 
 
 def conv_transpose3d(input, weight, bias=None):
@@ -406,13 +514,11 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
+    taps, rows, columns = 18, GROUPS * PHASES.value, SPAN.value
     shape = tuple(packed_weight.shape)
-    taps = torch.Size(WEIGHT_SHAPE[2:-1]).numel() * len(GROUP_TAPS)
-    lanes, span = len(GROUP_TAPS[0]), len(GROUP_TAPS[0][0])
-    if not _fits(shape, (taps, None, None)) or shape[1] % (GROUPS * lanes) or shape[2] % span:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * (shape[2] // span), shape[1] // (GROUPS * lanes)
-    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -615,15 +721,16 @@ def _is_watched(input, weight, bias):
     )
 
 
-def _count_step(*_):
-    STEPS[0] += 1
-
-
 def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+
+
+def _mark(weight):
+    """Return what tells the states of a weight apart, as far as torch reports its changes."""
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _launch(input, packed_weight, bias):
@@ -635,18 +742,19 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     device = x.get_device()
     call = device, x.shape, c_out
-    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
-    y = x.new_empty(shape)
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    again = LAUNCHED.get(call)
     x_ptr = x.data_ptr()
     w_ptr = packed_weight.data_ptr()
-    y_ptr = y.data_ptr()
-    aligned = (x_ptr | w_ptr | y_ptr) % 16 == 0
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x_ptr | w_ptr) % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        # The stream that Triton finds by itself, and addresses that it need not look up: less time.
+        shape, stride, run, programs, kernel, sizes = again
+        y = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
+        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
         return y if batched else y.squeeze_(0)
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
     if y.numel() == 0:
         return y if batched else y.squeeze_(0)
     batch = x.shape[0]
@@ -663,32 +771,91 @@ def _launch(input, packed_weight, bias):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
+        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), ()
     return y if batched else y.squeeze_(0)
+
+
+def _repeated(compiled, grid):
+    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
+    # Neither metadata for hooks nor hooks: the last three.
+    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+    return compiled.run, (*grid, 1, 1)[:3], kernel
+
+
+def _pack(weight):
+    """Launch the kernel that packs a weight; return what it packed."""
+    # This copies only a weight in no dense format, or whose sign is to be turned yet.
+    weight = weight.resolve_neg()
+    last = torch.channels_last_3d
+    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    weight = weight if is_last else weight.contiguous()
+    device, w_ptr = weight.get_device(), weight.data_ptr()
+    call = device, weight.shape, weight.dtype
+    again = PACKED.get(call)
+    aligned = w_ptr % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        shape, stride, run, programs, kernel, sizes = again
+        packed = _empty_strided_cuda(shape, stride, torch.float32)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        return packed
+    c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
+    shape = (18, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
+    packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    grid = (5 * triton.cdiv(c_out, PACK_OUT.value) * triton.cdiv(c_in, PACK_IN.value),)
+    with torch.cuda.device_of(weight):
+        compiled = conv_transpose3d_pack_kernel[grid](
+            weight,
+            packed,
+            is_last,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
+        sizes = ()
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+    return packed
+
+
+def _pack_for_gradient(weight):
+    """Launch the kernel that packs a weight for the input's gradient; return what it packed."""
+    # This copies only a weight in no dense format, or whose sign is to be turned yet.
+    weight = weight.resolve_neg()
+    last = torch.channels_last_3d
+    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    weight = weight if is_last else weight.contiguous()
+    device, w_ptr = weight.get_device(), weight.data_ptr()
+    call = device, weight.shape, weight.dtype
+    again = GRAD_PACKED.get(call)
+    aligned = w_ptr % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        shape, stride, run, programs, kernel, sizes = again
+        packed = _empty_strided_cuda(shape, stride, torch.float32)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        return packed
+    c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
+    shape = (18, c_in * GRAD_PHASES.value, c_out // GROUPS * GRAD_SPAN.value)
+    packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    grid = (5 * triton.cdiv(c_out, GRAD_PACK_OUT.value),)
+    with torch.cuda.device_of(weight):
+        compiled = conv_transpose3d_pack_for_gradient_kernel[grid](
+            weight,
+            packed,
+            is_last,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    if aligned and device >= 0 and len(GRAD_PACKED) < MOST_LAUNCHED:
+        sizes = ()
+        GRAD_PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+    return packed
 
 
 def _input_shape(output_shape, c_in):
     """Return the shape of the input that leads to an output."""
     axes = zip(output_shape[2:], WEIGHT_SHAPE[2:], PADDING, DILATION, strict=True)
     return (output_shape[0], c_in, *(o + 2 * p - d * (k - 1) for o, k, p, d in axes))
-
-
-def _pack_for_gradient(weight):
-    """Pack a weight for the input's gradient: channels of a group swapped, taps reversed."""
-    axes = tuple(range(2, weight.dim()))
-    weight = weight.reshape(GROUPS, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flip(axes)
-    c_in, per_group = weight.shape[:2]
-    taps, lanes, span = len(GRAD_GROUP_TAPS), len(GRAD_GROUP_TAPS[0]), len(GRAD_GROUP_TAPS[0][0])
-    outer = torch.Size(WEIGHT_SHAPE[2:-1]).numel()
-    packed = weight.detach().resolve_neg()
-    packed = packed.reshape(GROUPS, c_in // GROUPS, per_group, outer, WEIGHT_SHAPE[-1])
-    packed = F.pad(packed, (0, 1))  # index -1 is a zero
-    columns = [packed[..., k] for tap in GRAD_GROUP_TAPS for output in tap for k in output]
-    packed = torch.stack(columns, dim=-1).reshape(*packed.shape[:-1], taps, lanes, span)
-    packed = packed.permute(3, 4, 0, 2, 5, 1, 6).contiguous()
-    packed = packed.view(outer * taps, GROUPS * per_group * lanes, c_in // GROUPS * span)
-    rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-    return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
 
 
 def _input_gradient(grad, weight):
@@ -737,13 +904,13 @@ def _torch(
     )
 
 
-def _forward(input, weight, bias, packed_weight=None):
-    """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
+def _forward(input, weight, bias):
+    """Pack the weight and compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
-    return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
+    return _launch(input, _pack(weight), bias)
 
 
-def _fake(input, weight, bias, packed_weight=None):
+def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
@@ -751,12 +918,12 @@ def _fake(input, weight, bias, packed_weight=None):
     return y if input.dim() == 5 else y.squeeze(0)
 
 
-def _autocast(input, weight, bias, packed_weight=None):
+def _autocast(input, weight, bias):
     """Compute in autocast's dtype, as torch's own layers do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
-        return OPERATOR(*cast, packed_weight)
+        return OPERATOR(*cast)
 
 
 def _save(ctx, inputs, output):
@@ -796,18 +963,15 @@ def _backward(ctx, grad):
         )
     for_input = INPUT_GRADIENT(grad, weight) if own else grads[0]
     for_input = for_input if batched or for_input is None else for_input.squeeze(0)
-    return for_input, *grads[1:], None
+    return for_input, *grads[1:]
 
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a5e8cf39f3d392e7"
+NAMESPACE = "convgen_b0b7dffdcc3c49f5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-    LIBRARY.define(
-        "conv_transpose3d(Tensor input, Tensor weight, Tensor? bias, "
-        "Tensor? packed_weight=None) -> Tensor"
-    )
+    LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose3d", _forward, "CPU")
     LIBRARY.impl("conv_transpose3d", _forward, "CUDA")
     LIBRARY.impl("conv_transpose3d", _autocast, "AutocastCPU")
@@ -824,7 +988,6 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose3d
 INPUT_GRADIENT = getattr(torch.ops, NAMESPACE).conv_transpose3d_input_gradient
-STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 
 class Recorded(torch.autograd.Function):
@@ -833,12 +996,15 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         """Compute; torch is slower to set the context by a function of its own."""
-        input, _, bias, packed_weight = inputs
-        output = _launch(input, packed_weight, bias)
+        input, weight, bias, packed_weight = inputs
+        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, grad):
+        """Return the gradients; the packed weight has none of its own."""
+        return *_backward(ctx, grad), None
 
 
 # torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
@@ -854,6 +1020,7 @@ class ModelNew(nn.Module):
 
     reset_parameters = nn.ConvTranspose3d.reset_parameters
     extra_repr = nn.ConvTranspose3d.extra_repr
+    _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
 
     def __init__(
@@ -890,8 +1057,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._packed = None  # (what tells the weight's versions apart, the weight, the packed copy)
-        self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
+        self._frozen = None  # (the weight, its address and version, what it was packed into)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -914,54 +1080,68 @@ class ModelNew(nn.Module):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
-        if watched:
-            return OPERATOR(input, weight, bias)  # which packs the weight itself
-        packed = self._packed_weight(weight)
-        if cast:  # a dtype that is another than this file's becomes this
-            if _is_recorded(input, weight, bias):
-                return OPERATOR(input, weight, bias, packed)
-            return _launch(input.to(torch.float32), packed, None)
-        if _is_recorded(input, weight, bias):
+        recorded = _is_recorded(input, weight, bias)
+        if watched or (cast and recorded):
+            return OPERATOR(input, weight, bias)
+        packed = None if self._frozen is None else self._frozen_weight(weight)
+        if recorded:
             return RECORDED(input, weight, bias, packed)
-        return _launch(input, packed, bias)
+        if cast:  # a dtype that is another than this file's becomes this
+            input = input.to(torch.float32)
+        return _launch(input, _pack(weight) if packed is None else packed, bias)
 
-    def invalidate(self):
-        """Forget the packed weight, after a change that torch does not report.
+    def freeze(self):
+        """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
-        Such are edits through `weight.data`, and steps of an optimizer in a graph that is replayed.
+        For a layer whose weight does not change: an edit of it is no longer seen. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, and another weight;
+        and it does not count where a gradient of the weight is recorded, in a graph that is
+        captured or compiled, nor for what torch computes.
         """
-        self._packed = None
+        self._frozen = None
+        weight = self._parameters.get("weight")
+        served = weight is not None and _fits(weight.shape, WEIGHT_SHAPE)
+        served = served and weight.is_floating_point() and not weight.is_meta
+        if served and weight.device.type in DEVICES:
+            packed = _pack(weight.detach())
+            if weight.is_cuda:  # for whatever stream calls first
+                torch.cuda.current_stream(weight.device).synchronize()
+            self._frozen = weight, _mark(weight), packed
+        return self
+
+    def unfreeze(self):
+        """End `freeze()`: the weight is packed at every call again."""
+        self._frozen = None
+        return self
+
+    def train(self, mode=True):
+        """Set the mode as torch does; training ends `freeze()`."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._packed = None  # a weight that moves may come to lie where an earlier one lay
+        self._frozen = None
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
-        return self.__dict__ | {"_packed": None, "_hooked": (None,)}
+    def _load_from_state_dict(self, *arguments):
+        self._frozen = None
+        super()._load_from_state_dict(*arguments)
 
-    def _packed_weight(self, weight):
-        """Return the packed weight, packing it again when the weight has changed."""
-        device, stream = weight.get_device(), None  # -1 is the CPU
-        capturing = device >= 0 and torch.cuda.is_current_stream_capturing()
-        # A change would leave no trace, and a graph's replay must see the weight as it is then.
-        if weight.is_inference() or not weight.is_leaf or capturing:
-            return pack_weight(weight.detach().to(torch.float32))
-        if device >= 0:  # torch.cuda.current_stream() makes an object first
-            stream = torch._C._cuda_getCurrentRawStream(device)
-        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
-        state = (*laid, weight._version, stream, STEPS[0])
-        packed = self._packed
-        if packed is None or packed[0] != state or packed[1][0] is not weight:
-            # An alias keeps the memory, so that no other weight comes to lie there.
-            alias = weight.detach()
-            packed = state, (weight, alias), pack_weight(alias.to(torch.float32))
-            self._packed = packed
-        if weight.requires_grad and self._hooked[0] is not weight:
-            # A step in a compiled graph may leave no trace either, but gradients come before it.
-            layer = weakref.ref(self)
-            weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
-            self._hooked = (weight,)
-        return packed[2]
+    def __getstate__(self):
+        return self.__dict__ | {"_frozen": None}
+
+    def _frozen_weight(self, weight):
+        """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
+        of, mark, packed = self._frozen
+        if of is not weight or mark != _mark(weight):
+            self._frozen = None
+            return None
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return None
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # the graph may outlive it
+        return packed
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""

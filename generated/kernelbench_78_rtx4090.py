@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16384 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 9f3d27c14cfc7a97de23def8014f8f4cb522e4b5d7bab548c45b6ee54b2706af
+# body sha256: 625a846fcbdce806d16c07dd402bd2d4670ad977e7ae11250e4472ddbf42db1c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -15,14 +15,13 @@ It needs torch 2.11 and Triton 3.6, or newer.
 
 import functools
 import warnings
-import weakref
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch._C._dynamo.guards import _empty_strided_cuda
 
 C_IN = tl.constexpr(32)
 C_OUT = tl.constexpr(32)
@@ -36,6 +35,11 @@ ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
+
+# The kernel that packs the weight
+PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (8, 32, 512, 1024)
@@ -52,13 +56,11 @@ DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda"
 # Classes of tensors that are no more than torch's: others may have ways of their own.
 EAGER = {torch.Tensor, nn.Parameter}
 
-# Steps of optimizers so far: fused ones change weights and leave no trace in them.
-STEPS = [0]
-
-# Calls that were made: (device, shape, C_out) to the output's shape, the launch and its sizes.
-# Those beyond MOST_LAUNCHED keep Triton's own launch, which takes longer.
-LAUNCHED = {}
+# Launches that were made, by kind of call: they repeat in less time than Triton's own. Calls beyond
+# MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
+LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
+PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
 
 
 @triton.jit
@@ -173,6 +175,44 @@ def conv_transpose2d_kernel(
     tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3))
 
 
+@triton.jit(
+    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
+    do_not_specialize=["is_last"],
+    do_not_specialize_on_alignment=["is_last"],
+)
+def conv_transpose2d_pack_kernel(
+    w_ptr,  # *fp32 [C_IN, C_OUT, KH, KW]
+    packed_ptr,  # *fp32 [KH * KW, C_OUT, C_IN]
+    is_last,  # 1 for a weight in channels_last, else 0
+):
+    """Pack one tile of the weight, rounded to TF32.
+
+    packed[taps, co, ci] = w[ci, co, kh, kw]
+    """
+    # The tile of this program
+    program = tl.program_id(0)
+    tap_tile = program % 2
+    out_tile = program // 2
+    ci = tl.arange(0, PACK_IN)
+    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
+    tap = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+
+    packed_mask = (tap < KH * KW)[:, None, None]
+    if is_last:
+        w_tap = tap * C_OUT
+        w_ci = ci * (C_OUT * KH * KW)
+        w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
+        w = tl.load(w_ptr + w_lanes, mask=packed_mask)
+    else:
+        w_co = co * (KH * KW)
+        w_ci = ci * (C_OUT * KH * KW)
+        w_lanes = tap[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
+        w = tl.load(w_ptr + w_lanes, mask=packed_mask)
+    packed_tap = tap * (C_IN * C_OUT)
+    packed_lanes = packed_tap[:, None, None] + (co * C_IN)[None, :, None] + ci[None, None, :]
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
+
+
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
@@ -184,11 +224,9 @@ def pack_weight(weight):
         )
     if weight.dtype != torch.float32:
         raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
-    c_in, per_group = weight.shape[:2]
-    packed = weight.detach().resolve_neg().reshape(GROUPS, c_in // GROUPS, per_group, -1)
-    packed = packed.permute(3, 0, 2, 1).reshape(-1, GROUPS * per_group, c_in // GROUPS).contiguous()
-    rounded = ((packed.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-    return torch.where(packed == packed, rounded, packed)  # NaN stays NaN
+    if weight.device.type not in DEVICES:
+        raise ValueError(f"this file was generated for one CUDA device, got {weight.device}")
+    return _pack(weight.detach())
 
 
 def conv_transpose2d(input, weight, bias=None):
@@ -213,12 +251,11 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
+    taps, rows, columns = 21, GROUPS, 1
     shape = tuple(packed_weight.shape)
-    taps = torch.Size(WEIGHT_SHAPE[2:]).numel()
-    if not _fits(shape, (taps, None, None)) or shape[1] % GROUPS:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    c_in, per_group = GROUPS * shape[2], shape[1] // GROUPS
-    weight_shape = (c_in, per_group, *WEIGHT_SHAPE[2:])
+    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -421,15 +458,16 @@ def _is_watched(input, weight, bias):
     )
 
 
-def _count_step(*_):
-    STEPS[0] += 1
-
-
 def _is_recorded(input, weight, bias):
     """Whether a gradient of the call may be asked for."""
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+
+
+def _mark(weight):
+    """Return what tells the states of a weight apart, as far as torch reports its changes."""
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _launch(input, packed_weight, bias):
@@ -441,18 +479,19 @@ def _launch(input, packed_weight, bias):
     x = x.resolve_neg().contiguous()
     device = x.get_device()
     call = device, x.shape, c_out
-    shape, again, sizes = LAUNCHED.get(call) or (_output_shape(x.shape, c_out), None, ())
-    y = x.new_empty(shape)
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    again = LAUNCHED.get(call)
     x_ptr = x.data_ptr()
     w_ptr = packed_weight.data_ptr()
-    y_ptr = y.data_ptr()
-    aligned = (x_ptr | w_ptr | y_ptr) % 16 == 0
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x_ptr | w_ptr) % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        # The stream that Triton finds by itself, and addresses that it need not look up: less time.
+        shape, stride, run, programs, kernel, sizes = again
+        y = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        again(x_ptr, w_ptr, y_ptr, *sizes, stream=stream)
+        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
         return y if batched else y.squeeze_(0)
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
     if y.numel() == 0:
         return y if batched else y.squeeze_(0)
     batch = x.shape[0]
@@ -469,8 +508,50 @@ def _launch(input, packed_weight, bias):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        LAUNCHED[call] = shape, compiled[(*grid, 1, 1)], sizes
+        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), ()
     return y if batched else y.squeeze_(0)
+
+
+def _repeated(compiled, grid):
+    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
+    # Neither metadata for hooks nor hooks: the last three.
+    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+    return compiled.run, (*grid, 1, 1)[:3], kernel
+
+
+def _pack(weight):
+    """Launch the kernel that packs a weight; return what it packed."""
+    # This copies only a weight in no dense format, or whose sign is to be turned yet.
+    weight = weight.resolve_neg()
+    last = torch.channels_last
+    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    weight = weight if is_last else weight.contiguous()
+    device, w_ptr = weight.get_device(), weight.data_ptr()
+    call = device, weight.shape, weight.dtype
+    again = PACKED.get(call)
+    aligned = w_ptr % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        shape, stride, run, programs, kernel, sizes = again
+        packed = _empty_strided_cuda(shape, stride, torch.float32)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        return packed
+    c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
+    shape = (21, c_out, c_in // GROUPS)
+    packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    grid = (2 * triton.cdiv(c_out, PACK_OUT.value),)
+    with torch.cuda.device_of(weight):
+        compiled = conv_transpose2d_pack_kernel[grid](
+            weight,
+            packed,
+            is_last,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
+        sizes = ()
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+    return packed
 
 
 def _torch(
@@ -489,13 +570,13 @@ def _torch(
     )
 
 
-def _forward(input, weight, bias, packed_weight=None):
-    """Compute; `packed_weight` is what `pack_weight` made of the weight, if that was done."""
+def _forward(input, weight, bias):
+    """Pack the weight and compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
-    return _launch(input, pack_weight(weight) if packed_weight is None else packed_weight, bias)
+    return _launch(input, _pack(weight), bias)
 
 
-def _fake(input, weight, bias, packed_weight=None):
+def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
@@ -503,12 +584,12 @@ def _fake(input, weight, bias, packed_weight=None):
     return y if input.dim() == 4 else y.squeeze(0)
 
 
-def _autocast(input, weight, bias, packed_weight=None):
+def _autocast(input, weight, bias):
     """Compute in autocast's dtype, as torch's own layers do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
-        return OPERATOR(*cast, packed_weight)
+        return OPERATOR(*cast)
 
 
 def _save(ctx, inputs, output):
@@ -541,18 +622,15 @@ def _backward(ctx, grad):
         ctx.needs_input_grad[:3],
     )
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
-    return for_input, *grads[1:], None
+    return for_input, *grads[1:]
 
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d5bbf7ffc7383746"
+NAMESPACE = "convgen_8ef77664d222513e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-    LIBRARY.define(
-        "conv_transpose2d(Tensor input, Tensor weight, Tensor? bias, "
-        "Tensor? packed_weight=None) -> Tensor"
-    )
+    LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose2d", _forward, "CPU")
     LIBRARY.impl("conv_transpose2d", _forward, "CUDA")
     LIBRARY.impl("conv_transpose2d", _autocast, "AutocastCPU")
@@ -562,7 +640,6 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
-STEP_HOOK = register_optimizer_step_post_hook(_count_step)
 
 
 class Recorded(torch.autograd.Function):
@@ -571,12 +648,15 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         """Compute; torch is slower to set the context by a function of its own."""
-        input, _, bias, packed_weight = inputs
-        output = _launch(input, packed_weight, bias)
+        input, weight, bias, packed_weight = inputs
+        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, grad):
+        """Return the gradients; the packed weight has none of its own."""
+        return *_backward(ctx, grad), None
 
 
 # torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
@@ -592,6 +672,7 @@ class ModelNew(nn.Module):
 
     reset_parameters = nn.ConvTranspose2d.reset_parameters
     extra_repr = nn.ConvTranspose2d.extra_repr
+    _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
 
     def __init__(
@@ -628,8 +709,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._packed = None  # (what tells the weight's versions apart, the weight, the packed copy)
-        self._hooked = (None,)  # (the weight whose gradients end the packed copy,)
+        self._frozen = None  # (the weight, its address and version, what it was packed into)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -652,54 +732,68 @@ class ModelNew(nn.Module):
                 self._warned = True
                 warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
             return output
-        if watched:
-            return OPERATOR(input, weight, bias)  # which packs the weight itself
-        packed = self._packed_weight(weight)
-        if cast:  # a dtype that is another than this file's becomes this
-            if _is_recorded(input, weight, bias):
-                return OPERATOR(input, weight, bias, packed)
-            return _launch(input.to(torch.float32), packed, None)
-        if _is_recorded(input, weight, bias):
+        recorded = _is_recorded(input, weight, bias)
+        if watched or (cast and recorded):
+            return OPERATOR(input, weight, bias)
+        packed = None if self._frozen is None else self._frozen_weight(weight)
+        if recorded:
             return RECORDED(input, weight, bias, packed)
-        return _launch(input, packed, bias)
+        if cast:  # a dtype that is another than this file's becomes this
+            input = input.to(torch.float32)
+        return _launch(input, _pack(weight) if packed is None else packed, bias)
 
-    def invalidate(self):
-        """Forget the packed weight, after a change that torch does not report.
+    def freeze(self):
+        """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
-        Such are edits through `weight.data`, and steps of an optimizer in a graph that is replayed.
+        For a layer whose weight does not change: an edit of it is no longer seen. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, and another weight;
+        and it does not count where a gradient of the weight is recorded, in a graph that is
+        captured or compiled, nor for what torch computes.
         """
-        self._packed = None
+        self._frozen = None
+        weight = self._parameters.get("weight")
+        served = weight is not None and _fits(weight.shape, WEIGHT_SHAPE)
+        served = served and weight.is_floating_point() and not weight.is_meta
+        if served and weight.device.type in DEVICES:
+            packed = _pack(weight.detach())
+            if weight.is_cuda:  # for whatever stream calls first
+                torch.cuda.current_stream(weight.device).synchronize()
+            self._frozen = weight, _mark(weight), packed
+        return self
+
+    def unfreeze(self):
+        """End `freeze()`: the weight is packed at every call again."""
+        self._frozen = None
+        return self
+
+    def train(self, mode=True):
+        """Set the mode as torch does; training ends `freeze()`."""
+        if mode:
+            self._frozen = None
+        return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._packed = None  # a weight that moves may come to lie where an earlier one lay
+        self._frozen = None
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
-        return self.__dict__ | {"_packed": None, "_hooked": (None,)}
+    def _load_from_state_dict(self, *arguments):
+        self._frozen = None
+        super()._load_from_state_dict(*arguments)
 
-    def _packed_weight(self, weight):
-        """Return the packed weight, packing it again when the weight has changed."""
-        device, stream = weight.get_device(), None  # -1 is the CPU
-        capturing = device >= 0 and torch.cuda.is_current_stream_capturing()
-        # A change would leave no trace, and a graph's replay must see the weight as it is then.
-        if weight.is_inference() or not weight.is_leaf or capturing:
-            return pack_weight(weight.detach().to(torch.float32))
-        if device >= 0:  # torch.cuda.current_stream() makes an object first
-            stream = torch._C._cuda_getCurrentRawStream(device)
-        laid = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, device
-        state = (*laid, weight._version, stream, STEPS[0])
-        packed = self._packed
-        if packed is None or packed[0] != state or packed[1][0] is not weight:
-            # An alias keeps the memory, so that no other weight comes to lie there.
-            alias = weight.detach()
-            packed = state, (weight, alias), pack_weight(alias.to(torch.float32))
-            self._packed = packed
-        if weight.requires_grad and self._hooked[0] is not weight:
-            # A step in a compiled graph may leave no trace either, but gradients come before it.
-            layer = weakref.ref(self)
-            weight.register_post_accumulate_grad_hook(lambda _: layer() and layer().invalidate())
-            self._hooked = (weight,)
-        return packed[2]
+    def __getstate__(self):
+        return self.__dict__ | {"_frozen": None}
+
+    def _frozen_weight(self, weight):
+        """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
+        of, mark, packed = self._frozen
+        if of is not weight or mark != _mark(weight):
+            self._frozen = None
+            return None
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return None
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # the graph may outlive it
+        return packed
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch has to compute, None if it has not."""

@@ -481,4 +481,6 @@ def test_sizes_out_of_the_kernel_s_reach_are_torch_s(load):
 def test_what_compiles_a_file_takes_the_layer_s_own_kernel_first():
     """`aot` would ship the other one under the file's name."""
     kernels = [launch.kernel for launch in read_launches(emitted(LAYER))]
-    assert kernels == ["conv_transpose2d_kernel", "conv_transpose2d_input_gradient_kernel"]
+    assert kernels[:2] == ["conv_transpose2d_kernel", "conv_transpose2d_input_gradient_kernel"]
+    packing = ["conv_transpose2d_pack_kernel", "conv_transpose2d_pack_for_gradient_kernel"]
+    assert kernels[2:] == packing

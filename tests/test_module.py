@@ -185,7 +185,7 @@ EDITS = {
     "replace": lambda model: setattr(model, "weight", nn.Parameter(model.weight.detach() + 1)),
     "data replaced": lambda model: setattr(model.weight, "data", model.weight.data * 2),
     "data transposed": lambda model: setattr(model.weight, "data", model.weight.data.mT),
-    "data edited": lambda model: (model.weight.data.mul_(2), model.invalidate()),
+    "data edited": lambda model: model.weight.data.mul_(2),
     # As .to() does: the new numbers may lie where the old ones lay before.
     "move": lambda model: model._apply(lambda tensor: tensor.data.mul_(2)),
     "sgd": train,
@@ -213,36 +213,6 @@ def test_fewer_channels_of_the_same_weight_are_packed_again(load, x, device):
     assert agree(model, x, **geometry)
     model.weight.data = model.weight.data[:2]
     assert agree(model, x[:, :2], **geometry)
-
-
-def test_a_weight_is_packed_once(load, x, device, monkeypatch):
-    """Packing at every call costs more than a small layer; a copy in the state doubles it."""
-    file, packed = load(DOUBLE), []
-    pack = file.pack_weight
-    monkeypatch.setattr(file, "pack_weight", lambda weight: packed.append(1) or pack(weight))
-    model = file.ModelNew(device=device).requires_grad_(False)
-    for mode in (torch.enable_grad, torch.no_grad, torch.no_grad, torch.inference_mode):
-        mode()(model)(x)
-    assert len(packed) == 1
-    assert [*model.state_dict()] == ["weight", "bias"]
-    assert not list(model.buffers())
-    nn.init.ones_(model.weight)
-    assert agree(model, x)
-    assert len(packed) == 2
-
-
-def test_a_weight_is_packed_once_while_gradients_are_recorded(load, x, device, monkeypatch):
-    """Until there are gradients: what steps by them may leave no trace on the weight."""
-    file, packed = load(DOUBLE), []
-    pack = file.pack_weight
-    monkeypatch.setattr(file, "pack_weight", lambda weight: packed.append(1) or pack(weight))
-    model = file.ModelNew(device=device)
-    model(x)
-    y = model(x)
-    assert len(packed) == 1
-    y.sum().backward()
-    assert agree(model, x)
-    assert len(packed) == 2
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])

@@ -121,7 +121,7 @@ def test_the_package_s_layer_is_a_module_like_any(
         assert torch.equal(layer(x), first)
         layer.load_state_dict({name: value * 2 for name, value in layer.state_dict().items()})
         assert torch.allclose(layer(x), 2 * first)
-        layer.invalidate()
+        layer.freeze()
         assert torch.allclose(layer(x), 2 * first)
     normed = torch.nn.utils.parametrizations.weight_norm(copy.deepcopy(layer))
     normed(x).sum().backward()

@@ -25,6 +25,7 @@ from convgen.families import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
 from convgen.kerneltext import KernelText
 from convgen.language import parse
+from convgen.packtext import PackText
 from convgen.relayouttext import RelayoutText
 from convgen.render import environment, render
 from convgen.wrappertext import WrapperContext
@@ -34,7 +35,7 @@ ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
 RENDERED = ("module.py.jinja", "parts/header.jinja")  # render() asks for these by name
 ADDED = {"namespace", "body_sha256"}  # by render(), to the fields of FileContext
-LOOPED = {"kernel"}  # what module.py.jinja includes a template for, one after the other
+LOOPED = {"kernel", "pack"}  # what module.py.jinja includes templates for, one after the other
 
 # Beside random ones: what they do not draw, which is autotune, pipelines and targets.
 SPECS = (
@@ -207,7 +208,7 @@ def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
     used = {(owner, name) for owner, name in fields_read(family) if owner is not KernelText}
     used |= {(family.context_type, name) for name in CAST}
-    others = fields_below(WrapperContext) | fields_below(RelayoutText)
+    others = fields_below(WrapperContext) | fields_below(RelayoutText) | fields_below(PackText)
     assert used == fields_below(family.context_type) | others
 
 

@@ -1,0 +1,342 @@
+"""The names of the templates of the kernel that packs the weight, as text.
+
+Stages 3 and 5, beside `kerneltext`. Input: a `KernelPlan` and the `Sizes` of its kernel; output: a
+`PackText`, in which every expression is already printed. A program takes a tile of one group:
+PACK_IN input channels, PACK_OUT output channels, and PACK_TAPS of their taps; where the last axis
+is grouped, of what leads from an input of a group to an output of one (packing.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from .accesstext import AccessText
+from .hosttext import HostNames
+from .index import Coordinate, Mask, masks_of, unflatten
+from .kernel import ONE, Kernel, define_program
+from .kerneltext import TRITON_DTYPES, cast, list_text, packed_shape, size_lines
+from .packing import grouped_tap, kernel_extents, packed_grouping, packed_taps
+from .plan import NOMINAL_CHANNELS, GridCoordinate, KernelPlan
+from .printer import Scribe
+from .sizes import AXES, Size, Sizes
+from .spec import MEMORY_FORMATS, ConvTransposeSpec
+from .wrappertext import grid_text
+
+ORDER = ("tap", "co", "ci")  # dimensions of a tile
+# Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
+# of a few outputs side by side, one in channels_last the outputs of a tap.
+MOST_INPUTS = 32
+MOST_TAPS = 16
+ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
+LARGE = 2**19  # elements of a weight
+
+
+@dataclass(frozen=True, slots=True)
+class PackTile:
+    """What a program packs: taps, output channels and input channels, powers of two."""
+
+    taps: int
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackText:
+    """The names of `kernels/pack.py.jinja` and `parts/pack.jinja`, as text.
+
+    Attributes:
+        kernel, function: the names of the kernel and of what launches it.
+        prefix: of the constants.
+        summary, formula: what the kernel does, its docstring.
+        triton_dtype: the element type in comments.
+        w_shape, packed_shape: the tensors' axes.
+        constants: the lines of the extents of a tile.
+        arguments, argument_names: sizes of run time; the names of all arguments but the tensors as
+            a list, empty for none.
+        locals: the lines of the numbers of tiles, where the program's place needs them.
+        program_lines, lane_lines: the program's coordinates, and the elements of its tile.
+        packed: where they lie in the packed weight.
+        w: where they lie in a contiguous weight; w_last: in one in channels_last, None where torch
+            has no such layout.
+        zero_lines: the lines of the mask of elements that have a weight; empty if all have one.
+        masked: elements of a tile may lie outside the weight.
+        value: an element as it is packed.
+        format: torch's name of the other layout of a weight, empty where there is none.
+        taps: matrices of the packed weight.
+        rows, columns: what they have of each channel, as Python text.
+        channels: the names of the weight's channels, along its first axis and its second.
+        grid: the line that defines the launch grid.
+        launch: the arguments of the launch.
+        sizes: the sizes among them, as a tuple.
+    """
+
+    kernel: str
+    function: str
+    prefix: str
+    summary: str
+    formula: tuple[str, ...]
+    triton_dtype: str
+    w_shape: str
+    packed_shape: str
+    constants: tuple[str, ...]
+    arguments: tuple[str, ...]
+    argument_names: str
+    locals: tuple[str, ...]
+    program_lines: tuple[str, ...]
+    lane_lines: tuple[str, ...]
+    packed: AccessText
+    w: AccessText
+    w_last: AccessText | None
+    zero_lines: tuple[str, ...]
+    masked: bool
+    value: str
+    format: str
+    taps: int
+    rows: str
+    columns: str
+    channels: str
+    grid: str
+    launch: tuple[str, ...]
+    sizes: str
+
+
+def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
+    """Return the names of the templates that pack the weight, and the sizes that they read."""
+    tile = _tile(plan, sizes)
+    sizes, tap_tiles = _with_tiles(plan, sizes, tile)
+    grid = _grid(sizes, tap_tiles)
+    kernel = Kernel(
+        dataclasses.replace(plan, grid=(grid,)), sizes, Scribe(sizes.space, checked=False)
+    )
+    program: list[str] = []
+    define_program(kernel, program)
+    lanes: list[str] = []
+    ci = _lane(kernel, lanes, "ci", "in_tile", "PACK_IN")
+    co = _lane(kernel, lanes, "co", "out_tile", "PACK_OUT")
+    slot = "tap" if packed_grouping(plan) is None else "slot"
+    tap = _lane(kernel, lanes, slot, "tap_tile", "PACK_TAPS")
+    packed, kernel_index, zeros = _taps(kernel, lanes, tap, co, ci)
+    first = kernel.access("packed", packed, ORDER)
+    weights = [
+        kernel.access("w", _weight(kernel, co, ci, kernel_index, last=last), ORDER, indent=8)
+        for last in (False, True)[: 1 + (plan.spec.rank in MEMORY_FORMATS)]
+    ]
+    zero_lines = kernel.scribe.mask_lines("w_mask", zeros, ORDER)
+    if zero_lines and first.masked:
+        zero_lines.append("w_mask &= packed_mask")
+    host = HostNames(kernel.plan, sizes)
+    _, arguments, local_lines = size_lines(sizes, kernel.scribe)
+    extents = host.launch_sizes(arguments)
+    numbers = (*extents, *["is_last"] * (len(weights) - 1))
+    names = (*arguments, *["is_last"] * (len(weights) - 1))
+    back, p = bool(plan.prefix), plan.prefix
+    grouping, op = packed_grouping(plan), f"conv_transpose{plan.spec.rank}d"
+    text = PackText(
+        kernel=f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel",
+        function="_pack_for_gradient" if back else "_pack",
+        prefix=p,
+        summary=_summary(plan),
+        formula=_formula(plan),
+        triton_dtype=TRITON_DTYPES[plan.spec.dtype],
+        w_shape=_weight_shape(plan),
+        packed_shape=packed_shape(plan),
+        constants=(
+            f"{p}PACK_TAPS = tl.constexpr({tile.taps})  # taps of a tile that is packed",
+            f"{p}PACK_OUT = tl.constexpr({tile.outputs})  # its output channels",
+            f"{p}PACK_IN = tl.constexpr({tile.inputs})  # its input channels",
+        ),
+        arguments=arguments,
+        argument_names=list_text(names) if names else "",
+        locals=local_lines,
+        program_lines=tuple(program),
+        lane_lines=tuple(lanes),
+        packed=first,
+        w=weights[0],
+        w_last=weights[1] if len(weights) > 1 else None,
+        zero_lines=tuple(zero_lines),
+        masked=first.masked,
+        value=_value(plan.spec),
+        format=MEMORY_FORMATS.get(plan.spec.rank, ""),
+        taps=packed_taps(plan),
+        rows=_times(sizes.lanes) if grouping else "",
+        columns=_times(sizes.span) if grouping else "",
+        channels="c_out, c_in" if back else "c_in, c_out",
+        grid=grid_text([host.extent(grid)], tuned=False),
+        launch=("weight", "packed", *numbers, "num_warps=4", "enable_fp_fusion=True"),
+        sizes=f"({', '.join(extents)}{',' * (len(extents) == 1)})",
+    )
+    return text, kernel.scribe.used
+
+
+def _tile(plan: KernelPlan, sizes: Sizes) -> PackTile:
+    """Return the tile: a line of input channels, and neighbours in memory of all their weights."""
+    slots = packed_taps(plan)
+    if (grouping := packed_grouping(plan)) is not None:
+        slots *= grouping.lanes * grouping.span
+    known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
+    group_in, group_out = (NOMINAL_CHANNELS if size is None else size for size in known)
+    taps = min(_power_of_two(slots), MOST_TAPS)
+    inputs = min(_power_of_two(group_in), MOST_INPUTS)
+    most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]
+    outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))
+    return PackTile(taps, outputs, inputs)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> tuple[Sizes, int]:
+    """Return the sizes with those of the tiles, and how many tiles the taps take."""
+    table, space, p = list(sizes.table), sizes.space, plan.prefix
+    for name, extent, block, each in (
+        ("in_tiles", sizes.group_in, "PACK_IN", tile.inputs),
+        ("out_tiles", sizes.group_out, "PACK_OUT", tile.outputs),
+    ):
+        known = space.number(extent)
+        count = None if known is None else -(-known // each)
+        table += [Size(block, each, prefix=p), Size(name, count, extent, block, prefix=p)]
+    table.append(Size("PACK_TAPS", tile.taps, prefix=p))
+    grouping, slots = packed_grouping(plan), packed_taps(plan)
+    slots *= grouping.lanes * grouping.span if grouping else 1
+    return dataclasses.replace(sizes, table=tuple(table)), -(-slots // tile.taps)
+
+
+def _grid(sizes: Sizes, tap_tiles: int) -> tuple[GridCoordinate, ...]:
+    """Return what numbers the programs: those that run together read the same lines of memory."""
+    first = GridCoordinate("in_tile", sizes.named("in_tiles"))
+    every = (
+        GridCoordinate("tap_tile", Integer(tap_tiles)),
+        GridCoordinate("out_tile", sizes.named("out_tiles")),
+        first,
+        GridCoordinate("group", Integer(sizes.groups)),
+    )
+    return tuple(each for each in every if sizes.space.number(each.extent) != 1) or (first,)
+
+
+def _lane(kernel: Kernel, lines: list[str], name: str, coordinate: str, block: str) -> Symbol:
+    """Define the lanes over a block, of this program's tile."""
+    each = kernel.sizes.named(block)
+    kernel.scribe.used.add(each)
+    start = kernel.coordinate(coordinate) * each
+    begin = f"{kernel.scribe.text(start)} + " if start != 0 else ""
+    lines.append(f"{name} = {begin}tl.arange(0, {each})")
+    high = kernel.scribe.space.bounds(start).high + each - 1
+    return kernel.scribe.name(name, 0, high, "tap" if coordinate == "tap_tile" else name)
+
+
+def _taps(
+    kernel: Kernel, lines: list[str], tap: Symbol, co: Symbol, ci: Symbol
+) -> tuple[list[Coordinate], list[Coordinate], tuple[Mask, ...]]:
+    """Return coordinates in the packed weight and of the kernel index, and the masks of zeros."""
+    sizes, grouping = kernel.sizes, packed_grouping(kernel.plan)
+    extents = kernel_extents(kernel)
+    group = kernel.coordinate("group")
+    if grouping is None:
+        rows, columns = sizes.group_out, sizes.group_in
+        packed = [
+            Coordinate(tap, math.prod(extents), sizes.named("C_OUT") * columns),
+            Coordinate(group, Integer(sizes.groups), rows * columns),
+            Coordinate(co, rows, columns),
+            Coordinate(ci, columns, ONE),
+        ]
+        return packed, [Coordinate(tap, math.prod(extents), ONE, looped=True)], ()
+    lanes, span, taps = sizes.lanes, sizes.span, sizes.kernel(sizes.rank - 1)
+    rows, columns = sizes.group_out * lanes, sizes.group_in * span
+    outers = math.prod(extents[:-1], start=ONE)
+    radices = {"place": span, "lane": lanes, "group_tap": taps, "outer_tap": outers}
+    live = [name for name in radices if name != "outer_tap" or len(extents) > 1]
+    digits = dict.fromkeys(radices, Integer(0))
+    for name, digit in zip(live, unflatten(tap, map(radices.get, live)), strict=True):
+        digits[name] = kernel.scribe.define(lines, name, digit, None)
+    place, lane, group_tap, outer = digits.values()
+    matrix = sizes.named("C_OUT") * lanes * columns
+    packed = [
+        Coordinate(outer, outers, taps * matrix),
+        Coordinate(group_tap, taps, matrix),
+        Coordinate(group, Integer(sizes.groups), rows * columns),
+        Coordinate(co, sizes.group_out, lanes * columns),
+        Coordinate(lane, lanes, columns),
+        Coordinate(ci, sizes.group_in, span),
+        Coordinate(place, span, ONE),
+    ]
+    last = grouped_tap(kernel, group_tap, lane, place)
+    index = kernel.scribe.define(lines, f"k{AXES[sizes.rank][-1]}", last[0].index, None)
+    last[0] = dataclasses.replace(last[0], index=index)
+    zeros = masks_of(kernel.scribe.space, last) if grouping.has_zeros else ()
+    flat = extents[-1] * outer + index
+    kernel_index = [Coordinate(flat, math.prod(extents), ONE, looped=True)]
+    return packed, kernel_index, zeros
+
+
+def _weight(
+    kernel: Kernel, co: Symbol, ci: Symbol, taps: list[Coordinate], *, last: bool
+) -> list[Coordinate]:
+    """Return coordinates in the weight as torch lays it, contiguous or in channels_last.
+
+    That of the input's gradient is the layer's: with its channels swapped, its taps reversed.
+    """
+    sizes, back = kernel.sizes, bool(kernel.plan.prefix)
+    count = math.prod(kernel_extents(kernel))
+    outer, inner = (co, ci) if back else (ci, co)
+    outers, inners = (
+        (sizes.group_out, sizes.group_in) if back else (sizes.group_in, sizes.group_out)
+    )
+    of_inner, of_tap = (ONE, inners) if last else (count, ONE)
+    if back:
+        taps = [dataclasses.replace(tap, index=count - 1 - tap.index) for tap in taps]
+    return [
+        Coordinate(kernel.coordinate("group"), Integer(sizes.groups), outers * inners * count),
+        Coordinate(outer, outers, inners * count, looped=True),
+        Coordinate(inner, inners, of_inner, looped=True),
+        *(dataclasses.replace(tap, stride=tap.stride * of_tap) for tap in taps),
+    ]
+
+
+def _value(spec: ConvTransposeSpec) -> str:
+    """Return the text of a weight as it is packed; under autocast it may come in float32."""
+    if spec.product is not None and spec.product.rounds:
+        return "round_to_tf32(w)"
+    if spec.dtype == "bfloat16":
+        return cast(spec, "w.to(tl.float32)")
+    return f"w.to(tl.{spec.element.triton})" if spec.dtype == "float16" else "w"
+
+
+def _times(size: Expr) -> str:
+    return "" if size == 1 else f" * {size}.value"
+
+
+def _summary(plan: KernelPlan) -> str:
+    product = plan.spec.product
+    backward = " for the input's gradient" * bool(plan.prefix)
+    rounded = ", rounded to TF32" * (product is not None and product.rounds)
+    return f"Pack one tile of the weight{backward}{rounded}."
+
+
+def _formula(plan: KernelPlan) -> tuple[str, ...]:
+    """Say what the packed weight is, in the names of the kernel's lanes."""
+    letters = AXES[plan.spec.rank]
+    inner = ", ".join(f"k{letter}" for letter in letters)
+    if plan.prefix:
+        lines = [f"packed[taps, co, ci] = w[co, ci, {inner}], the taps in reverse order"]
+    else:
+        lines = [f"packed[taps, co, ci] = w[ci, co, {inner}]"]
+    if (grouping := packed_grouping(plan)) is not None:
+        letter = letters[-1]
+        rows = "co and lane" if grouping.lanes > 1 else "co"
+        columns = "ci and place" if grouping.span > 1 else "ci"
+        lines[0] = lines[0].replace("[taps, co, ci]", f"[taps, {rows}, {columns}]")
+        lines.append(f"where k{letter} leads from input `place` of a group to output `lane` of one")
+        lines.append("that lies `group_tap` groups before the last of those that it reaches")
+    return tuple(lines)
+
+
+def _weight_shape(plan: KernelPlan) -> str:
+    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
+    p, grouped = plan.prefix, "" if plan.spec.groups == 1 else "GROUP_"
+    axes = [f"{p}C_OUT", f"{p}{grouped}C_IN"] if p else ["C_IN", f"{grouped}C_OUT"]
+    return f"[{', '.join([*axes, *(f'{p}K{letter}' for letter in letters)])}]"
