@@ -22,7 +22,7 @@ import torch
 # What downstream projects name in `requires`; editables is what hatchling asks for by itself.
 BACKENDS = ("hatchling", "setuptools>=77", "flit-core>=3.12", "editables")
 PARTS = ("codegen", "templates", "generated", "pyproject.toml", "README.md", "LICENSE")
-PARTS += ("MANIFEST.in",)
+PARTS += ("MANIFEST.in", "setup.py")
 
 # One layer with a name in the package and one from a document beside it; float64 is nearly exact.
 LAYER = "ConvTranspose1d(4, 2, 4, stride=2, padding=1, dtype=float64)"
