@@ -187,6 +187,17 @@ def _is_ours(path: Path) -> bool:
     return is_generated(on_disk(path))
 
 
+def generated_below(folder: Path) -> list[Path]:
+    """Return the files that builds wrote into `folder` or deeper, kernels edited since among them.
+
+    Raises:
+        ProjectError: a file cannot be read.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    kernels = [path for path in files if path.suffix in (".py", CUBIN) and _is_ours(path)]
+    return kernels + [path for path in files if path.name == MANIFEST and is_intact(path)]
+
+
 def unified_diff(build: Build, drift: Drift) -> str:
     """Return the diff from the disk to the build."""
     lines: list[str] = []

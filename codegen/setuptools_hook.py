@@ -17,7 +17,7 @@ from typing import Any
 
 from setuptools import Distribution
 
-from .files import on_disk, read_text
+from .files import read_text, remove
 from .hooks import Generated, errors_end_the_build, generate_into
 from .table import has_table, read_table
 
@@ -36,17 +36,18 @@ def finalize(distribution: Distribution) -> None:
     root = Path()  # setuptools builds the folder that it runs in
     if BUILDING.isdisjoint(distribution.script_args or ()) or not has_table(root):
         return
-    if _is_shipped(root, distribution):
-        generated = generate_into(root)
-        found = distribution.get_command_class
+    generated = generate_into(root) if _is_shipped(root, distribution) else None
+    found = distribution.get_command_class
 
-        @functools.cache
-        def get_command_class(command: str) -> type[Any]:
-            # Asked when the command runs: only then is it known which class a project names.
-            base = found(command)
-            return _shipping(base, generated) if command == "build_py" else base
+    @functools.cache
+    def get_command_class(command: str) -> type[Any]:
+        # Asked when the command runs: only then is it known which class a project names.
+        base: type[Any] = found(command)
+        if command != "build_py":
+            return base
+        return _clean(base) if generated is None else _shipping(_clean(base), generated)
 
-        distribution.get_command_class = get_command_class
+    distribution.get_command_class = get_command_class
 
 
 def _is_shipped(root: Path, distribution: Distribution) -> bool:
@@ -81,35 +82,41 @@ def owned_package(folder: Path, folders: Mapping[str, str], packages: Iterable[s
     return package if any(f"{package}.".startswith(f"{p}.") for p in packages) else None
 
 
+def _clean(base: type[Any]) -> type[Any]:
+    """Return `build_py` that begins without the kernels of earlier builds.
+
+    They lie in build/, which setuptools packs as it finds it: of another table, or of another
+    folder that was the output. What belongs into this build is copied there again.
+    """
+
+    class BuildPy(base):  # type: ignore[misc]  # a class of the build: setuptools', or setup.py's
+        def run(self) -> None:
+            from .project import generated_below  # sympy and jinja2 load here
+
+            with errors_end_the_build():
+                for path in generated_below(Path(self.build_lib)):
+                    remove(path)
+            super().run()
+
+    return BuildPy
+
+
 def _shipping(base: type[Any], generated: Generated) -> type[Any]:
     """Return `build_py` with the generated files; it makes the lists of wheel and sdist."""
 
-    class BuildPy(base):  # type: ignore[misc]  # a class of the build: setuptools', or setup.py's
+    class BuildPy(base):  # type: ignore[misc]  # as above
         def finalize_options(self) -> None:
             """Add what discovery does not find: data, and packages that only exist since now."""
             super().finalize_options()
             folders = self.distribution.package_dir or {}
             packages = self.distribution.packages or []
-            package = self._ours = owned_package(generated.output, folders, packages)
+            package = owned_package(generated.output, folders, packages)
             if package is None:
                 return
             if package not in packages:
                 self.packages = self.distribution.packages = [*packages, package]
             data = [path.name for path in generated.files if path.suffix != ".py"]
             self.package_data[package] = [*self.package_data.get(package, []), *data]
-
-        def run(self) -> None:
-            """Remove what an earlier table left in build/, which setuptools packs as it is."""
-            from .precompile import CUBIN
-            from .render import is_generated
-
-            super().run()
-            names = {path.name for path in generated.files}
-            built = Path(self.build_lib, *(self._ours or "").split("."))
-            for path in built.glob("*") if self._ours and not self.editable_mode else ():
-                ours = path.suffix == ".py" and is_generated(on_disk(path))
-                if path.name not in names and (ours or path.match(f"*.sm_*{CUBIN}")):
-                    path.unlink()
 
         def get_source_files(self) -> list[str]:
             """Add what the kernels are made of to the sdist."""

@@ -6,14 +6,27 @@ whose settings hide what was generated; a wrapper that has other hooks than its 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from building import GENERATED, KERNELS, WAYS, Way, copy_of_checkout, inside, make_package, tree
-from convgen import pep517
+from building import (
+    GENERATED,
+    KERNELS,
+    LAYER,
+    WAYS,
+    Builder,
+    Way,
+    copy_of_checkout,
+    inside,
+    make_package,
+    tree,
+)
+from convgen import emit, pep517
 from convgen.setuptools_hook import owned_package
 
 pytestmark = pytest.mark.build
@@ -56,18 +69,50 @@ def test_the_entry_point_costs_other_projects_nothing(build_python, builder):
     assert builder.run(build_python, "-c", code).stdout == "set()\n"
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if "setuptools" in WAYS[name].requires])
+through_setuptools = pytest.mark.parametrize(
+    "name", [name for name in WAYS if "setuptools" in WAYS[name].requires]
+)
+
+
+def wheel_again(builder: Builder, project: Path, *edit: str) -> list[str]:
+    """Change the project's table from `edit[0]` to `edit[1]`, build, and return what is shipped."""
+    path = project / "pyproject.toml"
+    assert edit[0] in path.read_text()
+    path.write_text(path.read_text().replace(*edit))
+    shutil.rmtree(project / "dist")
+    return sorted(name for name in builder.wheel(project, "--wheel") if "dist-info" not in name)
+
+
+@through_setuptools
 def test_a_kernel_that_is_gone_is_not_shipped(tmp_path, builder, name):
     """Setuptools packs its folder build/ as an earlier build left it."""
     project = make_package(tmp_path / "project", WAYS[name])
     assert "up.py" in inside(builder.wheel(project, "--wheel"), "small_up/_kernels")
-    path = project / "pyproject.toml"
-    path.write_text(path.read_text().partition("[[tool.convgen.kernel]]")[0])
-    shutil.rmtree(project / "dist")
     for kernels in (project / "build").glob("lib*/small_up/_kernels"):
-        (kernels / "up.sm_90.cubin").write_bytes(b"as an earlier table asked for")
-    shipped = inside(builder.wheel(project, "--wheel"), "small_up/_kernels")
-    assert sorted(shipped) == ["after.py", "manifest.json"]
+        seal = hashlib.sha256(b"machine code").hexdigest()
+        code = f"machine code\nconvgen sha256 {seal}\n"  # as an earlier table asked for
+        (kernels / "up.sm_90.cubin").write_text(code)
+    _, mark, row = (project / "pyproject.toml").read_text().partition("[[tool.convgen.kernel]]")
+    shipped = wheel_again(builder, project, mark + row, "")
+    files = ("__init__.py", "_kernels/after.py", "_kernels/manifest.json")
+    assert shipped == [f"small_up/{file}" for file in files]
+
+
+@through_setuptools
+@pytest.mark.parametrize("output", ["src/small_up/_other", "kernels"])
+def test_kernels_of_a_folder_that_was_the_output_are_not_shipped(tmp_path, builder, name, output):
+    """Files that were vendored are: they lie in the package, though they look alike."""
+    listed = '\n[tool.setuptools]\npackages = ["small_up"]\npackage-dir = { "" = "src" }\n'
+    way = dataclasses.replace(WAYS[name], settings=listed)
+    project = make_package(tmp_path / "project", way)
+    vendored = project / "src" / "small_up" / "vendored.py"
+    vendored.write_text(emit(LAYER))
+    assert "vendored.py" in inside(builder.wheel(project, "--wheel"), "small_up")
+    shutil.rmtree(project / KERNELS)
+    shipped = wheel_again(builder, project, f'"{KERNELS}"', f'"{output}"')
+    folder = output.removeprefix("src/")
+    kernels = [f"{folder}/{file}" for file in GENERATED] if output.startswith("src/") else []
+    assert shipped == ["small_up/__init__.py", *kernels, "small_up/vendored.py"]
 
 
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
