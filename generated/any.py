@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 532d0b106b4462e401447341abf97b452ef272e11a902ae1563618bd14dec83e
+# body sha256: b527dbf60c5836922594f8801ef0598eca7f41f9ffd26cee1eb7132ac5d315a5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -63,6 +63,9 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own. Calls beyond
 # MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
+
+# Sizes that Triton has timed the configs for.
+TUNED = set()
 PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
 
 
@@ -539,6 +542,13 @@ def _launch(input, packed_weight, bias):
     grid = lambda META: (  # noqa: E731
         2 * triton.cdiv(c_out, META["BLOCK_N"]) * triton.cdiv(positions, META["BLOCK_M"]) * batch,
     )
+    sizes = (c_in, c_out, h_in, w_in)
+    # Triton would time the configs now, and an error of CUDA's would end the capture.
+    if len(CONFIGS) > 1 and sizes not in TUNED and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "the first call of each size is timed, which a CUDA graph cannot capture: "
+            f"call it once with an input {tuple(input.shape)} before the capture"
+        )
     with torch.cuda.device_of(x):
         conv_transpose2d_kernel[grid](
             x,
@@ -551,6 +561,7 @@ def _launch(input, packed_weight, bias):
             w_in,
             enable_fp_fusion=True,
         )
+    TUNED.add(sizes)
     return y if batched else y.squeeze_(0)
 
 
@@ -671,7 +682,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8d3d38c932008a59"
+NAMESPACE = "convgen_ca368742e658df76"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -330,3 +330,53 @@ def test_what_is_no_tensor_is_named(wrong, load):
                 (RuntimeError, TypeError), match=f"'{name}'.*{type(wrong).__name__}"
             ):
                 call()
+
+
+TUNED = (
+    "ConvTranspose2d(4, 6, 3, stride=2, padding=1, autotune=blocks)",
+    "ConvTranspose2d(4, 6, 3, input=(2, 4, 5, 4), autotune=launch)",
+)
+
+
+@pytest.mark.parametrize("text", TUNED)
+def test_a_capture_that_would_have_to_tune_says_so_before_it_is_lost(text, load, monkeypatch):
+    """CUDA would only say that an operation failed due to a previous error."""
+    layer = load(text)
+    x, w, b = layer.tensors()
+    file, launched = layer.file, []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(file, "CONFIGS", [*file.CONFIGS, *file.CONFIGS])  # as on a GPU
+    monkeypatch.setattr(file, "TUNED", set())
+    kernel = getattr(file, f"{layer.op}_kernel")
+    monkeypatch.setattr(kernel, "run", lambda *args, **_: launched.append(args))
+    for call in (layer.function, file.ModelNew(device=layer.device)):
+        with pytest.raises(RuntimeError, match=r"call it once with an input \(2, 4, 5, 4\) before"):
+            call(x, w, b) if call is layer.function else call(x)
+    assert not launched
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    layer.function(x, w, b)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    layer.function(x[:1] if layer.spec.spatial[0] is None else x, w, b)
+    assert len(launched) == 2  # the batch is nothing that is tuned for
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", TUNED)
+def test_a_tuned_file_is_captured_once_it_was_called(text, load):
+    """The refusal leaves CUDA and the capture's stream as they were."""
+    layer = load(text)
+    x, w, b = layer.tensors()
+    with (
+        pytest.raises(RuntimeError, match="before the capture"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        layer.function(x, w, b)
+    torch.cuda.synchronize()
+    assert torch.equal(layer.function(x, w, b), layer.torch(x, w, b))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer.function(x, w, b)
+    x.neg_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, layer.torch(x, w, b))
