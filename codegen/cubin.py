@@ -138,7 +138,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
 
     launch = read_launches(text)[kernel]
     names = _device_part(text, name)
-    function, configs = names[launch.kernel], names.get("CONFIGS")
+    function = names[launch.kernel]
+    configs = getattr(function, "configs", None)  # of a kernel that is tuned, and of no other
     tensor = MockTensor(getattr(tl, dtype))
     given = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
     for argument, box in _read_boxes(text, names).items():

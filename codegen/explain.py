@@ -7,7 +7,6 @@ rows, which the command line prints as text or JSON.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from .families import FAMILIES, find_family
 from .forms import form_of
 from .gradient import gradient_refusal
 from .grouping import Grouping
+from .packing import packed_grouping, packed_taps
 from .plan import Candidate, KernelPlan, problem_of
 from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
@@ -224,13 +224,16 @@ def _wrapper(plan: KernelPlan) -> Rows:
         )
         workspace = f"a workspace of {copied_bytes(spec, problem)} bytes for the copy of the input"
     yield "copies", copies
-    pairs = problem.in_channels * problem.out_channels // spec.groups
-    last = spec.kernel_size[-1]
-    if plan.grouping is not None and not plan.grouping.unrolled:
-        last = _slots(plan.grouping)
-    packed = pairs * math.prod(spec.kernel_size[:-1]) * last * spec.element.itemsize
-    yield "memory", f"the output, and {packed} bytes of packed weight; {workspace}"
-    yield "packed weight", "kept by the layer until the weight changes; in training made each time"
+    if plan.reads_raw_weight:
+        yield "memory", f"the output; {workspace}"
+        yield "weight", "read as torch lays it: nothing is packed, and no edit of it goes unseen"
+    else:
+        yield "memory", f"the output, and {_packed_bytes(plan)} bytes of packed weight; {workspace}"
+        yield (
+            "weight",
+            "packed at every call by a kernel of its own, so that no edit of it goes unseen; "
+            "a layer that was frozen keeps the packed one",
+        )
     yield "batch", "the numbers of a sample do not depend on the others, nor on how many there are"
     if spec.before or spec.after:
         yield "gradients", "torch's own, of the layer computed again; input and weight are kept"
@@ -257,6 +260,10 @@ def _gradient(plan: KernelPlan) -> str:
     )
 
 
-def _slots(grouping: Grouping) -> int:
-    """Return the weights of a packed row, with the zeros where an input leads to no output."""
-    return sum(len(inputs) for outputs in grouping.table for inputs in outputs)
+def _packed_bytes(plan: KernelPlan) -> int:
+    """Return the bytes of the packed weight, zeros where an input leads to no output included."""
+    spec, problem = plan.spec, problem_of(plan.spec, plan.phases)
+    pairs = problem.in_channels * problem.out_channels // spec.groups
+    if (grouping := packed_grouping(plan)) is not None:
+        pairs *= grouping.lanes * grouping.span
+    return pairs * packed_taps(plan) * spec.element.itemsize

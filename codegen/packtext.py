@@ -30,7 +30,7 @@ ORDER = ("tap", "co", "ci")  # dimensions of a tile
 # Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
 # of a few outputs side by side, one in channels_last the outputs of a tap.
 MOST_INPUTS = 32
-MOST_TAPS = 16
+MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
 ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
 LARGE = 2**19  # elements of a weight
 
@@ -174,12 +174,12 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
 
 def _tile(plan: KernelPlan, sizes: Sizes) -> PackTile:
     """Return the tile: a line of input channels, and neighbours in memory of all their weights."""
-    slots = packed_taps(plan)
+    slots, span = packed_taps(plan), 1
     if (grouping := packed_grouping(plan)) is not None:
-        slots *= grouping.lanes * grouping.span
+        slots, span = slots * grouping.lanes * grouping.span, grouping.span
     known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
     group_in, group_out = (NOMINAL_CHANNELS if size is None else size for size in known)
-    taps = min(_power_of_two(slots), MOST_TAPS)
+    taps = min(_power_of_two(slots), MOST_TAPS[span])
     inputs = min(_power_of_two(group_in), MOST_INPUTS)
     most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]
     outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: c4aa2cf9a76e34c804c13fbbb0a1d150da4cc9aa44f5f36105b704f5549b8048
+# body sha256: 3d3c78bee02acc1f55fa609e2e8e52f9dbbd7c51ac40f278e5e4b401f686facb
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -70,13 +70,13 @@ GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
-PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(1)  # its output channels
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
-GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-GRAD_PACK_OUT = tl.constexpr(8)  # its output channels
+GRAD_PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+GRAD_PACK_OUT = tl.constexpr(2)  # its output channels
 GRAD_PACK_IN = tl.constexpr(16)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -482,8 +482,8 @@ def conv_transpose3d_pack_kernel(
     """
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 15
-    out_tile = program // 15
+    tap_tile = program % 4
+    out_tile = program // 4
     ci = tl.arange(0, PACK_IN)
     co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
     slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
@@ -493,9 +493,11 @@ def conv_transpose3d_pack_kernel(
     outer_tap = slot // (PHASES * SPAN * TAPS_W)
     kw = group_tap * PHASES + lane - place
 
+    packed_mask = (outer_tap < KD * KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < KW)
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     if is_last:
         w_tap = outer_tap * (C_OUT * KW) + kw * C_OUT
         w_ci = ci * (C_OUT * KD * KH * KW)
@@ -516,7 +518,7 @@ def conv_transpose3d_pack_kernel(
     packed_co = co * (C_IN * PHASES * SPAN)
     packed_ci = ci * SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_ptr + packed_lanes, round_to_tf32(w))
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 @triton.jit(
@@ -537,8 +539,8 @@ def conv_transpose3d_pack_for_gradient_kernel(
     """
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 15
-    out_tile = program // 15
+    tap_tile = program % 4
+    out_tile = program // 4
     ci = tl.arange(0, GRAD_PACK_IN)
     co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
     slot = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
@@ -548,9 +550,11 @@ def conv_transpose3d_pack_for_gradient_kernel(
     outer_tap = slot // (GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
     kw = group_tap * GRAD_PHASES + lane - place
 
+    packed_mask = (outer_tap < GRAD_KD * GRAD_KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
     if is_last:
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
@@ -572,7 +576,7 @@ def conv_transpose3d_pack_for_gradient_kernel(
     packed_co = co * (GRAD_C_IN * GRAD_PHASES * GRAD_SPAN)
     packed_ci = ci * GRAD_SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_ptr + packed_lanes, round_to_tf32(w))
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 def pack_weight(weight):
@@ -902,7 +906,7 @@ def _pack(weight):
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (60, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (15 * triton.cdiv(c_out, PACK_OUT.value),)
+    grid = (4 * triton.cdiv(c_out, PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_kernel[grid](
             weight,
@@ -937,7 +941,7 @@ def _pack_for_gradient(weight):
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
     shape = (60, c_in * GRAD_PHASES.value, c_out // GROUPS * GRAD_SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (15 * triton.cdiv(c_out, GRAD_PACK_OUT.value),)
+    grid = (4 * triton.cdiv(c_out, GRAD_PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_for_gradient_kernel[grid](
             weight,
@@ -1068,7 +1072,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0f54dedfc3a84d34"
+NAMESPACE = "convgen_b55a4df886431e54"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: d0c4d5107f009722831cc976605f1ede5e6342f115fe5bdb5658ee3030a0e0c7
+# body sha256: 0cbec7851e708510529818da0579da5983206d1c95671c8608ebbba974a98488
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -62,8 +62,8 @@ PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
-GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-GRAD_PACK_OUT = tl.constexpr(4)  # its output channels
+GRAD_PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+GRAD_PACK_OUT = tl.constexpr(1)  # its output channels
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that copies the input
@@ -374,21 +374,22 @@ def conv_transpose2d_pack_for_gradient_kernel(
 
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 3
-    out_tile = (program // 3) % out_tiles
-    in_tile = program // (3 * out_tiles)
+    out_tile = program % out_tiles
+    in_tile = program // out_tiles
     ci = in_tile * GRAD_PACK_IN + tl.arange(0, GRAD_PACK_IN)
     co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
-    slot = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
+    slot = tl.arange(0, GRAD_PACK_TAPS)
     place = slot % GRAD_SPAN
     lane = (slot // GRAD_SPAN) % GRAD_PHASES
     group_tap = (slot // (GRAD_PHASES * GRAD_SPAN)) % GRAD_TAPS_W
     outer_tap = slot // (GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
     kw = group_tap * GRAD_PHASES + lane - place
 
+    packed_mask = (outer_tap < GRAD_KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
@@ -410,7 +411,7 @@ def conv_transpose2d_pack_for_gradient_kernel(
     packed_co = co * (GRAD_C_IN * GRAD_PHASES * GRAD_SPAN)
     packed_ci = ci * GRAD_SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_ptr + packed_lanes, round_to_tf32(w))
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 @triton.jit
@@ -820,7 +821,7 @@ def _pack_for_gradient(weight):
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
     shape = (12, c_in * GRAD_PHASES.value, c_out // GROUPS * GRAD_SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (3 * triton.cdiv(c_out, GRAD_PACK_OUT.value) * triton.cdiv(c_in, GRAD_PACK_IN.value),)
+    grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value) * triton.cdiv(c_in, GRAD_PACK_IN.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_for_gradient_kernel[grid](
             weight,
@@ -951,7 +952,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_86835b143fd1a20e"
+NAMESPACE = "convgen_ee01b178cf4bdb62"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

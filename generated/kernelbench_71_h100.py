@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: a1f22133c4bd96e1038512912719971a9b6ed59ad62754f285f56ca8120e5c47
+# body sha256: 922dcbcc75e580b4c78a7bf9f9811b606bf94c0e4fc12bbe65ad72fe0b2cba94
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -62,13 +62,13 @@ GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
-PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_TAPS = tl.constexpr(32)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(2)  # its output channels
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
-GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-GRAD_PACK_OUT = tl.constexpr(4)  # its output channels
+GRAD_PACK_TAPS = tl.constexpr(32)  # taps of a tile that is packed
+GRAD_PACK_OUT = tl.constexpr(2)  # its output channels
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -365,12 +365,10 @@ def conv_transpose2d_pack_kernel(
     that lies `group_tap` groups before the last of those that it reaches
     """
     # The tile of this program
-    program = tl.program_id(0)
-    tap_tile = program % 2
-    out_tile = program // 2
+    out_tile = tl.program_id(0)
     ci = tl.arange(0, PACK_IN)
     co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    slot = tl.arange(0, PACK_TAPS)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASES
     group_tap = (slot // (PHASES * SPAN)) % TAPS_W
@@ -422,12 +420,10 @@ def conv_transpose2d_pack_for_gradient_kernel(
     that lies `group_tap` groups before the last of those that it reaches
     """
     # The tile of this program
-    program = tl.program_id(0)
-    tap_tile = program % 2
-    out_tile = program // 2
+    out_tile = tl.program_id(0)
     ci = tl.arange(0, GRAD_PACK_IN)
     co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
-    slot = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
+    slot = tl.arange(0, GRAD_PACK_TAPS)
     place = slot % GRAD_SPAN
     lane = (slot // GRAD_SPAN) % GRAD_PHASES
     group_tap = (slot // (GRAD_PHASES * GRAD_SPAN)) % GRAD_TAPS_W
@@ -790,7 +786,7 @@ def _pack(weight):
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (2 * triton.cdiv(c_out, PACK_OUT.value),)
+    grid = (triton.cdiv(c_out, PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight,
@@ -825,7 +821,7 @@ def _pack_for_gradient(weight):
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_in * GRAD_PHASES.value, c_out // GROUPS * GRAD_SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (2 * triton.cdiv(c_out, GRAD_PACK_OUT.value),)
+    grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_for_gradient_kernel[grid](
             weight,
@@ -956,7 +952,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_24c3cce9c25e0e8a"
+NAMESPACE = "convgen_f6dd477d038ceade"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

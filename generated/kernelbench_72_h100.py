@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 8.73 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: f6817525dbe0e9b78f6356d4d8e4c9956416488dfd347a76a9c7edb9ebab4729
+# body sha256: 5065f973abe247c36149cf5b9269d001da4aa37ffdf0846bd7b2854ae0f7c2e5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -50,8 +50,8 @@ BLOCK_N = tl.constexpr(8)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
-PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_OUT = tl.constexpr(8)  # its output channels
+PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_IN = tl.constexpr(8)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -264,12 +264,15 @@ def conv_transpose3d_pack_kernel(
     where kw leads from input `place` of a group to output `lane` of one
     that lies `group_tap` groups before the last of those that it reaches
     """
+    out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
+
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 23
-    group = program // 23
+    tap_tile = program % 6
+    out_tile = (program // 6) % out_tiles
+    group = program // (6 * out_tiles)
     ci = tl.arange(0, PACK_IN)
-    co = tl.arange(0, PACK_OUT)
+    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
     slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASES
@@ -639,7 +642,7 @@ def _pack(weight):
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (45, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (92,)
+    grid = (24 * triton.cdiv(c_out // GROUPS, PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_kernel[grid](
             weight,
@@ -727,7 +730,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d1f75fafab2376e8"
+NAMESPACE = "convgen_4728048c0f8333f4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

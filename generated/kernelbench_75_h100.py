@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 734d7ea152e2677bfccd507f1ff7cf5ac1b802a7446ceb4a17beeca28ecea186
+# body sha256: 045729fbc2e67bd3a7b49d67c328eab6478a16edddaf839ff4fa77bbb97e87c4
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -47,8 +47,8 @@ BLOCK_N = tl.constexpr(8)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
-PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_OUT = tl.constexpr(16)  # its output channels
+PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_IN = tl.constexpr(8)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -254,12 +254,15 @@ def conv_transpose2d_pack_kernel(
     where kw leads from input `place` of a group to output `lane` of one
     that lies `group_tap` groups before the last of those that it reaches
     """
+    out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
+
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 6
-    group = program // 6
+    tap_tile = program % 2
+    out_tile = (program // 2) % out_tiles
+    group = program // (2 * out_tiles)
     ci = tl.arange(0, PACK_IN)
-    co = tl.arange(0, PACK_OUT)
+    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
     slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASE_LANES
@@ -267,10 +270,12 @@ def conv_transpose2d_pack_kernel(
     outer_tap = slot // (PHASE_LANES * SPAN * TAPS_W)
     kw = group_tap * PHASES + lane - place * 3 - 4
 
+    packed_mask = (outer_tap < KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < KW)
     w_inside &= lane < PHASES
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     w_tile = w_ptr + group * (GROUP_C_IN * GROUP_C_OUT * KH * KW)
     if is_last:
         w_tap = outer_tap * (GROUP_C_OUT * KW) + kw * GROUP_C_OUT
@@ -293,7 +298,7 @@ def conv_transpose2d_pack_kernel(
     packed_co = co * (GROUP_C_IN * PHASE_LANES * SPAN)
     packed_ci = ci * SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_tile + packed_lanes, round_to_tf32(w))
+    tl.store(packed_tile + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 def pack_weight(weight):
@@ -633,7 +638,7 @@ def _pack(weight):
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_out * PHASE_LANES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (24,)
+    grid = (8 * triton.cdiv(c_out // GROUPS, PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight,
@@ -721,7 +726,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_fc99b6f3104a4598"
+NAMESPACE = "convgen_d18f62f10265edd4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

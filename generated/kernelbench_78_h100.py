@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 9f71f0c1b0e13a82d778ed1efac9b533c5f412f62df38bb1cef89bb8865c1afe
+# body sha256: 3049b8b79b579e24cf22308aa54f9a30f54744568d9237939acb2a018bc77bb1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -65,13 +65,13 @@ GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
-PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+PACK_OUT = tl.constexpr(1)  # its output channels
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
-GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-GRAD_PACK_OUT = tl.constexpr(4)  # its output channels
+GRAD_PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
+GRAD_PACK_OUT = tl.constexpr(1)  # its output channels
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -404,21 +404,21 @@ def conv_transpose2d_pack_kernel(
     that lies `group_tap` groups before the last of those that it reaches
     """
     # The tile of this program
-    program = tl.program_id(0)
-    tap_tile = program % 3
-    out_tile = program // 3
+    out_tile = tl.program_id(0)
     ci = tl.arange(0, PACK_IN)
     co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    slot = tl.arange(0, PACK_TAPS)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASES
     group_tap = (slot // (PHASES * SPAN)) % TAPS_W
     outer_tap = slot // (PHASES * SPAN * TAPS_W)
     kw = group_tap * PHASES + lane - place
 
+    packed_mask = (outer_tap < KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < KW)
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     if is_last:
         w_tap = outer_tap * (C_OUT * KW) + kw * C_OUT
         w_ci = ci * (C_OUT * KH * KW)
@@ -439,7 +439,7 @@ def conv_transpose2d_pack_kernel(
     packed_co = co * (C_IN * PHASES * SPAN)
     packed_ci = ci * SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_ptr + packed_lanes, round_to_tf32(w))
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 @triton.jit(
@@ -459,21 +459,21 @@ def conv_transpose2d_pack_for_gradient_kernel(
     that lies `group_tap` groups before the last of those that it reaches
     """
     # The tile of this program
-    program = tl.program_id(0)
-    tap_tile = program % 3
-    out_tile = program // 3
+    out_tile = tl.program_id(0)
     ci = tl.arange(0, GRAD_PACK_IN)
     co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
-    slot = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
+    slot = tl.arange(0, GRAD_PACK_TAPS)
     place = slot % GRAD_SPAN
     lane = (slot // GRAD_SPAN) % GRAD_PHASES
     group_tap = (slot // (GRAD_PHASES * GRAD_SPAN)) % GRAD_TAPS_W
     outer_tap = slot // (GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
     kw = group_tap * GRAD_PHASES + lane - place
 
+    packed_mask = (outer_tap < GRAD_KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
+    w_mask &= packed_mask
     w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
@@ -495,7 +495,7 @@ def conv_transpose2d_pack_for_gradient_kernel(
     packed_co = co * (GRAD_C_IN * GRAD_PHASES * GRAD_SPAN)
     packed_ci = ci * GRAD_SPAN
     packed_lanes = packed_tap[:, None, None] + packed_co[None, :, None] + packed_ci[None, None, :]
-    tl.store(packed_ptr + packed_lanes, round_to_tf32(w))
+    tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
 def pack_weight(weight):
@@ -825,7 +825,7 @@ def _pack(weight):
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (12, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (3 * triton.cdiv(c_out, PACK_OUT.value),)
+    grid = (triton.cdiv(c_out, PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight,
@@ -860,7 +860,7 @@ def _pack_for_gradient(weight):
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
     shape = (12, c_in * GRAD_PHASES.value, c_out // GROUPS * GRAD_SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (3 * triton.cdiv(c_out, GRAD_PACK_OUT.value),)
+    grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_for_gradient_kernel[grid](
             weight,
@@ -991,7 +991,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_721d8faa8b4025a1"
+NAMESPACE = "convgen_d889adb462d3374b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,13 +51,20 @@ class Stub:
         return 0
 
 
+def recorded(module: ModuleType) -> dict[str, tuple[Any, Recorder]]:
+    """Let recorders take the places of a file's kernels; return these with their recorders."""
+    kernels = {name: each for name, each in vars(module).items() if name.endswith("_kernel")}
+    pairs = {name: (kernel, Recorder()) for name, kernel in kernels.items()}
+    for name, (_, recorder) in pairs.items():
+        setattr(module, name, recorder)
+    return pairs
+
+
 def launched(source: KernelSource, capability: int, folder: Path) -> str:
     """Return the key of what the wrapper launches for tensors of nominal sizes."""
     spec, problem = source.plan.spec, problem_of(source.plan.spec, source.plan.phases)
     module = load_module(source.text, f"by_wrapper_{source.body_sha256[:8]}", folder)
-    name = f"conv_transpose{spec.rank}d_kernel"
-    kernel, recorder = getattr(module, name), Recorder()
-    setattr(module, name, recorder)
+    kernel, recorder = recorded(module)[f"conv_transpose{spec.rank}d_kernel"]
     element = {"dtype": getattr(torch, spec.dtype), "device": "meta"}
     x = torch.empty((problem.batch, problem.in_channels, *problem.extents), **element)
     if spec.layout == "channels_last":
@@ -74,6 +82,7 @@ def launched(source: KernelSource, capability: int, folder: Path) -> str:
 
 
 def main() -> None:
+    torch.cuda.is_current_stream_capturing = lambda: False  # which a torch without CUDA cannot say
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             text, target, *tiles = json.loads(line)

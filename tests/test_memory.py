@@ -90,8 +90,15 @@ class HostileTorch:
         return getattr(torch, name)
 
     def empty(self, shape: tuple[int, ...], **options: Any) -> Tensor:
-        blank = torch.empty(shape, **options).fill_(math.nan)
-        self.made.append(Buffer(blank, self.around, self.first))
+        return self.surrounded(torch.empty(shape, **options))
+
+    def empty_strided(
+        self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        return self.surrounded(torch.empty_strided(shape, stride, dtype=dtype, device="cuda"))
+
+    def surrounded(self, blank: Tensor) -> Tensor:
+        self.made.append(Buffer(blank.fill_(math.nan), self.around, self.first))
         return self.made[-1].tensor
 
 
@@ -152,6 +159,7 @@ def hostile(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             return stand_in.empty(shape, dtype=x.dtype, device=x.device)
 
         monkeypatch.setattr(layer.file, "torch", stand_in)
+        monkeypatch.setattr(layer.file, "_empty_strided_cuda", stand_in.empty_strided)
         monkeypatch.setattr(Tensor, "new_empty", new_empty)
         return stand_in
 
@@ -176,6 +184,28 @@ def test_nothing_outside_is_read_or_written(
     assert torch.equal(got, layer.want(x, w, b))
     assert output.is_unchanged_outside()
     assert all(buffer.is_unchanged() for buffer in given)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("around", AROUND)
+def test_packing_reads_and_writes_nothing_outside(
+    around: str, last: bool, layer: Layer, hostile: Callable[..., HostileTorch]
+) -> None:
+    """Padded taps and channels of a tile are masked in the weight and in what it becomes."""
+    weight = layer.tensors()[1]
+    wanted = layer.file.pack_weight(weight)
+    if last and layer.spec.rank in LAST:
+        weight = weight.contiguous(memory_format=LAST[layer.spec.rank])
+    packs = hasattr(layer.file, f"conv_transpose{layer.spec.rank}d_pack_kernel")
+    for first in (BAND, BAND, BAND + 1):  # the first launch, one that repeats it, unaligned ones
+        given = Buffer(weight, AROUND[around], first)
+        memory = hostile(AROUND[around], BAND)
+        got = layer.file.pack_weight(given.tensor)
+        assert len(memory.made) == packs
+        assert torch.equal(got, wanted)
+        assert all(made.is_unchanged_outside() for made in memory.made)
+        assert given.is_unchanged()
 
 
 @pytest.mark.interpreter
