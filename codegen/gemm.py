@@ -258,9 +258,6 @@ def settled(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> GemmContext
 def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:
     """Return the access with a line that names the way from a row of the kernel to the next."""
     stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
-    if not kernel.plan.prefix:
-        # Of the weight's shape, as its comment has it; the loop has no need of it.
-        kernel.scribe.used |= kernel.sizes.kernel(kernel.plan.spec.rank - 2).free_symbols
     line = assignment("w_row", bare(kernel.scribe.scalar(stride) or "0"), 4)
     return dataclasses.replace(w, lanes=(*w.lanes, line))
 

@@ -90,6 +90,17 @@ class Grouping:
         low, high = self.shifts
         return high - low + 1
 
+    @property
+    def slack(self) -> int:
+        """What makes `taps` ceil((dilation * (kernel - 1) + 1 + slack) / width).
+
+        The outputs of a group meet inputs from floor((padding - offset - dilation * (kernel - 1) +
+        stride - 1) / width) to ceil((padding - offset) / width), in groups of `span` inputs, which
+        are `width` outputs apart.
+        """
+        before = (self.offset - self.axis.padding) % self.width
+        return before + self.width - self.axis.stride
+
     def kernel_index(self, tap: int, output: int, place: int) -> int | None:
         """Return k from input `place` of the tap's group to `output` of the group, if there is one.
 

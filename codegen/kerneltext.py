@@ -13,14 +13,15 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sympy import Symbol
+from sympy import Expr, Symbol
 
 from .families import find_family
 from .gemm import settled
+from .index import FloorDiv
 from .packing import packed_grouping
 from .plan import KernelPlan
 from .pointwise import Stage
-from .printer import WIDTH, Scribe
+from .printer import WIDTH, Scribe, bare
 from .relayout import copied_sizes, copy_rounds
 from .sizes import AXES, BLOCKS, Size, Sizes
 from .spec import ConvTransposeSpec
@@ -38,7 +39,6 @@ _COMMENTS = {
     "BOX_L": "positions of a tile along axis l",
     "PHASE": "outputs of a phase: ceil(output / stride)",
     "ROW": "positions of a row, an even number: Triton then sees runs of them",
-    "TAPS": "taps of a phase",
     "SPAN": "neighbouring inputs of a row, taken together",
     "PHASES": "neighbouring outputs of a row, computed together",
     "PHASE_LANES": "PHASES, up to a power of two",
@@ -130,6 +130,8 @@ def kernel_text(
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
         scribe.used |= described_sizes(sizes)
+    if not plan.prefix:  # even where no line reads them: they are what the file is for
+        scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
     constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
@@ -184,10 +186,10 @@ def size_lines(
     constants: list[str] = []
     arguments: list[str] = []
     local_lines: list[str] = []
+    known = {size.symbol for size in sizes.table if size.value is not None and size.block is None}
+    scribe.used |= known & elsewhere
     for size in reversed(sizes.table):
         if size.symbol not in scribe.used:
-            if size.symbol in elsewhere and size.value is not None and size.block is None:
-                constants.insert(0, _constant(size, sizes))
             continue
         if size.block is not None:
             scribe.used.add(sizes.named(size.block))
@@ -196,7 +198,7 @@ def size_lines(
                 f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {sizes.named(size.block)})",
             )
         elif size.value is not None:
-            constants.insert(0, _constant(size, sizes))
+            constants.insert(0, _constant(size, sizes, scribe))
         elif size.definition is not None:
             local_lines.insert(0, f"{size.text} = {scribe.text(size.definition)}")
         elif size.name not in BLOCKS:
@@ -204,7 +206,7 @@ def size_lines(
     return tuple(constants), tuple(arguments), tuple(local_lines)
 
 
-def _constant(size: Size, sizes: Sizes) -> str:
+def _constant(size: Size, sizes: Sizes, scribe: Scribe) -> str:
     comment = None
     if sizes.block is not None and size.name == "BLOCK_M":
         what = "groups of outputs" if sizes.grouping is not None else "outputs"
@@ -214,11 +216,21 @@ def _constant(size: Size, sizes: Sizes) -> str:
             "BLOCK_M": "positions of a tile: groups of outputs",
             f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
         }.get(size.name)
+    if comment is None and size.origin is not None:
+        comment = f"taps of a phase, {size.origin[1]} kernel indices apart"
     comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
     comment = comment or _COMMENTS.get(size.name.partition("_")[0])
     if comment and size.prefix:
         comment = _SIZES.sub(rf"{size.prefix}\1", comment)
-    return f"{size.text} = tl.constexpr({size.value})" + (f"  # {comment}" if comment else "")
+    value = str(size.value) if size.origin is None else _origin(*size.origin, size.value, scribe)
+    return f"{size.text} = tl.constexpr({value})" + (f"  # {comment}" if comment else "")
+
+
+def _origin(top: Expr, divisor: Expr, value: int | None, scribe: Scribe) -> str:
+    """Print ceil(top / divisor), whose value is known."""
+    if scribe.space.value(top - divisor * value) == 0:
+        return bare(scribe.text(FloorDiv(top, divisor)))
+    return f"triton.cdiv({scribe.text(top)}, {scribe.text(divisor)})"
 
 
 def _stage_line(variable: str, stage: Stage) -> str:

@@ -25,6 +25,7 @@ HEADER_KEYS = ("spec", "target", "family", "grid", "regenerate", "body sha256")
 SECTIONS = ("docstring", "imports", "constants", "kernels", "wrappers", "registration", "ModelNew")
 HARNESS = re.compile(r"get_inputs|get_init_inputs|test_.*")
 MODULES = {"torch", "triton", *sys.stdlib_module_names}
+EXTENTS = {"1": ("KL",), "2": ("KH", "KW"), "3": ("KD", "KH", "KW")}  # by rank
 KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", PREFIX) for letter in "DHWL"}
 CONFIG = re.compile(r"triton\.Config\(\{('\w+': \d+(, '\w+': \d+)*)?\}(, \w+=\d+)*\)")
 SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
@@ -123,7 +124,7 @@ def imports(file: EmittedFile) -> Breaches:
 
 
 def constants(file: EmittedFile) -> Breaches:
-    """A module constant that a kernel reads is `NAME = tl.constexpr(...)`; KH and KW are such."""
+    """What a kernel reads of the module is `NAME = tl.constexpr(...)`; KD, KH, KW, KL are."""
     frozen: Counter[str] = Counter()
     for node in file.module_level:
         if isinstance(node, ast.AnnAssign):
@@ -131,12 +132,29 @@ def constants(file: EmittedFile) -> Breaches:
         if isinstance(node, ast.Assign) and node.value in _calls(node, "constexpr"):
             frozen.update(_bound(node.targets))
     bound = Counter(_bound(file.module_level))
+    for name in _extents(file):
+        if not bound[name] == frozen[name] == 1:
+            yield file.tree, f"{name} is not one tl.constexpr(...) of the module"
     for kernel in file.kernels:
         own = set(_bound(ast.walk(kernel)))
         read = {name for statement in kernel.body for name in _names(statement)}
         for name in sorted(read & ((bound.keys() - own) | KERNEL_EXTENTS)):
             if name in own or not bound[name] == frozen[name] > 0:
                 yield kernel, f"{kernel.name}: {name} is not the module's tl.constexpr(...)"
+
+
+def loops(file: EmittedFile) -> Breaches:
+    """How far a loop runs, and what its step is divided by, are names or expressions of names."""
+    for kernel in file.kernels:
+        for loop in (node for node in ast.walk(kernel) if isinstance(node, ast.For)):
+            divisions = [
+                node.right
+                for node in ast.walk(loop)
+                if isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv | ast.Mod)
+            ]
+            for part in (loop.iter, *divisions):
+                if any(isinstance(node, ast.Constant) for node in ast.walk(part)):
+                    yield part, f"{kernel.name}: a number in the loop's {ast.unparse(part)}"
 
 
 def grid(file: EmittedFile) -> Breaches:
@@ -220,7 +238,20 @@ def foreign(file: EmittedFile) -> Breaches:
     yield from _mentions(file.tree, FOREIGN)
 
 
-RULES = (order, harness, header, imports, constants, grid, tuning, blocks, pinned, inert, foreign)
+RULES = (
+    order,
+    harness,
+    header,
+    imports,
+    constants,
+    loops,
+    grid,
+    tuning,
+    blocks,
+    pinned,
+    inert,
+    foreign,
+)
 
 
 def _read(text: str, tree: ast.Module) -> EmittedFile:
@@ -235,6 +266,14 @@ def _read(text: str, tree: ast.Module) -> EmittedFile:
     ]
     configs = _calls(tree, "Config")
     return EmittedFile(text, tree, outside, list(kernels.values()), launches, configs)
+
+
+def _extents(file: EmittedFile) -> tuple[str, ...]:
+    """Return the names of the kernel's extents, of the rank that the kernels' names have."""
+    ranks = {
+        name[1] for k in file.kernels if (name := re.match(r"conv_transpose([123])d_", k.name))
+    }
+    return EXTENTS[ranks.pop()] if len(ranks) == 1 else ()
 
 
 def _section(statement: ast.stmt) -> str | None:

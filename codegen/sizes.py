@@ -38,6 +38,7 @@ class Size:
         value: the number, or None at run time.
         definition: an expression of other sizes; None for a constant or an argument.
         block: with it the size is ceil(definition / block).
+        origin: what the value follows from, (a, b) for ceil(a / b); None where it stands alone.
         prefix: of a kernel that shares its file with another, whose sizes have the same names.
     """
 
@@ -45,6 +46,7 @@ class Size:
     value: int | None
     definition: Expr | None = None
     block: str | None = None
+    origin: tuple[Expr, Expr] | None = None
     prefix: str = ""
 
     @property
@@ -241,13 +243,14 @@ def make_sizes(
         definition = None if size else source + axis.extent_growth
         table.append(Size(f"{letter}_PHASE", value, definition))
     table += [Size(f"K{letter}", k) for letter, k in zip(letters, spec.kernel_size, strict=True)]
-    taps = [axis.most_taps for axis in phases]
     if grouping is not None:
         table += _group_sizes(spec, grouping)
-        taps[-1] = grouping.taps
     if block is not None:
         table += _row_sizes(spec, block)
-    table += [Size(f"TAPS_{letter}", n) for letter, n in zip(letters, taps, strict=True)]
+    taps = [_taps(letter, axis) for letter, axis in zip(letters, phases, strict=True)]
+    if grouping is not None:
+        taps[-1] = _group_taps(letters[-1], grouping)
+    table += taps
     for name in BLOCKS:
         values = {getattr(tile, name.lower()) for tile in tiles}
         table.append(Size(name, values.pop() if len(values) == 1 else None))
@@ -316,12 +319,17 @@ def _prefixed(table: list[Size], prefix: str) -> tuple[Size, ...]:
     """Return the sizes with a prefix, in each other's definitions too."""
     named = [dataclasses.replace(size, prefix=prefix) for size in table]
     symbols = {old.symbol: new.symbol for old, new in zip(table, named, strict=True)}
-    return tuple(
-        size
-        if size.definition is None
-        else dataclasses.replace(size, definition=size.definition.xreplace(symbols))
-        for size in named
-    )
+    return tuple(_renamed(size, symbols) for size in named)
+
+
+def _renamed(size: Size, symbols: dict[Symbol, Symbol]) -> Size:
+    """Return the size with other symbols in what it follows from."""
+    definition, origin = size.definition, size.origin
+    if definition is not None:
+        definition = definition.xreplace(symbols)
+    if origin is not None:
+        origin = origin[0].xreplace(symbols), origin[1].xreplace(symbols)
+    return dataclasses.replace(size, definition=definition, origin=origin)
 
 
 def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
@@ -338,6 +346,19 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
         Size(f"{letter}_GROUPS", groups, definition),
         Size("OFFSET", grouping.offset),
     ]
+
+
+def _taps(letter: str, axis: AxisPhases) -> Size:
+    """Taps of the phases that have most: they are `tap_step` kernel indices apart."""
+    origin = symbol(f"K{letter}"), Integer(axis.tap_step)
+    return Size(f"TAPS_{letter}", axis.most_taps, origin=origin)
+
+
+def _group_taps(letter: str, grouping: Grouping) -> Size:
+    """Groups of inputs that a group of outputs reads, by `Grouping.slack`."""
+    reach = grouping.axis.dilation * (symbol(f"K{letter}") - 1) + 1 + grouping.slack
+    origin = reach, symbol("PHASES") if grouping.width > 1 else Integer(1)
+    return Size(f"TAPS_{letter}", grouping.taps, origin=origin)
 
 
 def _row_sizes(spec: ConvTransposeSpec, block: RowBlock) -> list[Size]:

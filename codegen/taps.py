@@ -15,6 +15,7 @@ from .accesstext import Loop
 from .index import AtLeast, FloorDiv, symbol, unflatten
 from .kernel import Kernel, hidden_zero
 from .phases import AxisPhases
+from .printer import Scribe
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton
 # pipelines no others.
@@ -58,7 +59,8 @@ def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
         residues.append(define(lines, f"residue_{letter}", residue, (0, axis.stride - 1)))
         count = kernel.sizes.taps(number)
         if count is None:
-            count = axis.most_taps - AtLeast(tap, Integer(axis.full_phases))
+            most = kernel.sizes.named(f"TAPS_{letter.upper()}")
+            count = most - AtLeast(tap, Integer(axis.full_phases))
             count = define(lines, f"taps_{letter}", count, (axis.least_taps, axis.most_taps))
         taps.append(count)
         if axis.gaps > 1:
@@ -117,9 +119,7 @@ def define_steps(
     for (number, letter, axis), count in list(zip(kernel.axes, phase.taps, strict=True))[::-1]:
         if axis.most_taps > 1:
             names.append(kernel.tap_name(number, letter, axis))
-            # As a number: the interpreter's loop variable is an int, which knows no `% constexpr`.
-            known = scribe.space.number(count)
-            radices.append(count if known is None else Integer(known))
+            radices.append(count)
             lasts.append(Integer(axis.most_taps - 1))
     if scribe.space.number(blocks) != 1:
         names.append("block")
@@ -137,8 +137,13 @@ def define_steps(
         over = "tl.static_range" if depthwise and short else "range"
         loop = Loop(variable, f"{over}({scribe.text(trips)})")
         step = scribe.name(loop.variable, 0, trips - 1)
-        for name, last, digit in zip(names, lasts, unflatten(step, radices), strict=True):
-            values[name] = scribe.define(lines, name, digit, (0, last))
+        digits = unflatten(step, radices)
+        for number, (name, last, digit) in enumerate(zip(names, lasts, digits, strict=True)):
+            if number == 0 and len(names) > 1:
+                lines.append(f"{name} = {_first_digit(scribe, step, radices[0])}")
+                values[name] = scribe.name(name, 0, last)
+            else:
+                values[name] = scribe.define(lines, name, digit, (0, last))
         kernel.loop |= {step, symbol("channel"), *map(symbol, names)}
     taps = [
         values.get(kernel.tap_name(number, letter, axis), Integer(0))
@@ -151,6 +156,14 @@ def define_steps(
     return Steps(loop, taps, channel)
 
 
+def _first_digit(scribe: Scribe, step: Expr, radix: Expr) -> str:
+    """Print the step's fastest digit; the interpreter's loop variable is a Python int."""
+    text = scribe.text(radix)
+    if scribe.space.number(radix) is None:
+        return f"{step} % {text}"
+    return f"{step} % int({text})  # int(): Triton's interpreter has no int % constexpr"
+
+
 def define_taps(
     kernel: Kernel, lines: list[str], phase: PhaseText, steps: Steps
 ) -> tuple[list[Expr], Expr]:
@@ -161,6 +174,9 @@ def define_taps(
     for (number, letter, axis), first, index in zip(
         kernel.axes, phase.firsts, steps.taps, strict=True
     ):
+        plain = axis.stride == axis.dilation == 1 and not kernel.sizes.is_grouped(number)
+        if plain and first == axis.kernel - 1 > 0:  # as of a gradient: the taps in reverse
+            first = kernel.sizes.kernel(number) - 1
         shift = first - index * axis.input_step
         shifts.append(define(lines, f"shift_{letter}", shift, axis.shifts))
         tap = kernel.coordinate(f"phase_{letter}") + index * axis.tap_step

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: b527dbf60c5836922594f8801ef0598eca7f41f9ffd26cee1eb7132ac5d315a5
+# body sha256: d6b878b420961aea2253eb412f8a10f6d3aa605ff230d0c953ffe7c5b6666e8a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -26,7 +26,8 @@ from torch._C._dynamo.guards import _empty_strided_cuda
 KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_H = tl.constexpr(triton.cdiv(KH, 2))  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
@@ -135,7 +136,7 @@ def conv_transpose2d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - phase_h
     residue_h = 1 - phase_h
-    taps_h = 2 - phase_h
+    taps_h = TAPS_H - phase_h
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -151,9 +152,9 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(taps_h * channel_blocks * TAPS_W):
-        tap_w = step % 2
-        tap_h = (step // 2) % taps_h
-        block = step // (taps_h * 2)
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_h = (step // TAPS_W) % taps_h
+        block = step // (taps_h * TAPS_W)
         channel = block * BLOCK_K
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
@@ -682,7 +683,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ca368742e658df76"
+NAMESPACE = "convgen_8f7b95393f9416ca"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

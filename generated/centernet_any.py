@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: 472357acffece6f51a268201c9782ace208ae96a992bd8796a8479deb2426694
+# body sha256: dbdfc8af37da9bc468efb24b0c97f959160a1c63a00652b15a42c54ed563205f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -29,8 +29,8 @@ KH = tl.constexpr(4)
 KW = tl.constexpr(4)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-TAPS_H = tl.constexpr(2)  # taps of a phase
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_H = tl.constexpr(KH // 2)  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr(KW // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(8)  # output channels of a tile
 
@@ -110,8 +110,8 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_N, BLOCK_M, PHASES), dtype=tl.float32)
     for step in tl.static_range(TAPS_H * TAPS_W):
-        tap_w = step % 2
-        tap_h = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_h = step // TAPS_W
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
         shift_w = -tap_w
@@ -535,7 +535,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1452ea24065f5f96"
+NAMESPACE = "convgen_632537a8b550ca0d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: direct, tile 16 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# body sha256: 6a91bc47dd610e67c81351e66142dc8148a132bdec9d0f0131b731550e751de8
+# body sha256: 6dbf0bc8d66661c5b728b9e69cd0d1313b8216555359d24ff78c699aeece1067
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -27,8 +27,8 @@ C_IN = tl.constexpr(64)
 C_OUT = tl.constexpr(64)
 KH = tl.constexpr(4)
 KW = tl.constexpr(4)
-TAPS_H = tl.constexpr(2)  # taps of a phase
-TAPS_W = tl.constexpr(2)  # taps of a phase
+TAPS_H = tl.constexpr(KH // 2)  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr(KW // 2)  # taps of a phase, 2 kernel indices apart
 BLOCK_M = tl.constexpr(16)  # output positions of a tile
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 
@@ -99,8 +99,8 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in tl.static_range(TAPS_H * TAPS_W):
-        tap_w = step % 2
-        tap_h = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_h = step // TAPS_W
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
         shift_w = first_w - tap_w
@@ -520,7 +520,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_bb121b4991f0f152"
+NAMESPACE = "convgen_291ecaaf6724e443"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

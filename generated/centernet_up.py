@@ -4,7 +4,7 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs in about 16 waves of 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: 13262c9748d13b3f590b2f6fd9f2a0701daccf75648a2a0487dcc22871edfd39
+# body sha256: ec0667b77b4e58739116f09ebb0d88a6f6acb87fc6bd319436d69d181528bae8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -36,7 +36,7 @@ SPAN = tl.constexpr(4)  # neighbouring inputs of a row, taken together
 PHASES = tl.constexpr(8)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(16)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(16)  # groups of PHASES outputs in a row
-TAPS_H = tl.constexpr(2)  # taps of a phase
+TAPS_H = tl.constexpr(KH // 2)  # taps of a phase, 2 kernel indices apart
 BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(1)  # output channels of a tile
 
@@ -528,7 +528,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3028b92951dd14b3"
+NAMESPACE = "convgen_96bb38f87ddbe006"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: d1fdb2f07e0f6677ec6239fe8c5563d179ac0d8d633acca66355647fe7e14213
+# body sha256: 24d03c7342b85e8ea2a75399a9492c1de2259ca8e44028de5d53c0fa5d41c36b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -32,6 +32,7 @@ W_OUT = tl.constexpr(128)
 KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
+TAPS_W = tl.constexpr(triton.cdiv(KW, 2))  # taps of a phase, 2 kernel indices apart
 BLOCK_M = tl.constexpr(64)  # positions of a tile: outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
@@ -106,7 +107,7 @@ def conv_transpose2d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_w = 1 - phase_w
     residue_w = 1 - phase_w
-    taps_w = 2 - phase_w
+    taps_w = TAPS_W - phase_w
 
     # Its output positions of the phase, in a box, and its channels
     position = tl.arange(0, BLOCK_M)
@@ -617,7 +618,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b7a981c54436085e"
+NAMESPACE = "convgen_f1de0c9320bcfc7b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 9e996df543f9686b024dd4808a9915a52760d8d1f09c0b3e20be496fbec9a7d1
+# body sha256: 6ba633c54510bab364dc65694b65a863c26612a5ed21e2e5feeb7f50d317084a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -34,8 +34,8 @@ H_PHASE = tl.constexpr(4)  # outputs of a phase: ceil(output / stride)
 W_PHASE = tl.constexpr(4)  # outputs of a phase: ceil(output / stride)
 KH = tl.constexpr(4)
 KW = tl.constexpr(4)
-TAPS_H = tl.constexpr(2)  # taps of a phase
-TAPS_W = tl.constexpr(2)  # taps of a phase
+TAPS_H = tl.constexpr(KH // 2)  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr(KW // 2)  # taps of a phase, 2 kernel indices apart
 BLOCK_M = tl.constexpr(64)  # output positions of a tile
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
@@ -132,9 +132,9 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_H * TAPS_W):
-        tap_w = step % 2
-        tap_h = (step // 2) % 2
-        block = step // 4
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_h = (step // TAPS_W) % TAPS_H
+        block = step // (TAPS_H * TAPS_W)
         channel = block * BLOCK_K
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
@@ -607,7 +607,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ddbe59a60b4887e8"
+NAMESPACE = "convgen_076b4f1426636fa2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

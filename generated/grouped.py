@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: b8a77ba73bc29f430b0cfdfc8d0a55c515c52e0316e8d2c260ef334994e04f1f
+# body sha256: 4f7b4265d04e70740cd73e8aba343febfabd956335822593fa5f769d691113f5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -39,7 +39,7 @@ PHASES = tl.constexpr(6)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_IN_GROUPS = tl.constexpr(128)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 7) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -118,8 +118,8 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     for step in range(reached_h * (KH * TAPS_W)):
-        tap_w = step % 2
-        kh = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kh = step // TAPS_W
         shift_h = first_h - kh
         shift_w = 1 - tap_w
         tap = kh * TAPS_W + tap_w
@@ -642,7 +642,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2ebde9d15777c26e"
+NAMESPACE = "convgen_841defd3523218d5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 4b48f714119c9a40a5f230864dd2b8a02a60427ebc67c495946fb074db7bdde1
+# body sha256: 5ffef88593708f3db67bcb1b73b92398a3ba09df5a235f78e95039d1a2e22beb
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -28,7 +28,7 @@ C_OUT = tl.constexpr(256)
 KL = tl.constexpr(16)
 PHASES = tl.constexpr(8)  # neighbouring outputs of a row, computed together
 OFFSET = tl.constexpr(4)  # outputs of a row's first group that lie before the row
-TAPS_L = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_L = tl.constexpr(KL // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -122,8 +122,8 @@ def conv_transpose1d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_L):
-        tap_l = step % 2
-        block = step // 2
+        tap_l = step % int(TAPS_L)  # int(): Triton's interpreter has no int % constexpr
+        block = step // TAPS_L
         channel = block * BLOCK_K
         shift_l = -tap_l
         x_step = tl.cast(channel, tl.int64) * L_IN + shift_l
@@ -554,7 +554,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a0ac8bb21856c4e3"
+NAMESPACE = "convgen_8927e1d56f50c00d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

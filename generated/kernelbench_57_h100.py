@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: efc32389dc03d98057376a0f98ee791075363e2ddb6fea3d8000a68bab5a03bb
+# body sha256: ee8733938763848599315754ff3939de1a7329f2e56d356a3632730e94a07977
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -37,7 +37,7 @@ PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -145,8 +145,8 @@ def conv_transpose2d_kernel(
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_W):
-        tap_w = step % 2
-        block = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // TAPS_W
         channel = block * BLOCK_K
         shift_w = -tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
@@ -251,10 +251,10 @@ def conv_transpose2d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KW):
-        kw = step % 3
-        block = step // 3
+        kw = step % int(GRAD_KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_KW
         channel = block * GRAD_BLOCK_K
-        shift_w = 2 - kw
+        shift_w = GRAD_KW - kw - 1
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w
         # Input row 0 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
@@ -898,7 +898,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_22e1a80704d2c4c7"
+NAMESPACE = "convgen_70d21a7ee361b3f8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 3d3c78bee02acc1f55fa609e2e8e52f9dbbd7c51ac40f278e5e4b401f686facb
+# body sha256: 15abe9970ee050f8825842d74d1ad66dcd2580f99ef5d0a1e606c4540dd53f67
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -41,7 +41,7 @@ W_IN_GROUPS = tl.constexpr(32)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(35)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(9)  # blocks of ROWS rows
-TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -64,7 +64,7 @@ GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed togethe
 GRAD_W_GROUPS = tl.constexpr(32)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 GRAD_H_BLOCKS = tl.constexpr(8)  # blocks of GRAD_ROWS rows
-GRAD_TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -160,9 +160,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * KD * TAPS_W):
-        tap_w = step % 4
-        kd = (step // 4) % 3
-        block = step // 12
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // TAPS_W) % KD
+        block = step // (KD * TAPS_W)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -tap_w
@@ -342,11 +342,11 @@ def conv_transpose3d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KD * GRAD_TAPS_W):
-        tap_w = step % 4
-        kd = (step // 4) % 3
-        block = step // 12
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // GRAD_TAPS_W) % GRAD_KD
+        block = step // (GRAD_KD * GRAD_TAPS_W)
         channel = block * GRAD_BLOCK_K
-        shift_d = 2 - kd
+        shift_d = GRAD_KD - kd - 1
         shift_w = 3 - tap_w
         tap = kd * (GRAD_KH * GRAD_TAPS_W) + tap_w
         x_step = (
@@ -1072,7 +1072,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b55a4df886431e54"
+NAMESPACE = "convgen_b1ef0a0866b342e5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

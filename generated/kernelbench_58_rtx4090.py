@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 2848 programs in about 11 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: be0e201f7f745d25702c7108a3f661636eb88c019e413495f11d9478e6c1c4cc
+# body sha256: 1abb02b7d09a1b5cdacf86181b185b8d3917117ba5b23aa90a31392e27e93d0d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -121,9 +121,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KD * KW):
-        kw = step % 7
-        kd = (step // 7) % 3
-        block = step // 21
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // KW) % KD
+        block = step // (KD * KW)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -kw
@@ -678,7 +678,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3e0e5e9c10107442"
+NAMESPACE = "convgen_3aef0ac7178a1e13"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: 9fd59255d509473002bb801db8ea9fbeeb87a630d8aaa0879afd581879b2a503
+# body sha256: 6ac3790e81a286c4c4cd5cbdee30961978af853beed811c8f47d2adae5dd2c6e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -152,9 +152,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KD * KW):
-        kw = step % 3
-        kd = (step // 3) % 3
-        block = step // 9
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // KW) % KD
+        block = step // (KD * KW)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -kw
@@ -270,12 +270,12 @@ def conv_transpose3d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KD * GRAD_KW):
-        kw = step % 3
-        kd = (step // 3) % 3
-        block = step // 9
+        kw = step % int(GRAD_KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // GRAD_KW) % GRAD_KD
+        block = step // (GRAD_KD * GRAD_KW)
         channel = block * GRAD_BLOCK_K
-        shift_d = 2 - kd
-        shift_w = 2 - kw
+        shift_d = GRAD_KD - kd - 1
+        shift_w = GRAD_KW - kw - 1
         x_step = (
             channel * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
             + shift_d * (GRAD_H_IN * GRAD_W_IN)
@@ -966,7 +966,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1247cb7d24d578eb"
+NAMESPACE = "convgen_67232b6ef0a4e044"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

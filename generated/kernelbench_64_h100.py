@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 166 waves of 132 SMs x 3
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: 668820d56fa0266e6962bbf3409641795b0ff7075c976fa9c1f4a463839471ee
+# body sha256: a8ebd62680986748d0dadd8ae54ec390f07660c75214ea33460ca6eb5c96b711
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -123,8 +123,8 @@ def conv_transpose1d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KL):
-        kl = step % 3
-        block = step // 3
+        kl = step % int(KL)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KL
         channel = block * BLOCK_K
         shift_l = -kl
         x_step = channel * L_IN + shift_l
@@ -170,10 +170,10 @@ def conv_transpose1d_input_gradient_kernel(
 
     acc = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KL):
-        kl = step % 3
-        block = step // 3
+        kl = step % int(GRAD_KL)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_KL
         channel = block * GRAD_BLOCK_K
-        shift_l = 2 - kl
+        shift_l = GRAD_KL - kl - 1
         x_step = channel * GRAD_L_IN + shift_l
         x = tl.load(x_tile + x_step + x_lanes)
         w_step = kl * (GRAD_C_IN * GRAD_C_OUT) + channel
@@ -686,7 +686,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4fcf220f07a0c0d9"
+NAMESPACE = "convgen_b51efa96a13958a6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: c7f719ee0c5bfc88301f062bbc7630d8cf75d4c8ab79225a42e5ccb08b01f073
+# body sha256: b3081dff8b058db98f787764d57d694c07438ec843f5983e8948845c1b9997b3
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -105,8 +105,8 @@ def conv_transpose1d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KL):
-        kl = step % 3
-        block = step // 3
+        kl = step % int(KL)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KL
         channel = block * BLOCK_K
         shift_l = -kl
         x_step = channel * L_IN + shift_l
@@ -520,7 +520,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_e3cf5cc0b8f16fac"
+NAMESPACE = "convgen_49a90ed1fb223412"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

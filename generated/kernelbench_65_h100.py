@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 0cbec7851e708510529818da0579da5983206d1c95671c8608ebbba974a98488
+# body sha256: f8ffe0a52c2ebc87a43eb24ce7bf2eb9bb2394a3077927e51fd9c55bae13882b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -51,7 +51,7 @@ GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 GRAD_W_GROUPS = tl.constexpr(256)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
-GRAD_TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -147,8 +147,8 @@ def conv_transpose2d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 7
-        block = step // 7
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = shift_w * C_IN + channel
@@ -252,8 +252,8 @@ def conv_transpose2d_input_gradient_kernel(
     acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_TAPS_W):
-        tap_w = step % 4
-        block = step // 4
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_TAPS_W
         channel = block * GRAD_BLOCK_K
         shift_w = 3 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
@@ -952,7 +952,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ee01b178cf4bdb62"
+NAMESPACE = "convgen_119601be603d07b3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

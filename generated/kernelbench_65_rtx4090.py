@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 8328 programs in about 33 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)' --target rtx4090
-# body sha256: 0733e2df07e0249f47ad85a7ba943920c2daf2cc3ad875060c348263408ed68d
+# body sha256: 0fcb0b96aa8ee21f068f59cf0620643fc50ae94202c13d4b050b79fb2aff4ce8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -113,8 +113,8 @@ def conv_transpose2d_kernel(
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 7
-        block = step // 7
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = channel * (H_IN * W_IN) + shift_w
@@ -618,7 +618,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_24239d3030624796"
+NAMESPACE = "convgen_5af1c2ce2e6ebbfc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

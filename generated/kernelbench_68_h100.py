@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 18fdf9d8db40176f84b1c677fbc8e152671a2af4ad1ff4dd4ce4e5bcf8d24426
+# body sha256: cdd49179e27997c409bd2b905925dca2b56920675d8759344425f8ef1b017a21
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -59,7 +59,7 @@ GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed togethe
 GRAD_W_GROUPS = tl.constexpr(32)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 GRAD_H_BLOCKS = tl.constexpr(16)  # blocks of GRAD_ROWS rows
-GRAD_TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -156,9 +156,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KD * KW):
-        kw = step % 5
-        kd = (step // 5) % 3
-        block = step // 15
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // KW) % KD
+        block = step // (KD * KW)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -kw
@@ -295,11 +295,11 @@ def conv_transpose3d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KD * GRAD_TAPS_W):
-        tap_w = step % 3
-        kd = (step // 3) % 3
-        block = step // 9
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // GRAD_TAPS_W) % GRAD_KD
+        block = step // (GRAD_KD * GRAD_TAPS_W)
         channel = block * GRAD_BLOCK_K
-        shift_d = 2 - kd
+        shift_d = GRAD_KD - kd - 1
         shift_w = 2 - tap_w
         tap = kd * (GRAD_KH * GRAD_TAPS_W) + tap_w
         x_step = (
@@ -1054,7 +1054,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7fad945702e9adc1"
+NAMESPACE = "convgen_f4a5374c17350dee"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

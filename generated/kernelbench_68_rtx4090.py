@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: 105ae134f3c8b7c2bb3c581e4e2c28d64455776991070b201f51d34b865920bb
+# body sha256: 1f9c886c80b3c6cfd7e391440d04c87ecd8d5408f0f7df06a065ea30ececbff9
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -121,9 +121,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KD * KW):
-        kw = step % 5
-        kd = (step // 5) % 3
-        block = step // 15
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // KW) % KD
+        block = step // (KD * KW)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -kw
@@ -678,7 +678,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_699d473a28dff6b3"
+NAMESPACE = "convgen_40429992bb20fce4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 128 waves of 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: d03dcf4231110f97c6fc257b8b6a524c51685eeaf96824d8cbeaf6a0b1d067eb
+# body sha256: 7256f50ad72516857abbf5d9b12f9567a760624d5a0c3eed3159ef8b305e6f49
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -50,7 +50,7 @@ GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 GRAD_W_GROUPS = tl.constexpr(128)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
-GRAD_TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -141,9 +141,9 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KH * KW):
-        kw = step % 5
-        kh = (step // 5) % 3
-        block = step // 15
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kh = (step // KW) % KH
+        block = step // (KH * KW)
         channel = block * BLOCK_K
         shift_h = -kh
         shift_w = -kw
@@ -199,8 +199,8 @@ def conv_transpose2d_input_gradient_kernel(
     acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_TAPS_W):
-        tap_w = step % 3
-        block = step // 3
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_TAPS_W
         channel = block * GRAD_BLOCK_K
         shift_w = 2 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
@@ -898,7 +898,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_050dc12832a8bc86"
+NAMESPACE = "convgen_77c40f8874984af7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

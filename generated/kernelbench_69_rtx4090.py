@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 2 rows x 128 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 33856 programs in about 88 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: c793759f455ed5b4a31a415f98112e1c1bd0f6e13f0994e1d067b49618f33d19
+# body sha256: 066b6f7b26ae58d3d5f340b43a4eaad2d8061c415afcf7b59426372d564cd94c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -113,8 +113,8 @@ def conv_transpose2d_kernel(
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 5
-        block = step // 5
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = channel * (H_IN * W_IN) + shift_w
@@ -617,7 +617,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a47575e620cdd717"
+NAMESPACE = "convgen_fc791a579adb8b44"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: bb762d6d56c4c54f7e13e9c28c68f69a81827a89ebd14e7fb2a6465912c341e3
+# body sha256: cf816e75c828dda5d8a9290724c61440e99b3d18d5936c6743514b1f701e621b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -41,7 +41,7 @@ W_IN_GROUPS = tl.constexpr(48)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(49)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(49)  # blocks of ROWS rows
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -64,7 +64,7 @@ GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed togethe
 GRAD_W_GROUPS = tl.constexpr(48)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
 GRAD_H_BLOCKS = tl.constexpr(48)  # blocks of GRAD_ROWS rows
-GRAD_TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(64)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -158,9 +158,9 @@ def conv_transpose3d_kernel(
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * KD * TAPS_W):
-        tap_w = step % 2
-        kd = (step // 2) % 3
-        block = step // 6
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // TAPS_W) % KD
+        block = step // (KD * TAPS_W)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -tap_w
@@ -279,11 +279,11 @@ def conv_transpose3d_input_gradient_kernel(
     acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KD * GRAD_TAPS_W):
-        tap_w = step % 2
-        kd = (step // 2) % 3
-        block = step // 6
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // GRAD_TAPS_W) % GRAD_KD
+        block = step // (GRAD_KD * GRAD_TAPS_W)
         channel = block * GRAD_BLOCK_K
-        shift_d = 2 - kd
+        shift_d = GRAD_KD - kd - 1
         shift_w = 1 - tap_w
         tap = kd * (GRAD_KH * GRAD_TAPS_W) + tap_w
         x_step = (
@@ -968,7 +968,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dd49b2038e0ea2b7"
+NAMESPACE = "convgen_7f73a7d9dbb7df76"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

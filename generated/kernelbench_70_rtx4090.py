@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 30016 programs in about 78 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: f004fe1c9f51c4601a05e4bc1d793ba7d717384fe0ba51acec52271f1b717602
+# body sha256: b95db6f52a89373b649a6fbfd140808f36f2d67546d54ce1e0a1f45395fb876e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -121,9 +121,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KD * KW):
-        kw = step % 3
-        kd = (step // 3) % 3
-        block = step // 9
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // KW) % KD
+        block = step // (KD * KW)
         channel = block * BLOCK_K
         shift_d = -kd
         shift_w = -kw
@@ -664,7 +664,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2e996afde0ac6f23"
+NAMESPACE = "convgen_9ed6af745f8912cf"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

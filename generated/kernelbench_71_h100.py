@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 922dcbcc75e580b4c78a7bf9f9811b606bf94c0e4fc12bbe65ad72fe0b2cba94
+# body sha256: 6e585fffc7b55fbd53b77a694b25b7fd09125052f26bbbd1c2aeb9be4c321c65
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -37,7 +37,7 @@ PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -56,7 +56,7 @@ GRAD_SPAN = tl.constexpr(2)  # neighbouring inputs of a row, taken together
 GRAD_PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 GRAD_W_GROUPS = tl.constexpr(512)  # groups of GRAD_PHASES outputs in a row
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
-GRAD_TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -149,8 +149,8 @@ def conv_transpose2d_kernel(
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_W):
-        tap_w = step % 2
-        block = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // TAPS_W
         channel = block * BLOCK_K
         shift_w = -tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
@@ -259,8 +259,8 @@ def conv_transpose2d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_TAPS_W):
-        tap_w = step % 2
-        block = step // 2
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_TAPS_W
         channel = block * GRAD_BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
@@ -952,7 +952,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f6dd477d038ceade"
+NAMESPACE = "convgen_32cd0626309d21b1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16552 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 27271f492e036f440ba61e5b73e6420dca35332892a76460b00ff9200096ee71
+# body sha256: 26fdb0adaa1cdf869293a00d301b046893aeedd3a39c3825687406c6756267dd
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -115,8 +115,8 @@ def conv_transpose2d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 3
-        block = step // 3
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = channel * (H_IN * W_IN) + shift_w
@@ -639,7 +639,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2bc8577df33d1d3b"
+NAMESPACE = "convgen_9289bb14f64c8a9d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 8.73 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: 5065f973abe247c36149cf5b9269d001da4aa37ffdf0846bd7b2854ae0f7c2e5
+# body sha256: 454f227444c2cc1d289c7be1c18b59831da44572d00bfa316d47b6717e26018b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -44,7 +44,8 @@ W_GROUPS = tl.constexpr(24)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(12)  # blocks of ROWS rows
 ROWS_IN = tl.constexpr(2)  # rows of inputs from a block to the next
-TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+TAPS_D = tl.constexpr(triton.cdiv(KD, 2))  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr(triton.cdiv(KW + 3, PHASES))  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(8)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -121,7 +122,7 @@ def conv_transpose3d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_d = 1 - phase_d
     residue_d = 1 - phase_d
-    taps_d = 2 - phase_d
+    taps_d = TAPS_D - phase_d
 
     # Its output positions of the phase, flattened, and its channels
     lane = tl.arange(0, BLOCK_M * SPAN)
@@ -152,8 +153,8 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(taps_d * TAPS_W):
-        tap_w = step % 3
-        tap_d = step // 3
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_d = step // TAPS_W
         shift_d = first_d - tap_d
         kd = tap_d * 2 + phase_d
         shift_w = 1 - tap_w
@@ -730,7 +731,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4728048c0f8333f4"
+NAMESPACE = "convgen_ee4a98748450552e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: 296b9ecf7903325a82f4a53f5381e8205000ba66d2fc5c4fb32a8bfec4cb0728
+# body sha256: 315d0772ba98428953ea6191b1a11b04a7bae2459dc68f6d7d28f117f4115db8
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -37,7 +37,9 @@ KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_D = tl.constexpr(triton.cdiv(KD, 2))  # taps of a phase, 2 kernel indices apart
+TAPS_H = tl.constexpr(triton.cdiv(KH, 2))  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
@@ -103,10 +105,10 @@ def conv_transpose3d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_d = 1 - phase_d
     residue_d = 1 - phase_d
-    taps_d = 2 - phase_d
+    taps_d = TAPS_D - phase_d
     first_h = 1 - phase_h
     residue_h = 1 - phase_h
-    taps_h = 2 - phase_h
+    taps_h = TAPS_H - phase_h
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -123,9 +125,9 @@ def conv_transpose3d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(taps_d * taps_h * TAPS_W):
-        tap_w = step % 2
-        tap_h = (step // 2) % taps_h
-        tap_d = step // (taps_h * 2)
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_h = (step // TAPS_W) % taps_h
+        tap_d = step // (taps_h * TAPS_W)
         shift_d = first_d - tap_d
         kd = tap_d * 2 + phase_d
         shift_h = first_h - tap_h
@@ -683,7 +685,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_bba23ea03e441c9a"
+NAMESPACE = "convgen_38f02a482d97d6ed"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

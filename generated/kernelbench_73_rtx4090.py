@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_d * tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 5b53d1cd3a49cda0c6064a09ca483e60cd7158aa69b0414e81f412df2541a53e
+# body sha256: 2fb036dcc6e2d4fb850bcdc2e3b3be7248240db0a1006343fe5c59ba65c97e3d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -39,7 +39,8 @@ W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(32)  # blocks of ROWS rows
 ROWS_IN = tl.constexpr(2)  # rows of inputs from a block to the next
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_D = tl.constexpr(triton.cdiv(KD, 2))  # taps of a phase, 2 kernel indices apart
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(32)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -111,7 +112,7 @@ def conv_transpose3d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_d = 1 - phase_d
     residue_d = 1 - phase_d
-    taps_d = 2 - phase_d
+    taps_d = TAPS_D - phase_d
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -132,9 +133,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(taps_d * (channel_blocks * TAPS_W)):
-        tap_w = step % 2
-        tap_d = (step // 2) % taps_d
-        block = step // (taps_d * 2)
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        tap_d = (step // TAPS_W) % taps_d
+        block = step // (taps_d * TAPS_W)
         channel = block * BLOCK_K
         shift_d = first_d - tap_d
         kd = tap_d * 2 + phase_d
@@ -682,7 +683,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_49c0e3f4ff5d6f24"
+NAMESPACE = "convgen_6946a1cb2436b1da"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 83 waves of 132 SMs x 3
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 67fa849a372d926099a864bc65619cd8823eadb6f7365d1934b3ea5d7acc4b91
+# body sha256: abfa3359b95570a5ac97b3c6f31fd7470d7fb59e4f5459361ffc2a8a6b47d2ff
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -123,8 +123,8 @@ def conv_transpose1d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KL):
-        kl = step % 5
-        block = step // 5
+        kl = step % int(KL)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KL
         channel = block * BLOCK_K
         shift_l = -kl * 3
         x_step = channel * L_IN + shift_l
@@ -170,8 +170,8 @@ def conv_transpose1d_input_gradient_kernel(
 
     acc = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_KL):
-        kl = step % 5
-        block = step // 5
+        kl = step % int(GRAD_KL)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_KL
         channel = block * GRAD_BLOCK_K
         shift_l = 12 - kl * 3
         x_step = channel * GRAD_L_IN + shift_l
@@ -682,7 +682,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8e63bb985c6f0c65"
+NAMESPACE = "convgen_77ba162a6e79f38f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

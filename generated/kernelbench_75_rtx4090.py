@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs in about 129 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 6ffe326f76a116889833c632ed03af8c9d41b686f99521bff73fc8c243104cad
+# body sha256: 4f78b25364ecd1ee18dc7c1efcfb71d6b4a93e25c611a0b171f02185c7a3d157
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -37,7 +37,7 @@ KW = tl.constexpr(5)
 PHASES = tl.constexpr(3)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(4)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(256)  # groups of PHASES outputs in a row
-TAPS_W = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -126,8 +126,8 @@ def conv_transpose2d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     for step in range(reached_h * (KH * TAPS_W)):
-        tap_w = step % 2
-        kh = step // 2
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kh = step // TAPS_W
         shift_h = first_h - kh
         shift_w = 1 - tap_w
         tap = kh * TAPS_W + tap_w
@@ -643,7 +643,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8ceafd4273fb5db6"
+NAMESPACE = "convgen_4bf2c909fc188150"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

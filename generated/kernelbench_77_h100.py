@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: a4edb63617afa48f49d3e1a79d70cc3494507c673519c116b31b0b10535fe93d
+# body sha256: 9bfc7158aee9bc727cbe9a91c97fe76c28468dd4b57188b892e7d469a0350f55
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -39,7 +39,7 @@ PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(17)  # blocks of ROWS rows
 ROWS_IN = tl.constexpr(2)  # rows of inputs from a block to the next
-TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((2 * KW) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -133,9 +133,9 @@ def conv_transpose3d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(reached_d * (channel_blocks * KD * TAPS_W)):
-        tap_w = step % 3
-        kd = (step // 3) % 3
-        block = step // 9
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kd = (step // TAPS_W) % KD
+        block = step // (KD * TAPS_W)
         channel = block * BLOCK_K
         shift_d = first_d - kd
         shift_w = 1 - tap_w
@@ -751,7 +751,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3b96e86e8b0f716c"
+NAMESPACE = "convgen_ad8a8b5991965319"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

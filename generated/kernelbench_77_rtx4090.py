@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs in about 75 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 7c7d7c63671d54056db0da00675eaaf3de11310285f9af3d7989ba5b31af5405
+# body sha256: dec9e632aa386420ea456c06f320afd50b61b6e19e70cd712f23f13780a04044
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -36,7 +36,7 @@ KD = tl.constexpr(3)
 KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-TAPS_W = tl.constexpr(3)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((2 * KW) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
@@ -128,9 +128,9 @@ def conv_transpose3d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(reached_d * reached_h * (KD * KH * TAPS_W)):
-        tap_w = step % 3
-        kh = (step // 3) % 3
-        kd = step // 9
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        kh = (step // TAPS_W) % KH
+        kd = step // (KH * TAPS_W)
         shift_d = first_d - kd
         shift_h = first_h - kh
         shift_w = 1 - tap_w
@@ -643,7 +643,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f38928d786187d34"
+NAMESPACE = "convgen_6e51361014890b28"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

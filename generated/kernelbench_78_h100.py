@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 3049b8b79b579e24cf22308aa54f9a30f54744568d9237939acb2a018bc77bb1
+# body sha256: 0d6e976c58d2528e6c8fd4412427f2b142818155b3e07d609f137f328e9215cb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -38,7 +38,7 @@ W_IN_GROUPS = tl.constexpr(512)  # groups of SPAN inputs in a row
 W_GROUPS = tl.constexpr(513)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
-TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of ROWS rows
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -59,7 +59,7 @@ GRAD_W_IN_GROUPS = tl.constexpr(512)  # groups of GRAD_SPAN inputs in a row
 GRAD_W_GROUPS = tl.constexpr(513)  # groups of GRAD_PHASES outputs in a row
 GRAD_OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
 GRAD_ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
-GRAD_TAPS_W = tl.constexpr(4)  # groups of inputs that a group reads
+GRAD_TAPS_W = tl.constexpr((GRAD_KW + 1) // GRAD_PHASES)  # groups of inputs that a group reads
 GRAD_BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs, in each of GRAD_ROWS rows
 GRAD_BLOCK_N = tl.constexpr(32)  # output channels of a tile
 GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -154,8 +154,8 @@ def conv_transpose2d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_W):
-        tap_w = step % 4
-        block = step // 4
+        tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // TAPS_W
         channel = block * BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
@@ -287,8 +287,8 @@ def conv_transpose2d_input_gradient_kernel(
     acc_2 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
     for step in range(channel_blocks * GRAD_TAPS_W):
-        tap_w = step % 4
-        block = step // 4
+        tap_w = step % int(GRAD_TAPS_W)  # int(): Triton's interpreter has no int % constexpr
+        block = step // GRAD_TAPS_W
         channel = block * GRAD_BLOCK_K
         shift_w = 1 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
@@ -991,7 +991,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d889adb462d3374b"
+NAMESPACE = "convgen_935bf27d430f409e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16384 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 625a846fcbdce806d16c07dd402bd2d4670ad977e7ae11250e4472ddbf42db1c
+# body sha256: 58d47fa8a638f885fc405d51824634f71f46a38caf747831d7d2df6634bc4246
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -115,8 +115,8 @@ def conv_transpose2d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 7
-        block = step // 7
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = 3 - kw
         x_step = channel * (H_IN * W_IN) + shift_w
@@ -627,7 +627,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8ef77664d222513e"
+NAMESPACE = "convgen_dbbd3064d38f2951"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

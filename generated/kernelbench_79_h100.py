@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 971b22669648a7edc4243e63d411a70c20ca0952f7efe9174f3fffda3427e20c
+# body sha256: b659e162b738f830763b4f0310da906892178e7bc5dae3ef5edbd521f8f4c1c6
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -33,7 +33,7 @@ PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 L_IN_GROUPS = tl.constexpr(65536)  # groups of SPAN inputs in a row
 L_GROUPS = tl.constexpr(65537)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-TAPS_L = tl.constexpr(2)  # groups of inputs that a group reads
+TAPS_L = tl.constexpr(triton.cdiv(2 * KL + 1, PHASES))  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(8)  # input channels of a step
@@ -120,8 +120,8 @@ def conv_transpose1d_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(channel_blocks * TAPS_L):
-        tap_l = step % 2
-        block = step // 2
+        tap_l = step % int(TAPS_L)  # int(): Triton's interpreter has no int % constexpr
+        block = step // TAPS_L
         channel = block * BLOCK_K
         shift_l = -tap_l
         x_step = channel * L_IN + shift_l * SPAN
@@ -558,7 +558,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d9caade09c1858b1"
+NAMESPACE = "convgen_31a0defafcab98f3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 65568 programs in about 171 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 46bc1d6614c20eff8a83481451022c1d078fc09604cd306f96ac4f09287dbbbd
+# body sha256: 97faed281df509b9b38b4e137e9ecebe9d5894383b000f443e004ec0d555c7c1
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -30,7 +30,7 @@ L_OUT = tl.constexpr(262145)
 KL = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 L_GROUPS = tl.constexpr(131073)  # groups of PHASES outputs in a row
-TAPS_L = tl.constexpr(3)  # groups of inputs that a group reads
+TAPS_L = tl.constexpr((2 * KL) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
@@ -538,7 +538,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2b1886c3d06095c0"
+NAMESPACE = "convgen_a73940bfb34c1476"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: e1353e697945bb92ffa2dbf9175545d02cb727891a8d043fba498b253b6106f0
+# body sha256: c49805225b287f568e7802fb367475a99d986e293e16cc59c865a3efdaf6a832
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -36,6 +36,7 @@ PHASES = tl.constexpr(5)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
+TAPS_H = tl.constexpr(triton.cdiv(KH, 5))  # taps of a phase, 5 kernel indices apart
 BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -111,7 +112,7 @@ def conv_transpose2d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - tl.cast(phase_h >= 1, tl.int32) - tl.cast(phase_h >= 3, tl.int32)
     residue_h = phase_h * 2 + first_h * 5 - 1
-    taps_h = 1 - tl.cast(phase_h >= 3, tl.int32)
+    taps_h = TAPS_H - tl.cast(phase_h >= 3, tl.int32)
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -628,7 +629,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_eaa309369bcc1ae9"
+NAMESPACE = "convgen_46fc54a04ee22cdc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

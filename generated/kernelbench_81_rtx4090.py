@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs in about 213 waves of 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 4928c38a1025c767c36e3809d8828c6f742325bbf14f954cb1785e7ad3ce63f4
+# body sha256: 406a0fa1e862b5a88d566bb3e0ddd2fe30fcaa7ec528dbefbb0f0eee108fa7a3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -36,6 +36,7 @@ PHASES = tl.constexpr(5)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
+TAPS_H = tl.constexpr(triton.cdiv(KH, 5))  # taps of a phase, 5 kernel indices apart
 BLOCK_M = tl.constexpr(32)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(8)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -111,7 +112,7 @@ def conv_transpose2d_kernel(
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
     first_h = 1 - tl.cast(phase_h >= 1, tl.int32) - tl.cast(phase_h >= 3, tl.int32)
     residue_h = phase_h * 2 + first_h * 5 - 1
-    taps_h = 1 - tl.cast(phase_h >= 3, tl.int32)
+    taps_h = TAPS_H - tl.cast(phase_h >= 3, tl.int32)
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -628,7 +629,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7f7596cc9c8c9ae7"
+NAMESPACE = "convgen_62f60333e017d464"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 64e45a71007f5dbfaffe820740a8d9b88155f11d534288366de5b60f8453e2e9
+# body sha256: 0eed43a2232f31d8b742f4cdf7ea71fff9a621342eb7bb9eb61e81e7b1bb85f4
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -26,6 +26,7 @@ from torch._C._dynamo.guards import _empty_strided_cuda
 C_IN = tl.constexpr(16)
 C_OUT = tl.constexpr(16)
 KL = tl.constexpr(7)
+TAPS_L = tl.constexpr(triton.cdiv(KL, 3))  # taps of a phase, 3 kernel indices apart
 BLOCK_M = tl.constexpr(32)  # output positions of a tile
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
 BLOCK_K = tl.constexpr(16)  # input channels of a step
@@ -84,7 +85,7 @@ def conv_transpose1d_kernel(
     image = tl.program_id(1)
 
     # Its phase: outputs stride * position + residue of every axis, and the taps that reach them
-    taps_l = 3 - tl.cast(phase_l >= 1, tl.int32)
+    taps_l = TAPS_L - tl.cast(phase_l >= 1, tl.int32)
 
     # Its output positions of the phase, flattened, and its channels
     position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -518,7 +519,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9e284af798455dd0"
+NAMESPACE = "convgen_35c5de13845d6d1e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# body sha256: 7c0ecd91e8f49c67ee61576291992b8bebcf6a34fd13ef4c00c1f86f85f6a023
+# body sha256: fd921911b7f4e5b7b30774e7d8c72d253486184e4c0464755a76967a74d3f0e7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -114,8 +114,8 @@ def conv_transpose2d_kernel(
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(channel_blocks * KW):
-        kw = step % 3
-        block = step // 3
+        kw = step % int(KW)  # int(): Triton's interpreter has no int % constexpr
+        block = step // KW
         channel = block * BLOCK_K
         shift_w = -kw
         w_start = kw * C_OUT
@@ -649,7 +649,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ab85f60c1828129f"
+NAMESPACE = "convgen_992cf0ae2f07577c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -97,6 +97,9 @@ def test_the_figures_that_the_kernel_relies_on(stride, span):
         assert grouping.offset == (padding % (stride * span) if shorter else 0), parameters
         assert grouping.shifts == (min(apart), max(apart)), parameters
         assert grouping.taps == len(table) == max(apart) - min(apart) + 1
+        # As the emitted file says where the number comes from.
+        reach = dilation * (kernel - 1) + 1 + grouping.slack
+        assert grouping.taps == -(-reach // grouping.width), parameters
         if span == 1:  # the size may be left to run time then
             assert size + grouping.growth == -(-(extent + grouping.offset) // stride), parameters
         for end in (table[0], table[-1]):

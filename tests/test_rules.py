@@ -19,6 +19,9 @@ PLAIN = "ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), grid=2)"
 BLOCKS = "ConvTranspose2d(64, 64, 3, stride=2, grid=1, autotune=blocks)"
 LAUNCH = "ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), autotune=launch)"
 
+LINE = "ConvTranspose1d(16, 32, 16, stride=8, padding=4)"
+VOLUME = "ConvTranspose3d(16, 32, 2, stride=2)"
+
 CLEAN = (
     PLAIN,
     BLOCKS,
@@ -160,6 +163,28 @@ CONSTEXPR = [
         ("KW that is a parameter", r"^    x_ptr,", r"\g<0>\n    KW,"),
         ("KW assigned in a kernel", KERNEL_BODY, r"    KW = 3\n\g<0>"),
         ("KW from nowhere", r"^KW = .*\n", ""),
+        ("KW beside a second one", r"^KW = .*", r"\g<0>\nKW = tl.constexpr(5)"),
+    )
+]
+
+# Blocks of rows have all taps along h at once, and no line of the kernel reads KH.
+CONSTEXPR += [
+    mutation("constants", "no KH, which no line reads", PLAIN, r"^KH = .*\n", ""),
+    mutation("constants", "no KD", VOLUME, r"^KD = .*\n", ""),
+    mutation("constants", "no KL", LINE, r"^KL = .*\n", ""),
+]
+
+LOOPS = [
+    mutation("loops", catches, PLAIN, pattern, replacement)
+    for catches, pattern, replacement in (
+        ("loop to a number", r"in range\(.*\)", "in range(9)"),
+        (
+            "loop to a product with one",
+            r"range\(channel_blocks \* KW\)",
+            "range(channel_blocks * 3)",
+        ),
+        ("step divided by a number", r"step // KW", "step // 3"),
+        ("step modulo a number", r"step % int\(KW\)", "step % 3"),
     )
 ]
 
@@ -220,7 +245,9 @@ PINNED = [
     )
 ]
 
-MUTATIONS = ORDER + HARNESS + FROM_OUTSIDE + CONSTEXPR + GRID + TUNING + BLOCK_VALUES + PINNED
+MUTATIONS = (
+    ORDER + HARNESS + FROM_OUTSIDE + CONSTEXPR + LOOPS + GRID + TUNING + BLOCK_VALUES + PINNED
+)
 
 
 @pytest.mark.parametrize(("rule", "spec", "pattern", "replacement"), MUTATIONS)
