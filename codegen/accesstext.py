@@ -64,7 +64,7 @@ class StoreText:
     """A tile that is stored, at an access.
 
     Attributes:
-        acc: its accumulator's name.
+        acc: its accumulator's name; empty where no input reaches its outputs.
         offset, masked, mask_lines: as of `LoadText`.
         start_lines: the lines that begin it.
         lane_lines, place_lines, pointer_lines: the lanes of the output, the access, the pointers

@@ -55,7 +55,6 @@ class DirectContext:
         x_value, w_value: the tiles in the accumulator's precision.
         inputs, w_tile, outputs: the tiles at x, w and y: one of each.
         y_pointers: where the elements go.
-        result_lines: as of `GemmContext`.
         result: the accumulator as it is stored.
     """
 
@@ -79,7 +78,6 @@ class DirectContext:
     w_tile: LoadText
     outputs: tuple[StoreText, ...]
     y_pointers: str
-    result_lines: tuple[str, ...]
     result: str
 
 
@@ -146,7 +144,6 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
         w_tile=LoadText("", w_text.masked, w_text.mask_lines),
         outputs=output_texts,
         y_pointers="y_pointers",
-        result_lines=(),
         result="acc",
     )
 

@@ -126,7 +126,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         packs=packs,
         repeats=bool(packs or not plan.tuned),
         settles=any(each.settles for each in kernels),
-        functions=_functions(spec),
+        functions=_functions(spec, swaps=any(each.swaps for each in kernels)),
         interpreted=spec.dtype == "bfloat16" or constant is not None,
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
         kernels=kernels,
@@ -151,10 +151,10 @@ def _command(plan: KernelPlan) -> str:
     return command + (" --choices FILE" if plan.choices_digest else "")
 
 
-def _functions(spec: ConvTransposeSpec) -> tuple[str, ...]:
-    helpers = {stage.row.helper for stage in (*spec.before, *spec.after)}
-    names = {helper for helper in helpers if helper is not None}
-    return tuple(sorted(names | ({"to_bfloat16"} if spec.dtype == "bfloat16" else set())))
+def _functions(spec: ConvTransposeSpec, *, swaps: bool) -> tuple[str, ...]:
+    helpers = [stage.row.helper for stage in (*spec.before, *spec.after)]
+    helpers += ["to_bfloat16"] * (spec.dtype == "bfloat16") + ["swap_groups"] * swaps
+    return tuple(sorted({helper for helper in helpers if helper is not None}))
 
 
 def _config(tile: Tile, tuned_blocks: tuple[str, ...]) -> str:

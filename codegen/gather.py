@@ -74,10 +74,10 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
     x, w, input_texts = loads(kernel, inputs, ("position", "ci"), (weight, ("ci", "co")))
     order = ("position", "co") if last else ("co", "position")
     y, output_texts = stores(kernel, outputs, order, [], added=False)
-    result_lines: tuple[str, ...] = ()
+    result = "acc" if last else "tl.trans(acc)"
     if plan.spec.stride[-1] > 1 and not last:
         block_m, block_n = sizes.named("BLOCK_M"), sizes.named("BLOCK_N")
-        result_lines = (f"acc = tl.trans(acc).reshape({block_n} * {block_m})",)
+        result = f"tl.trans(acc).reshape({block_n} * {block_m})"
         output_texts = tuple(
             _in_one_dimension(kernel, text, first=number == 0)
             for number, text in enumerate(output_texts)
@@ -98,8 +98,7 @@ def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
         bias_lanes="co",
         y_pointers=f"{y.pointer} + y_lanes",
-        result_lines=result_lines,
-        result="acc" if last or result_lines else "tl.trans(acc)",
+        result=result,
     )
 
 

@@ -46,11 +46,13 @@ class InputText(OperandText):
     """One of the input tiles of a step.
 
     Attributes:
+        shared_lines: before the first of several, what the masks of all share.
         comment_lines: which of several it is.
         weights: the weights that are loaded after it.
         products: what it is multiplied for.
     """
 
+    shared_lines: tuple[str, ...]
     comment_lines: tuple[str, ...]
     weights: tuple[WeightText, ...]
     products: tuple[ProductText, ...]
@@ -72,8 +74,7 @@ class GemmContext:
         acc_shape: extents of the product.
         bias_lanes: the bias of each of its columns.
         y_pointers: where the elements go.
-        result_lines: lines that bring the product into the output's shape.
-        result: the product as it is stored.
+        result: the accumulator `acc` as it is stored, in the output's shape.
     """
 
     program_lines: tuple[str, ...]
@@ -91,7 +92,6 @@ class GemmContext:
     acc_shape: str
     bias_lanes: str
     y_pointers: str
-    result_lines: tuple[str, ...]
     result: str
 
 
@@ -144,12 +144,13 @@ def loads(
         one = LoadText("", x.masked, x.mask_lines)
         return x, w, input_tiles(block, [one], (only,), comment, lines)
     w = _with_row(kernel, w, weight[0][0])
-    masks = kernel.row_masks("x", map(coordinates, block.inputs), order)
+    shared, masks = kernel.row_masks("x", map(coordinates, block.inputs), order)
     places = [
         LoadText(row_offset(kernel, first, row), mask.masked, mask.fresh)
         for row, mask in zip(block.inputs, masks, strict=True)
     ]
-    return x, w, input_tiles(block, places, _block_weights(w, block), comment, lines)
+    first_tile, *others = input_tiles(block, places, _block_weights(w, block), comment, lines)
+    return x, w, (dataclasses.replace(first_tile, shared_lines=shared), *others)
 
 
 def _single_halves(kernel: Kernel, coordinates: list[Coordinate]) -> bool:
@@ -213,7 +214,7 @@ def input_tiles(
     if block is None:
         only, product = places[0], (ProductText("acc", f"w{suffix}"),)
         parts = only.offset, only.masked, only.mask_lines
-        return (InputText(*parts, whole, (), weights, product),)
+        return (InputText(*parts, whole, (), (), weights, product),)
     tiles, first = [], block.taps.first(0)
     for number, (place, (row, pairs)) in enumerate(zip(places, block.inputs.items(), strict=True)):
         tiles.append(
@@ -222,6 +223,7 @@ def input_tiles(
                 masked=place.masked,
                 mask_lines=place.mask_lines,
                 lines=lines if number else whole,
+                shared_lines=(),
                 comment_lines=(f"# Input row {first + row} of the block, for {_rows(pairs)}",),
                 weights=() if number else weights,
                 products=tuple(ProductText(f"acc_{o}", f"w_{index}{suffix}") for o, index in pairs),

@@ -14,7 +14,7 @@ import sympy
 from sympy import Expr, Integer, Symbol
 
 from .accesstext import AccessText, RowMask, StoreText
-from .index import Access, Coordinate, FloorDiv, Modulo, access, masks_of, unflatten
+from .index import Access, Coordinate, FloorDiv, Mask, Modulo, access, masks_of, unflatten
 from .phases import AxisPhases
 from .plan import KernelPlan
 from .printer import Scribe, assignment, bare
@@ -83,15 +83,35 @@ class Kernel:
 
     def row_masks(
         self, name: str, rows: Iterable[list[Coordinate]], order: tuple[str, ...]
-    ) -> list[RowMask]:
-        """Print the masks of a tensor's rows, at the coordinates of each."""
-        space, masks = self.scribe.space, []
+    ) -> tuple[tuple[str, ...], list[RowMask]]:
+        """Print the masks of a tensor's rows, at the coordinates of each.
+
+        Lines of what all rows share come first, where they have conditions of their own besides.
+        """
+        scribe, masks = self.scribe, []
+        points = list(rows)
+        each = [masks_of(scribe.space, coordinates) for coordinates in points]
+        common = tuple(m for m in each[0] if all(m in others for others in each))
+        lines: list[str] = []
+        shared: dict[str, str] = {}
+        if any(len(own) > len(common) for own in each):
+            axes = self._letters(points[0], common)
+            lines, shared = scribe.shared_lines(f"{name}_mask", common, order, axes)
         before: list[str] = []
-        for coordinates in rows:
-            lines = self.scribe.mask_lines(f"{name}_mask", masks_of(space, coordinates), order)
-            masks.append(RowMask(bool(lines), tuple(lines) if lines != before else ()))
-            before = lines
-        return masks
+        for own in each:
+            left = tuple(m for m in own if not (shared and m in common))
+            fresh = scribe.mask_lines(f"{name}_mask", left, order, shared)
+            masks.append(RowMask(bool(fresh), tuple(fresh) if fresh != before else ()))
+            before = fresh
+        return tuple(lines), masks
+
+    def _letters(self, coordinates: list[Coordinate], masks: tuple[Mask, ...]) -> str:
+        """Return the letters of the axes that masks are of, from a tensor's coordinates."""
+        axes = AXES[self.plan.spec.rank]
+        letters = ["n", "", "", *axes, *axes[-1] * (len(coordinates) - 3 - len(axes))]
+        indices = {mask.index for mask in masks}
+        named = zip(coordinates, letters, strict=True)
+        return "".join(dict.fromkeys(letter for each, letter in named if each.index in indices))
 
     def offset(self, expr: Expr) -> str:
         """Print a scalar to be added to a pointer, with its sign; nothing for 0."""
@@ -291,7 +311,9 @@ def stores(
     if kernel.plan.block is None:
         whole = tuple(lane_lines), places, pointers
         return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
-    masks = kernel.row_masks("y", map(coordinates, range(kernel.plan.block.rows)), order)
+    rows = map(coordinates, range(kernel.plan.block.rows))
+    shared, masks = kernel.row_masks("y", rows, order)
+    places = (*places, *shared)
     tiles = []
     reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
     for row, mask in enumerate(masks):
@@ -299,7 +321,8 @@ def stores(
         begin = (f"# Row {row} of the block{gap}",)
         once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
         offset = row_offset(kernel, first, row)
-        tiles.append(StoreText(f"acc_{row}", offset, mask.masked, mask.fresh, begin, *once))
+        acc = f"acc_{row}" if row in reached else ""
+        tiles.append(StoreText(acc, offset, mask.masked, mask.fresh, begin, *once))
     return y, tuple(tiles)
 
 

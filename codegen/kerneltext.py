@@ -66,6 +66,7 @@ class KernelText:
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
         settles: some of its products are waited for.
+        swaps: groups of neighbours become channels, and the other way round.
         preface: lines before its constants.
         constants, arguments, locals: sizes known, given at the launch, and derived from those.
         block_arguments: blocks that are tuned.
@@ -89,6 +90,7 @@ class KernelText:
     precision_constant: str | None
     rounds: bool
     settles: bool
+    swaps: bool
     preface: tuple[str, ...]
     constants: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -125,7 +127,7 @@ def kernel_text(
         body = settled(plan, sizes, body)
     body = _with_stages(plan, body, products=family.products)
     after = tuple(_stage_line("acc", stage) for stage in spec.after)
-    body = _with_values(spec, body, worked_on=bool(after or body.result_lines))
+    body = _with_values(spec, body, staged=bool(after))
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
     if plan.tile.boxed:
@@ -138,7 +140,6 @@ def kernel_text(
     )
     product = spec.product if family.products else None
     fallback = product is not None and not product.interpreted
-    same = spec.element.triton == spec.element.accumulator
     precision = product.name if product else "ieee"
     return KernelText(
         name=name,
@@ -148,12 +149,13 @@ def kernel_text(
         triton_dtype=TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
         has_bias=spec.bias,
-        bias_value="bias" if same else f"bias.to(tl.{spec.element.accumulator})",
+        bias_value=_bias_value(spec),
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,
         settles=family.products
         and any(product.settled for tile in body.inputs for product in tile.products),
+        swaps=family.products and plan.grouping is not None,
         preface=preface,
         constants=constants,
         arguments=arguments,
@@ -245,15 +247,46 @@ def cast(spec: ConvTransposeSpec, value: str) -> str:
     return value if same else f"{value}.to(tl.{spec.element.triton})"
 
 
-def _with_values(spec: ConvTransposeSpec, kernel: Any, *, worked_on: bool) -> Any:
-    """Return a family's context with what each tile stores: `acc`, if lines work on it before."""
+def _with_values(spec: ConvTransposeSpec, kernel: Any, *, staged: bool) -> Any:
+    """Return a family's context with what each tile stores: `acc`, if stages work on it before.
+
+    A tile without an accumulator is of outputs that no input reaches: bias and stages only.
+    """
     tiles = []
     for tile in kernel.outputs:
-        name = "acc" if worked_on else tile.acc
-        lines = (*tile.start_lines, *(f"acc = {tile.acc}",) * (name != tile.acc))
+        if not (tile.acc or staged or spec.bias):
+            tiles.append(dataclasses.replace(tile, value="0.0"))
+            continue
+        name = "acc" if staged or not tile.acc else tile.acc
+        source = tile.acc or _unreached(spec, kernel.acc_shape)
+        starts, pointers = (f"{name} = {source}",) * (name != source), tile.pointer_lines
         value = cast(spec, kernel.result.replace("acc", name))
-        tiles.append(dataclasses.replace(tile, start_lines=lines, value=value))
+        store = f"    tl.store({kernel.y_pointers}{tile.offset}, {value}, mask=y_mask)"
+        if len(store) > WIDTH:
+            pointers += (f"acc = {kernel.result.replace('acc', name)}",)
+            value = cast(spec, "acc")
+        tiles.append(
+            dataclasses.replace(
+                tile,
+                start_lines=(*tile.start_lines, *starts),
+                pointer_lines=pointers,
+                value=value,
+            )
+        )
     return dataclasses.replace(kernel, outputs=tuple(tiles))
+
+
+def _unreached(spec: ConvTransposeSpec, shape: str) -> str:
+    """Return the sum of outputs that no input reaches, of a `shape` with channels as columns."""
+    if spec.bias:
+        return f"tl.broadcast_to({_bias_value(spec)}[None, :], ({shape}))"
+    return f"tl.zeros(({shape}), dtype=tl.{spec.element.accumulator})"
+
+
+def _bias_value(spec: ConvTransposeSpec) -> str:
+    """Return the bias in the accumulator's precision."""
+    wide = spec.element.accumulator
+    return "bias" if spec.element.triton == wide else f"bias.to(tl.{wide})"
 
 
 def _with_stages(plan: KernelPlan, kernel: Any, *, products: bool) -> Any:

@@ -30,7 +30,7 @@ from .kernel import (
 )
 from .phases import decompose
 from .plan import KernelPlan
-from .printer import WIDTH, Scribe
+from .printer import Scribe
 from .sizes import BLOCKS, Sizes
 from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
@@ -117,25 +117,15 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         acc_shape=f"{block_m}, {block_n} * {lanes}",
         bias_lanes=f"column // {lanes}",
         y_pointers="y_pointers",
-        result_lines=(
-            "# The columns of a channel, side by side",
-            f"acc = acc.reshape({block_m}, {block_n}, {lanes}).permute(1, 0, 2)",
-            f"acc = acc.reshape({block_n}, {block_m} * {lanes})",
-        ),
-        result="acc",
+        result=f"swap_groups(acc, {lanes})",
     )
 
 
 def _operand_lines(sizes: Sizes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return a comment, and the lines it is of."""
-    span, block_m, _, block_k = (sizes.span, *map(sizes.named, BLOCKS))
-    if span == 1:
+    if sizes.span == 1:
         return (), ()
     # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
     # passes once a tap: an aligned load is cheaper than keeping it.
-    first = f"x = x.reshape({block_k}, {block_m}, {span}).permute(1, 0, 2)"
-    last = f"reshape({block_m}, {block_k} * {span})"
     comment = "# Channel and place in the group become one axis, as in the packed weight"
-    line = f"{first}.{last}"
-    lines = (line,) if len(line) + 8 <= WIDTH else (first, f"x = x.{last}")
-    return (comment,), lines
+    return (comment,), (f"x = swap_groups(x, {sizes.span})",)

@@ -10,7 +10,9 @@ always in parentheses (`28*m // 28` is not `28*(m // 28)`).
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import sympy
 from sympy import Expr, Symbol
@@ -248,15 +250,22 @@ class Scribe:
                 texts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
         return [*lines, f"{name}_lanes = {' + '.join(texts)}"]
 
-    def mask_lines(self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...]) -> list[str]:
+    def mask_lines(
+        self,
+        name: str,
+        masks: tuple[Mask, ...],
+        order: tuple[str, ...],
+        shared: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[str]:
         """Return the lines that define `name`, the conditions of a tile over `order`.
 
         Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`. One on
         the whole tile, as where all of its positions have one coordinate, joins the first of them.
+        A vector that is `shared` with other tiles, by the kind of its lanes, is joined with them.
         """
         lines: list[str] = []
         parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
-        kinds = {self._kind(mask.index) for mask in masks}
+        kinds = {*shared, *(self._kind(mask.index) for mask in masks)}
         first = next((kind for kind in order if kind in kinds), None)
         if first is None:
             each = [self.condition(mask) for mask in masks]
@@ -268,14 +277,19 @@ class Scribe:
                 if own == kind:
                     axes.setdefault(mask.index, []).append(self.condition(mask))
             conditions = [" & ".join(axis) for axis in axes.values()]
+            if kind in shared:
+                conditions.insert(0, shared[kind])
             if conditions and len(order) == 1:
                 text = " & ".join(conditions)
-                each = [text] if len(f"        {name} = {text}") <= WIDTH else conditions
+                each = [part for condition in conditions for part in _fitting(name, condition)]
+                each = [text] if len(f"        {name} = {text}") <= WIDTH else each
                 return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
-            if sum(map(len, axes.values())) > 1:
+            if sum(map(len, axes.values())) + (kind in shared) > 1:
                 vector = name.replace("mask", "inside")
                 vector += f"_{kind}" * (vector in parts.values())
                 each = [part for condition in conditions for part in _fitting(vector, condition)]
+                if kind in shared and len(f"        {vector} = {' & '.join(each[:2])}") <= WIDTH:
+                    each[:2] = [" & ".join(each[:2])]
                 lines.append(f"{vector} = {bare(each[0])}")
                 lines += [f"{vector} &= {bare(part)}" for part in each[1:]]
                 parts[kind] = vector
@@ -293,6 +307,26 @@ class Scribe:
                     parts[kind] = f"{name}_{kind}"
             line = _joined(name, parts, order)
         return [*lines, line] if parts else []
+
+    def shared_lines(
+        self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...], axes: str
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return lines of the vectors that several tiles share, and their names by kind of lanes.
+
+        The one over positions is named after the `axes` that it is of; conditions on the whole tile
+        join it, or else the first one. With them alone there is no vector.
+        """
+        lines: list[str] = []
+        names: dict[str, str] = {}
+        kinds = [self._kind(mask.index) for mask in masks]
+        present = [kind for kind in order if kind in kinds]
+        home = next((kind for kind in present if kind.startswith("position")), "".join(present[:1]))
+        for kind in present:
+            own = tuple(m for m, k in zip(masks, kinds, strict=True) if (k or home) == kind)
+            suffix = axes if kind.startswith("position") else kind
+            names[kind] = f"{name.replace('mask', 'inside')}_{suffix}"
+            lines += self.mask_lines(names[kind], own, (kind,))
+        return lines, names
 
     def condition(self, mask: Mask) -> str:
         """Print a condition, in parentheses."""

@@ -75,7 +75,7 @@ class StencilContext:
         weights: the weights of a step.
         sum_lines: those of the outputs of a step.
         join_lines: those that lay them side by side, in `acc`.
-        y_pointers, result_lines, result: as of `GemmContext`.
+        y_pointers, result: as of `GemmContext`.
     """
 
     program_lines: tuple[str, ...]
@@ -99,7 +99,6 @@ class StencilContext:
     sum_lines: tuple[str, ...]
     join_lines: tuple[str, ...]
     y_pointers: str
-    result_lines: tuple[str, ...]
     result: str
 
 
@@ -191,7 +190,6 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
         sum_lines=_sum_lines(grouping),
         join_lines=_join_lines(grouping.width, widths),
         y_pointers=f"{y_text.pointer} + y_lanes",
-        result_lines=(),
         result="acc",
     )
 

@@ -121,7 +121,6 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
         bias_lanes="co",
         y_pointers=f"{y.pointer} + y_lanes",
-        result_lines=(),
         result="acc" if last else "tl.trans(acc)",
     )
 

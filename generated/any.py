@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: d6b878b420961aea2253eb412f8a10f6d3aa605ff230d0c953ffe7c5b6666e8a
+# body sha256: 4732c6017f713b21727ea4681fd6d8ecde3ac89338b875c78c908b5bb3b7c5f4
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -86,6 +86,14 @@ def settle(acc):
     load have registers that it still reads. A file for another GPU may run on a Hopper as well.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
 
 
 @triton.autotune(configs=CONFIGS, key=["C_IN", "C_OUT", "H_IN", "W_IN"])
@@ -185,9 +193,6 @@ def conv_transpose2d_kernel(
     q_w_out = position_out % W_ROW
     q_h_out = position_out // W_ROW
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + tl.cast(image, tl.int64) * C_OUT * H_OUT * W_OUT
@@ -200,7 +205,7 @@ def conv_transpose2d_kernel(
     y_inside &= q_w_out * PHASES + place_out < W_OUT
     y_mask = (co + co_start < C_OUT)[:, None] & y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -683,7 +688,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8f7b95393f9416ca"
+NAMESPACE = "convgen_ddee7d21b432271e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

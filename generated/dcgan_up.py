@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 6ba633c54510bab364dc65694b65a863c26612a5ed21e2e5feeb7f50d317084a
+# body sha256: 5d5abc93a5b0d2fe53cf7edd677c5ac6260a3a6157cf252e91c5eeff51793136
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -152,7 +152,6 @@ def conv_transpose2d_kernel(
         acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
 
     acc = tl.where(acc < 0, 0.0, acc)
-    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
     y_tile = (
         y_ptr
         + image * (C_OUT * H_OUT * W_OUT)
@@ -167,7 +166,7 @@ def conv_transpose2d_kernel(
     # In one dimension, along which neighbouring threads store neighbours of a row
     y_lanes = y_lanes.reshape(BLOCK_N * BLOCK_M)
     y_mask = tl.broadcast_to(y_mask, (BLOCK_N, BLOCK_M)).reshape(BLOCK_N * BLOCK_M)
-    tl.store(y_tile + y_lanes, acc, mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc).reshape(BLOCK_N * BLOCK_M), mask=y_mask)
 
 
 @triton.jit(
@@ -607,7 +606,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_076b4f1426636fa2"
+NAMESPACE = "convgen_d4c01bd5df94b2ce"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 4f7b4265d04e70740cd73e8aba343febfabd956335822593fa5f769d691113f5
+# body sha256: 804ad2e571589c6802e06184fd0aaf60a485cc9af593d8f2dc1cf2abb05b9a72
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -77,6 +77,14 @@ PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASE_LANES, GROUP_C_IN * SPAN], packed
@@ -131,7 +139,7 @@ def conv_transpose2d_kernel(
         w_step = tap * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN)
         w = tl.load(w_tile + w_step + w_lanes)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
 
     lane_out = tl.arange(0, BLOCK_M * PHASE_LANES)
@@ -140,9 +148,6 @@ def conv_transpose2d_kernel(
     q_w_out = position_out % W_GROUPS
     q_h_out = position_out // W_GROUPS
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
     y_tile = (
         y_ptr
         + image * (C_OUT * H_OUT * W_OUT)
@@ -156,7 +161,7 @@ def conv_transpose2d_kernel(
     y_inside &= place_out < PHASES
     y_mask = y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASE_LANES), mask=y_mask)
 
 
 @triton.jit(
@@ -642,7 +647,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_841defd3523218d5"
+NAMESPACE = "convgen_dbd021df3e7b3ded"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 5ffef88593708f3db67bcb1b73b92398a3ba09df5a235f78e95039d1a2e22beb
+# body sha256: 2dac677a83030cb076ff7ebcd82106ecaf0fd9c3e3cd712f714db753348d83eb
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -78,6 +78,14 @@ def settle(acc):
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
 @triton.jit(
     # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
     do_not_specialize=["L_IN"],
@@ -143,9 +151,6 @@ def conv_transpose1d_kernel(
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + tl.cast(image, tl.int64) * L_OUT * C_OUT
@@ -156,7 +161,7 @@ def conv_transpose1d_kernel(
     y_inside &= position_out * PHASES + place_out - OFFSET < L_OUT
     y_mask = y_inside[None, :]
     y_pointers = y_tile + (co * L_OUT)[:, None] + (position_out * PHASES + place_out)[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -554,7 +559,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8927e1d56f50c00d"
+NAMESPACE = "convgen_a4ce518a9e0cd844"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

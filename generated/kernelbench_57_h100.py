@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: ee8733938763848599315754ff3939de1a7329f2e56d356a3632730e94a07977
+# body sha256: 8c1c7e3fe262bf0ee4f3cbed686ff6f4a814cd23cd3c355b53700e45362686b7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -109,6 +109,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASES, C_IN * SPAN], packed
@@ -150,9 +158,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = -tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap_w * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
@@ -161,59 +169,48 @@ def conv_transpose2d_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
-        x_inside = block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output row 1 with w_0
-        x_inside = block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
     q_w_out = position_out % W_GROUPS
     block_h_out = position_out // W_GROUPS
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT)
     y_co = co * (H_OUT * W_OUT)
     y_position_out = block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
     y_mask = (block_h_out * ROWS < H_OUT)[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_mask = (block_h_out * ROWS + 1 < H_OUT)[None, :]
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -898,7 +895,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_70d21a7ee361b3f8"
+NAMESPACE = "convgen_2c1ec57642475c2d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

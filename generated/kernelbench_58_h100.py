@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 15abe9970ee050f8825842d74d1ad66dcd2580f99ef5d0a1e606c4540dd53f67
+# body sha256: 6a05489c48e4a12c30480ab4b6cd17fb5a6269b067c94962dfb1ad7369761bd7
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -121,6 +121,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, D_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN * SPAN], packed
@@ -168,10 +176,10 @@ def conv_transpose3d_kernel(
         shift_w = -tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = channel * (D_IN * H_IN * W_IN) + shift_d * (H_IN * W_IN) + shift_w * SPAN
+        x_inside_dw = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
+        x_inside_dw &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         # Input row -4 of the block, for output row 0 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 4 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 4 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 4 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
@@ -182,86 +190,71 @@ def conv_transpose3d_kernel(
         w_4 = tl.load(w_ptr + w_step + 4 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row -3 of the block, for output rows 0 with w_3, 1 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 3 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 3 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
         # Input row -2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 2 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 2 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS + 2 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output row 3 with w_0
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 3 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS + 3 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -269,9 +262,6 @@ def conv_transpose3d_kernel(
     block_h_out = (position_out // W_GROUPS) % H_BLOCKS
     q_d_out = position_out // (H_BLOCKS * W_GROUPS)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position_out = (
@@ -279,25 +269,13 @@ def conv_transpose3d_kernel(
     )
     y_mask = (q_d_out < D_OUT)[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + 2 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 2 * W_OUT, swap_groups(acc_2, PHASES), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -364,29 +342,25 @@ def conv_transpose3d_input_gradient_kernel(
         w_4 = tl.load(w_ptr + w_step + 4 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_3, 1 with w_4
         x = tl.load(x_tile + x_step - 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
         x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row 3 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
@@ -394,8 +368,7 @@ def conv_transpose3d_input_gradient_kernel(
         # Input row 4 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
@@ -403,27 +376,23 @@ def conv_transpose3d_input_gradient_kernel(
         # Input row 5 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 6 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 7 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
     place_out = lane_out % GRAD_PHASES
     position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
@@ -431,9 +400,6 @@ def conv_transpose3d_input_gradient_kernel(
     block_h_out = (position_out // GRAD_W_GROUPS) % GRAD_H_BLOCKS
     q_d_out = position_out // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
     co = tl.arange(0, GRAD_BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_position_out = (
@@ -443,25 +409,13 @@ def conv_transpose3d_input_gradient_kernel(
         + place_out
     )
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc)
+    tl.store(y_pointers, swap_groups(acc_0, GRAD_PHASES))
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + GRAD_W_OUT, acc)
+    tl.store(y_pointers + GRAD_W_OUT, swap_groups(acc_1, GRAD_PHASES))
     # Row 2 of the block
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + 2 * GRAD_W_OUT, acc)
+    tl.store(y_pointers + 2 * GRAD_W_OUT, swap_groups(acc_2, GRAD_PHASES))
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + 3 * GRAD_W_OUT, acc)
+    tl.store(y_pointers + 3 * GRAD_W_OUT, swap_groups(acc_3, GRAD_PHASES))
 
 
 @triton.jit(
@@ -1072,7 +1026,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b1ef0a0866b342e5"
+NAMESPACE = "convgen_a911c88ed2debaf8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 2848 programs in about 11 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: 1abb02b7d09a1b5cdacf86181b185b8d3917117ba5b23aa90a31392e27e93d0d
+# body sha256: 78aed137bb8c912f455686044c2eade83098bb78940e63e13a4ca1f744a18184
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -128,10 +128,10 @@ def conv_transpose3d_kernel(
         shift_d = -kd
         shift_w = -kw
         x_step = channel * (D_IN * H_IN * W_IN) + shift_d * (H_IN * W_IN) + shift_w
+        x_inside_dw = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
+        x_inside_dw &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -4 of the block, for output row 0 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 4 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 4 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 4 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kd * (C_IN * C_OUT * KH * KW) + kw * (C_IN * C_OUT) + channel
@@ -143,18 +143,14 @@ def conv_transpose3d_kernel(
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row -3 of the block, for output rows 0 with w_3, 1 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 3 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 3 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
         # Input row -2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 2 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 2 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -162,9 +158,7 @@ def conv_transpose3d_kernel(
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -173,9 +167,7 @@ def conv_transpose3d_kernel(
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -184,9 +176,7 @@ def conv_transpose3d_kernel(
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -194,18 +184,14 @@ def conv_transpose3d_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output row 3 with w_0
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 3 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 3 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -678,7 +664,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3aef0ac7178a1e13"
+NAMESPACE = "convgen_09423526907661a4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

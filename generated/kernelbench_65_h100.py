@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: f8ffe0a52c2ebc87a43eb24ce7bf2eb9bb2394a3077927e51fd9c55bae13882b
+# body sha256: 7885db1b2003de6f624f851222477980f623c9b93dbb88f63653b17c430e5eef
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -113,6 +113,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, H_IN, W_IN, C_IN], a copy rounded to TF32
     w_ptr,  # *fp32 [KH * KW, C_OUT, C_IN], packed
@@ -152,9 +160,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = shift_w * C_IN + channel
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kw * (C_IN * C_OUT) + channel
@@ -163,38 +171,33 @@ def conv_transpose2d_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x_inside = block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = block_h * ROWS + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output row 3 with w_0
-        x_inside = block_h * ROWS + 3 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 3 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
@@ -265,52 +268,40 @@ def conv_transpose2d_input_gradient_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 3 of the block, for output row 1 with w_0
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
     place_out = lane_out % GRAD_PHASES
     position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
     q_w_out = position_out % GRAD_W_GROUPS
     block_h_out = position_out // GRAD_W_GROUPS
     co = tl.arange(0, GRAD_BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_H_OUT * GRAD_W_OUT)
     y_position_out = block_h_out * (GRAD_ROWS * GRAD_W_OUT) + q_w_out * GRAD_PHASES + place_out
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc)
+    tl.store(y_pointers, swap_groups(acc_0, GRAD_PHASES))
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + GRAD_W_OUT, acc)
+    tl.store(y_pointers + GRAD_W_OUT, swap_groups(acc_1, GRAD_PHASES))
 
 
 @triton.jit(
@@ -952,7 +943,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_119601be603d07b3"
+NAMESPACE = "convgen_c8dc0c11a4910227"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

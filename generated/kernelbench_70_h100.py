@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: cf816e75c828dda5d8a9290724c61440e99b3d18d5936c6743514b1f701e621b
+# body sha256: 99144838bf1dd132a16ef258eb6ccae976ef4b3fb704f36b82fbb8699229d0ec
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -121,6 +121,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, D_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN * SPAN], packed
@@ -166,10 +174,10 @@ def conv_transpose3d_kernel(
         shift_w = -tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = channel * (D_IN * H_IN * W_IN) + shift_d * (H_IN * W_IN) + shift_w * SPAN
+        x_inside_dw = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
+        x_inside_dw &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 2 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 2 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
@@ -179,40 +187,33 @@ def conv_transpose3d_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output row 1 with w_0
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -220,9 +221,6 @@ def conv_transpose3d_kernel(
     block_h_out = (position_out // W_GROUPS) % H_BLOCKS
     q_d_out = position_out // (H_BLOCKS * W_GROUPS)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position_out = (
@@ -230,13 +228,9 @@ def conv_transpose3d_kernel(
     )
     y_mask = (co < C_OUT)[:, None] & (q_d_out < D_OUT)[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -300,32 +294,27 @@ def conv_transpose3d_input_gradient_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 3 of the block, for output row 1 with w_0
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
     place_out = lane_out % GRAD_PHASES
     position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
@@ -333,9 +322,6 @@ def conv_transpose3d_input_gradient_kernel(
     block_h_out = (position_out // GRAD_W_GROUPS) % GRAD_H_BLOCKS
     q_d_out = position_out // (GRAD_H_BLOCKS * GRAD_W_GROUPS)
     co = tl.arange(0, GRAD_BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_D_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_position_out = (
@@ -346,13 +332,9 @@ def conv_transpose3d_input_gradient_kernel(
     )
     y_mask = (co < GRAD_C_OUT)[:, None]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, GRAD_PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + GRAD_W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + GRAD_W_OUT, swap_groups(acc_1, GRAD_PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -968,7 +950,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7f73a7d9dbb7df76"
+NAMESPACE = "convgen_8c3126a7fc81ab5b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

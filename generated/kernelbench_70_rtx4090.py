@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 30016 programs in about 78 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: b95db6f52a89373b649a6fbfd140808f36f2d67546d54ce1e0a1f45395fb876e
+# body sha256: c9790537416a1ef0bd78192ca6fc3e9fe474cc27ad32a94532a1213420f970d5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -128,10 +128,10 @@ def conv_transpose3d_kernel(
         shift_d = -kd
         shift_w = -kw
         x_step = channel * (D_IN * H_IN * W_IN) + shift_d * (H_IN * W_IN) + shift_w
+        x_inside_dw = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
+        x_inside_dw &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 2 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 2 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kd * (C_IN * C_OUT * KH * KW) + kw * (C_IN * C_OUT) + channel
@@ -142,18 +142,14 @@ def conv_transpose3d_kernel(
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -161,9 +157,7 @@ def conv_transpose3d_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -171,18 +165,14 @@ def conv_transpose3d_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output row 3 with w_0
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS + 3 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS + 3 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -193,19 +183,19 @@ def conv_transpose3d_kernel(
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position = q_d * (H_OUT * W_OUT) + block_h * (ROWS * W_OUT) + q_w
     y_lanes = y_co[:, None] + y_position[None, :]
-    y_mask = (co < C_OUT)[:, None] & (q_d < D_OUT)[None, :]
+    y_inside_co = co < C_OUT
+    y_inside_d = q_d < D_OUT
+    y_mask = y_inside_co[:, None] & y_inside_d[None, :]
     tl.store(y_tile + y_lanes, tl.trans(acc_0), mask=y_mask)
     # Row 1 of the block
     tl.store(y_tile + y_lanes + W_OUT, tl.trans(acc_1), mask=y_mask)
     # Row 2 of the block
-    y_inside = q_d < D_OUT
-    y_inside &= block_h * ROWS + 2 < H_OUT
-    y_mask = (co < C_OUT)[:, None] & y_inside[None, :]
+    y_inside = y_inside_d & (block_h * ROWS + 2 < H_OUT)
+    y_mask = y_inside_co[:, None] & y_inside[None, :]
     tl.store(y_tile + y_lanes + 2 * W_OUT, tl.trans(acc_2), mask=y_mask)
     # Row 3 of the block
-    y_inside = q_d < D_OUT
-    y_inside &= block_h * ROWS + 3 < H_OUT
-    y_mask = (co < C_OUT)[:, None] & y_inside[None, :]
+    y_inside = y_inside_d & (block_h * ROWS + 3 < H_OUT)
+    y_mask = y_inside_co[:, None] & y_inside[None, :]
     tl.store(y_tile + y_lanes + 3 * W_OUT, tl.trans(acc_3), mask=y_mask)
 
 
@@ -664,7 +654,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9ed6af745f8912cf"
+NAMESPACE = "convgen_ea77fe2ea2305bff"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 6e585fffc7b55fbd53b77a694b25b7fd09125052f26bbbd1c2aeb9be4c321c65
+# body sha256: 5ac35eaea5e489a1f370d99c00fc1c3b8aa0f09a7e0d44bbb1de4c583da907ac
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -113,6 +113,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASES, C_IN * SPAN], packed
@@ -154,9 +162,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = -tap_w
         x_step = channel * (H_IN * W_IN) + shift_w * SPAN
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap_w * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
@@ -165,59 +173,48 @@ def conv_transpose2d_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
-        x_inside = block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output row 1 with w_0
-        x_inside = block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_w & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
     q_w_out = position_out % W_GROUPS
     block_h_out = position_out // W_GROUPS
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT)
     y_co = co * (H_OUT * W_OUT)
     y_position_out = block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
     y_mask = (block_h_out * ROWS < H_OUT)[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_mask = (block_h_out * ROWS + 1 < H_OUT)[None, :]
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -272,80 +269,58 @@ def conv_transpose2d_input_gradient_kernel(
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
         x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
         x = tl.load(x_tile + x_step + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 3 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
         x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output rows 2 with w_0, 3 with w_1
         x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 5 of the block, for output row 3 with w_0
         x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
-        x = x.reshape(GRAD_BLOCK_K, GRAD_BLOCK_M, GRAD_SPAN).permute(1, 0, 2)
-        x = x.reshape(GRAD_BLOCK_M, GRAD_BLOCK_K * GRAD_SPAN)
+        x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, GRAD_BLOCK_M * GRAD_PHASES)
     place_out = lane_out % GRAD_PHASES
     position_out = tile * GRAD_BLOCK_M + lane_out // GRAD_PHASES
     q_w_out = position_out % GRAD_W_GROUPS
     block_h_out = position_out // GRAD_W_GROUPS
     co = tl.arange(0, GRAD_BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
     y_tile = y_ptr + image * (GRAD_C_OUT * GRAD_H_OUT * GRAD_W_OUT)
     y_co = co * (GRAD_H_OUT * GRAD_W_OUT)
     y_position_out = block_h_out * (GRAD_ROWS * GRAD_W_OUT) + q_w_out * GRAD_PHASES + place_out
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc)
+    tl.store(y_pointers, swap_groups(acc_0, GRAD_PHASES))
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + GRAD_W_OUT, acc)
+    tl.store(y_pointers + GRAD_W_OUT, swap_groups(acc_1, GRAD_PHASES))
     # Row 2 of the block
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + 2 * GRAD_W_OUT, acc)
+    tl.store(y_pointers + 2 * GRAD_W_OUT, swap_groups(acc_2, GRAD_PHASES))
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(GRAD_BLOCK_M, GRAD_BLOCK_N, GRAD_PHASES).permute(1, 0, 2)
-    acc = acc.reshape(GRAD_BLOCK_N, GRAD_BLOCK_M * GRAD_PHASES)
-    tl.store(y_pointers + 3 * GRAD_W_OUT, acc)
+    tl.store(y_pointers + 3 * GRAD_W_OUT, swap_groups(acc_3, GRAD_PHASES))
 
 
 @triton.jit(
@@ -952,7 +927,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_32cd0626309d21b1"
+NAMESPACE = "convgen_eda333c1e16c2852"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

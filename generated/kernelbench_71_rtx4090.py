@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16552 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 26fdb0adaa1cdf869293a00d301b046893aeedd3a39c3825687406c6756267dd
+# body sha256: 891a9b67d63cc734ba65bdc1c20e39f44870fc0ee460fbb9156973891e2bc036
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -120,9 +120,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = channel * (H_IN * W_IN) + shift_w
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kw * (C_IN * C_OUT) + channel
@@ -132,16 +132,14 @@ def conv_transpose2d_kernel(
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x_inside = block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -149,8 +147,7 @@ def conv_transpose2d_kernel(
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x_inside = block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -158,16 +155,14 @@ def conv_transpose2d_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = block_h * ROWS + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output row 3 with w_0
-        x_inside = block_h * ROWS + 3 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 3 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -639,7 +634,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9289bb14f64c8a9d"
+NAMESPACE = "convgen_08107f326fdb87f8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

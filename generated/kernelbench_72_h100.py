@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 8.73 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: 454f227444c2cc1d289c7be1c18b59831da44572d00bfa316d47b6717e26018b
+# body sha256: 737d3434e6da0bc6f96b27d0dfb581c68a47cb7430f4d1a4028489b6ebffc85b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -96,6 +96,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, D_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, GROUP_C_IN * SPAN], packed
@@ -160,10 +168,9 @@ def conv_transpose3d_kernel(
         shift_w = 1 - tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = shift_d * (H_IN * W_IN) + shift_w * SPAN
+        x_inside_dw = (q_d + shift_d < D_IN) & (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
         # Input row -1 of the block, for output row 0 with w_4
-        x_inside = q_d + shift_d < D_IN
-        x_inside &= block_h * ROWS_IN - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS_IN - 1 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_OUT * GROUP_C_IN * PHASES * SPAN)
@@ -174,39 +181,34 @@ def conv_transpose3d_kernel(
         w_4 = tl.load(w_tile + w_step + 4 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
-        x_inside = q_d + shift_d < D_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
-        x_mask = x_inside[None, :]
+        x_mask = x_inside_dw[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
-        x_inside = q_d + shift_d < D_IN
-        x_inside &= block_h * ROWS_IN + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN_GROUPS)
+        x_inside = x_inside_dw & (block_h * ROWS_IN + 2 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = settle(tl.dot(x, w_1, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -214,9 +216,6 @@ def conv_transpose3d_kernel(
     block_h_out = (position_out // W_GROUPS) % H_BLOCKS
     q_d_out = position_out // (H_BLOCKS * W_GROUPS)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -228,25 +227,13 @@ def conv_transpose3d_kernel(
         q_d_out * (2 * H_OUT * W_OUT) + block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
     )
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES))
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + W_OUT, acc)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES))
     # Row 2 of the block
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + 2 * W_OUT, acc)
+    tl.store(y_pointers + 2 * W_OUT, swap_groups(acc_2, PHASES))
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + 3 * W_OUT, acc)
+    tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASES))
 
 
 @triton.jit(
@@ -731,7 +718,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ee4a98748450552e"
+NAMESPACE = "convgen_6fd09204c7532b8f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: 315d0772ba98428953ea6191b1a11b04a7bae2459dc68f6d7d28f117f4115db8
+# body sha256: 29a6cce5ae43b76310dc52cad6dba68fed4ef73f9b5343bcae4489702e305896
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -85,6 +85,14 @@ def round_to_tf32(x):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, D_IN, H_IN, W_IN, C_IN], a copy rounded to TF32
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN], packed
@@ -151,9 +159,6 @@ def conv_transpose3d_kernel(
     q_h_out = (position_out // W_GROUPS) % H_PHASE
     q_d_out = position_out // (H_PHASE * W_GROUPS)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -169,7 +174,7 @@ def conv_transpose3d_kernel(
     y_inside &= q_w_out * PHASES + place_out < W_OUT
     y_mask = y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -685,7 +690,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_38f02a482d97d6ed"
+NAMESPACE = "convgen_32c550d056ddf629"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_d * tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 2fb036dcc6e2d4fb850bcdc2e3b3be7248240db0a1006343fe5c59ba65c97e3d
+# body sha256: 4cd9bf66174e74820b9aa2cf6525d036695bba01625cb5aba4fbd39a73e1a1b1
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -91,6 +91,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, D_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN], packed
@@ -142,10 +150,9 @@ def conv_transpose3d_kernel(
         shift_w = 1 - tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = channel * (D_IN * H_IN * W_IN) + shift_d * (H_IN * W_IN) + shift_w
+        x_inside_dw = (q_d + shift_d < D_IN) & (q_w + shift_w < W_IN)
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = q_d + shift_d < D_IN
-        x_inside &= q_w + shift_w < W_IN
-        x_mask = x_inside[:, None]
+        x_mask = x_inside_dw[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_IN * C_OUT * PHASES) + channel
         w_0 = tl.load(w_ptr + w_step + w_lanes)
@@ -161,16 +168,13 @@ def conv_transpose3d_kernel(
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output row 3 with w_0
-        x_inside = q_d + shift_d < D_IN
-        x_inside &= block_h * ROWS_IN + 2 < H_IN
-        x_inside &= q_w + shift_w < W_IN
+        x_inside = x_inside_dw & (block_h * ROWS_IN + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -178,41 +182,23 @@ def conv_transpose3d_kernel(
     block_h_out = (position_out // W_GROUPS) % H_BLOCKS
     q_d_out = position_out // (H_BLOCKS * W_GROUPS)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT) + residue_d * (H_OUT * W_OUT)
     y_co = co * (D_OUT * H_OUT * W_OUT)
     y_position_out = (
         q_d_out * (2 * H_OUT * W_OUT) + block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
     )
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
-    y_mask = y_inside[None, :]
+    y_inside_dw = (q_d_out * 2 + residue_d < D_OUT) & (q_w_out * PHASES + place_out < W_OUT)
+    y_mask = y_inside_dw[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc_0, PHASES), mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
     # Row 2 of the block
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    tl.store(y_pointers + 2 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 2 * W_OUT, swap_groups(acc_2, PHASES), mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= block_h_out * ROWS + 3 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
+    y_inside = y_inside_dw & (block_h_out * ROWS + 3 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -683,7 +669,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6946a1cb2436b1da"
+NAMESPACE = "convgen_76ff13ddeb630124"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

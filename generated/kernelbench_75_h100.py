@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 5c2283c3bc53509b690e9e2e4b69e94574ffa5c2f71b5acf4329597e92716d46
+# body sha256: 130ba812dfc87136e1675107ac3f02ff37e187d30ef8195900420206b68b4228
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -92,6 +92,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASE_LANES, GROUP_C_IN * SPAN], packed
@@ -135,16 +143,14 @@ def conv_transpose2d_kernel(
     w_lanes = row[:, None] + (column * (GROUP_C_IN * SPAN))[None, :]
     w_row = C_OUT * GROUP_C_IN * PHASE_LANES * SPAN * TAPS_W
 
-    acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
-    acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     for tap_w in range(TAPS_W):
         shift_w = 1 - tap_w
         x_step = shift_w * SPAN
+        x_inside_w = q_w + shift_w < W_IN_GROUPS
         # Input row -1 of the block, for output row 1 with w_2
-        x_inside = block_h * ROWS_IN - 1 >= 0
-        x_inside &= q_w + shift_w < W_IN_GROUPS
+        x_inside = x_inside_w & (block_h * ROWS_IN - 1 >= 0)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap_w * (C_OUT * GROUP_C_IN * PHASE_LANES * SPAN)
@@ -153,46 +159,39 @@ def conv_transpose2d_kernel(
         w_2 = tl.load(w_tile + w_step + 2 * w_row + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 1 with w_1, 3 with w_2
-        x_inside = block_h * ROWS_IN < H_IN
-        x_inside &= q_w + shift_w < W_IN_GROUPS
+        x_inside = x_inside_w & (block_h * ROWS_IN < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 3 with w_1
-        x_inside = block_h * ROWS_IN + 1 < H_IN
-        x_inside &= q_w + shift_w < W_IN_GROUPS
+        x_inside = x_inside_w & (block_h * ROWS_IN + 1 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output row 3 with w_0
-        x_inside = block_h * ROWS_IN + 2 < H_IN
-        x_inside &= q_w + shift_w < W_IN_GROUPS
+        x_inside = x_inside_w & (block_h * ROWS_IN + 2 < H_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
 
     # Row 0 of the block, which no input reaches
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASE_LANES)
     place_out = lane_out % PHASE_LANES
     position_out = tile * BLOCK_M + lane_out // PHASE_LANES
     q_w_out = position_out % W_GROUPS
     block_h_out = position_out // W_GROUPS
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
     y_tile = (
         y_ptr
         + image * (C_OUT * H_OUT * W_OUT)
@@ -201,41 +200,22 @@ def conv_transpose2d_kernel(
     )
     y_co = co * (H_OUT * W_OUT)
     y_position_out = block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
-    y_inside = q_w_out * PHASES + place_out < W_OUT
-    y_inside &= place_out < PHASES
-    y_mask = y_inside[None, :]
+    y_inside_w = (q_w_out * PHASES + place_out < W_OUT) & (place_out < PHASES)
+    y_mask = y_inside_w[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, 0.0, mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
-    y_inside = block_h_out * ROWS + 1 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
-    y_inside &= place_out < PHASES
+    y_inside = y_inside_w & (block_h_out * ROWS + 1 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASE_LANES), mask=y_mask)
     # Row 2 of the block, which no input reaches
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
-    y_inside = block_h_out * ROWS + 2 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
-    y_inside &= place_out < PHASES
+    y_inside = y_inside_w & (block_h_out * ROWS + 2 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + 2 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 2 * W_OUT, 0.0, mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
-    y_inside = block_h_out * ROWS + 3 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
-    y_inside &= place_out < PHASES
+    y_inside = y_inside_w & (block_h_out * ROWS + 3 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASE_LANES), mask=y_mask)
 
 
 @triton.jit(
@@ -726,7 +706,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_17775b77a0b85253"
+NAMESPACE = "convgen_15f438bf12287e1c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

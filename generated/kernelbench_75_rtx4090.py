@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs in about 129 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 4f78b25364ecd1ee18dc7c1efcfb71d6b4a93e25c611a0b171f02185c7a3d157
+# body sha256: 660c109f48446df3af8574e4864ecfca250730195b65ddd8a2aebf1e07f7d4fc
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -88,6 +88,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASE_LANES, GROUP_C_IN], packed
@@ -148,9 +156,6 @@ def conv_transpose2d_kernel(
     q_w_out = position_out % W_GROUPS
     q_h_out = position_out // W_GROUPS
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASE_LANES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASE_LANES)
     y_tile = (
         y_ptr
         + image * (C_OUT * H_OUT * W_OUT)
@@ -164,7 +169,7 @@ def conv_transpose2d_kernel(
     y_inside &= place_out < PHASES
     y_mask = y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASE_LANES), mask=y_mask)
 
 
 @triton.jit(
@@ -643,7 +648,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4bf2c909fc188150"
+NAMESPACE = "convgen_25cbb03ff78be9eb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

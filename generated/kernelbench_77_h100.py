@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 9bfc7158aee9bc727cbe9a91c97fe76c28468dd4b57188b892e7d469a0350f55
+# body sha256: b50689c7202c1d2602ad5b956e72a5963b008ba3d5d86fa2f0d27e30bee785c6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -86,6 +86,14 @@ def round_to_tf32(x):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, D_IN, H_IN, W_IN, C_IN], a copy rounded to TF32
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN], packed
@@ -128,9 +136,7 @@ def conv_transpose3d_kernel(
     w_lanes = ci[:, None] + (column * C_IN)[None, :]
     w_row = C_IN * C_OUT * PHASES * TAPS_W
 
-    acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
-    acc_2 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
     for step in range(reached_d * (channel_blocks * KD * TAPS_W)):
         tap_w = step % int(TAPS_W)  # int(): Triton's interpreter has no int % constexpr
@@ -141,10 +147,10 @@ def conv_transpose3d_kernel(
         shift_w = 1 - tap_w
         tap = kd * (KH * TAPS_W) + tap_w
         x_step = shift_d * (C_IN * H_IN * W_IN) + shift_w * C_IN + channel
+        x_inside_dw = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
+        x_inside_dw &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -1 of the block, for output row 1 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS_IN - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS_IN - 1 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_IN * C_OUT * PHASES) + channel
@@ -153,31 +159,24 @@ def conv_transpose3d_kernel(
         w_2 = tl.load(w_tile + w_step + 2 * w_row + w_lanes)
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 1 with w_1, 3 with w_2
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS_IN < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS_IN < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 1 of the block, for output rows 1 with w_0, 3 with w_1
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS_IN + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS_IN + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 2 of the block, for output row 3 with w_0
-        x_inside = (q_d + shift_d >= 0) & (q_d + shift_d < D_IN)
-        x_inside &= block_h * ROWS_IN + 2 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_dw & (block_h * ROWS_IN + 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block, which no input reaches
-    acc = acc_0
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
@@ -185,9 +184,6 @@ def conv_transpose3d_kernel(
     block_h_out = (position_out // W_ROW) % H_BLOCKS
     q_d_out = position_out // (H_BLOCKS * W_ROW)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -198,41 +194,22 @@ def conv_transpose3d_kernel(
     y_position_out = (
         q_d_out * (2 * H_OUT * W_OUT) + block_h_out * (ROWS * W_OUT) + q_w_out * PHASES + place_out
     )
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
-    y_mask = y_inside[None, :]
+    y_inside_dw = (q_d_out * 2 + residue_d < D_OUT) & (q_w_out * PHASES + place_out < W_OUT)
+    y_mask = y_inside_dw[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, 0.0, mask=y_mask)
     # Row 1 of the block
-    acc = acc_1
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= block_h_out * ROWS + 1 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
+    y_inside = y_inside_dw & (block_h_out * ROWS + 1 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + W_OUT, swap_groups(acc_1, PHASES), mask=y_mask)
     # Row 2 of the block, which no input reaches
-    acc = acc_2
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= block_h_out * ROWS + 2 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
+    y_inside = y_inside_dw & (block_h_out * ROWS + 2 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + 2 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 2 * W_OUT, 0.0, mask=y_mask)
     # Row 3 of the block
-    acc = acc_3
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
-    y_inside = q_d_out * 2 + residue_d < D_OUT
-    y_inside &= block_h_out * ROWS + 3 < H_OUT
-    y_inside &= q_w_out * PHASES + place_out < W_OUT
+    y_inside = y_inside_dw & (block_h_out * ROWS + 3 < H_OUT)
     y_mask = y_inside[None, :]
-    tl.store(y_pointers + 3 * W_OUT, acc, mask=y_mask)
+    tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -751,7 +728,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ad8a8b5991965319"
+NAMESPACE = "convgen_221898e7ff5a26a2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

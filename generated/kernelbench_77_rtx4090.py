@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs in about 75 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: dec9e632aa386420ea456c06f320afd50b61b6e19e70cd712f23f13780a04044
+# body sha256: bbc0f1743b9a6f364c35e932ae22e9b392819ba2ec55cc133ecf27ba3420e74d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -88,6 +88,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose3d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, D_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, C_IN], packed
@@ -153,9 +161,6 @@ def conv_transpose3d_kernel(
     q_h_out = (position_out // W_ROW) % H_PHASE
     q_d_out = position_out // (H_PHASE * W_ROW)
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -171,7 +176,7 @@ def conv_transpose3d_kernel(
     y_inside &= q_w_out * PHASES + place_out < W_OUT
     y_mask = y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES), mask=y_mask)
 
 
 @triton.jit(
@@ -643,7 +648,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6e51361014890b28"
+NAMESPACE = "convgen_836b0ebad9e36fc4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 16384 programs in about 43 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 58d47fa8a638f885fc405d51824634f71f46a38caf747831d7d2df6634bc4246
+# body sha256: 17f352cb23ce42f965e7a2558d18e188d54601e4bd5f6da973d83e749b686ea1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -120,9 +120,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = 3 - kw
         x_step = channel * (H_IN * W_IN) + shift_w
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -1 of the block, for output row 0 with w_2
-        x_inside = block_h * ROWS - 1 >= 0
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kw * (C_IN * C_OUT) + channel
@@ -132,8 +132,7 @@ def conv_transpose2d_kernel(
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
-        x_mask = x_inside[:, None]
+        x_mask = x_inside_w[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
@@ -156,8 +155,7 @@ def conv_transpose2d_kernel(
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output row 3 with w_0
-        x_inside = block_h * ROWS + 4 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 4 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -627,7 +625,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dbbd3064d38f2951"
+NAMESPACE = "convgen_972b041912d9f18e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: b659e162b738f830763b4f0310da906892178e7bc5dae3ef5edbd521f8f4c1c6
+# body sha256: d6250875fc8fa8d651955c731ef2551a5dd86ab24697cb6510c94e9535a9ac19
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -84,6 +84,14 @@ def settle(acc):
 
 
 @triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
+
+
+@triton.jit
 def conv_transpose1d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, L_IN]
     w_ptr,  # *fp32 [TAPS_L, C_OUT * PHASES, C_IN * SPAN], packed
@@ -132,22 +140,19 @@ def conv_transpose1d_kernel(
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
         # Channel and place in the group become one axis, as in the packed weight
-        x = x.reshape(BLOCK_K, BLOCK_M, SPAN).permute(1, 0, 2).reshape(BLOCK_M, BLOCK_K * SPAN)
+        x = swap_groups(x, SPAN)
         acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
 
     lane_out = tl.arange(0, BLOCK_M * PHASES)
     place_out = lane_out % PHASES
     position_out = tile * BLOCK_M + lane_out // PHASES
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = y_ptr + image * (C_OUT * L_OUT) + co_start * L_OUT - OFFSET
     y_inside = position_out * PHASES + place_out - OFFSET >= 0
     y_inside &= position_out * PHASES + place_out - OFFSET < L_OUT
     y_mask = y_inside[None, :]
     y_pointers = y_tile + (co * L_OUT)[:, None] + (position_out * PHASES + place_out)[None, :]
-    tl.store(y_pointers, acc, mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES), mask=y_mask)
 
 
 @triton.jit
@@ -558,7 +563,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_31a0defafcab98f3"
+NAMESPACE = "convgen_77cb176941361e46"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 0eed43a2232f31d8b742f4cdf7ea71fff9a621342eb7bb9eb61e81e7b1bb85f4
+# body sha256: a30a59c5082439c7fc2638490e2674e3737610a9d0bfa10c88671b8147c3be55
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -109,14 +109,13 @@ def conv_transpose1d_kernel(
 
     bias = tl.load(bias_ptr + co)
     acc += bias[None, :]
-    acc = tl.trans(acc).reshape(BLOCK_N * BLOCK_M)
     y_tile = y_ptr + tl.cast(image, tl.int64) * L_OUT * C_OUT + phase_l
     y_lanes = (co * L_OUT)[:, None] + (position * 3)[None, :]
     y_mask = (position * 3 + phase_l < L_OUT)[None, :]
     # In one dimension, along which neighbouring threads store neighbours of a row
     y_lanes = y_lanes.reshape(BLOCK_N * BLOCK_M)
     y_mask = tl.broadcast_to(y_mask, (BLOCK_N, BLOCK_M)).reshape(BLOCK_N * BLOCK_M)
-    tl.store(y_tile + y_lanes, acc, mask=y_mask)
+    tl.store(y_tile + y_lanes, tl.trans(acc).reshape(BLOCK_N * BLOCK_M), mask=y_mask)
 
 
 @triton.jit
@@ -519,7 +518,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_35c5de13845d6d1e"
+NAMESPACE = "convgen_f38e463f280394e0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 2 rows x 64 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 32904 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
-# body sha256: de0c274d6b93ab8b9b18a4af4bd8e2d6fa593562a928af6011be356cab66260a
+# body sha256: 689c7565e48f2d4121769454fc9b23ef452e445f8d7c24b8dd6e635a56253612
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -118,9 +118,9 @@ def conv_transpose2d_kernel(
         channel = block * BLOCK_K
         shift_w = -kw
         x_step = channel * (H_IN * W_IN) + shift_w
+        x_inside_w = (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         # Input row -2 of the block, for output row 0 with w_2
-        x_inside = (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 2 >= 0) & (block_h * ROWS - 2 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kw * (C_IN * C_OUT) + channel
@@ -130,24 +130,21 @@ def conv_transpose2d_kernel(
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row -1 of the block, for output rows 0 with w_1, 1 with w_2
-        x_inside = (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS - 1 >= 0) & (block_h * ROWS - 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
-        x_inside = block_h * ROWS < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output row 1 with w_0
-        x_inside = block_h * ROWS + 1 < H_IN
-        x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
+        x_inside = x_inside_w & (block_h * ROWS + 1 < H_IN)
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
@@ -617,7 +614,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ddd01415e92594bd"
+NAMESPACE = "convgen_d7d2c20a45902ae2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# body sha256: fd921911b7f4e5b7b30774e7d8c72d253486184e4c0464755a76967a74d3f0e7
+# body sha256: d602d149200840557fd6148253281d0a559f999929a9eec46c682d6d26baf8c1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -157,18 +157,17 @@ def conv_transpose2d_kernel(
     # Row 0 of the block
     y_tile = y_ptr + image * (C_OUT * H_OUT * W_OUT) + block_h * (C_OUT * ROWS * W_OUT)
     y_lanes = (q_w * C_OUT)[:, None] + co[None, :]
-    y_mask = (q_w < W_OUT)[:, None]
+    y_inside_w = q_w < W_OUT
+    y_mask = y_inside_w[:, None]
     tl.store(y_tile + y_lanes, acc_0, mask=y_mask)
     # Row 1 of the block
     tl.store(y_tile + y_lanes + C_OUT * W_OUT, acc_1, mask=y_mask)
     # Row 2 of the block
-    y_inside = block_h * ROWS + 2 < H_OUT
-    y_inside &= q_w < W_OUT
+    y_inside = y_inside_w & (block_h * ROWS + 2 < H_OUT)
     y_mask = y_inside[:, None]
     tl.store(y_tile + y_lanes + 2 * C_OUT * W_OUT, acc_2, mask=y_mask)
     # Row 3 of the block
-    y_inside = block_h * ROWS + 3 < H_OUT
-    y_inside &= q_w < W_OUT
+    y_inside = y_inside_w & (block_h * ROWS + 3 < H_OUT)
     y_mask = y_inside[:, None]
     tl.store(y_tile + y_lanes + 3 * C_OUT * W_OUT, acc_3, mask=y_mask)
 
@@ -649,7 +648,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_992cf0ae2f07577c"
+NAMESPACE = "convgen_bd74266b3dcb9cae"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: 70064fd26ef4aeee53442ff394f61977bcf921bd85d8bfc3a6448e234c25c50f
+# body sha256: 3eae51da1d41418a95a60567cae9a5c562dd164d309ed84c2a83ea744135235f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -57,6 +57,14 @@ EAGER = {torch.Tensor, nn.Parameter}
 MOST_LAUNCHED = 1024
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
 PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
+
+
+@triton.jit
+def swap_groups(x, WIDTH: tl.constexpr):
+    """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
+    rows: tl.constexpr = x.shape[0]
+    groups: tl.constexpr = x.shape[1] // WIDTH
+    return x.reshape(rows, groups, WIDTH).permute(1, 0, 2).reshape(groups, rows * WIDTH)
 
 
 @triton.jit(
@@ -121,9 +129,6 @@ def conv_transpose2d_kernel(
     q_w_out = position_out % W_ROW
     q_h_out = position_out // W_ROW
     co = tl.arange(0, BLOCK_N)
-    # The columns of a channel, side by side
-    acc = acc.reshape(BLOCK_M, BLOCK_N, PHASES).permute(1, 0, 2)
-    acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
     y_tile = (
         y_ptr
         + tl.cast(image, tl.int64) * H_OUT * W_OUT * C_OUT
@@ -135,7 +140,7 @@ def conv_transpose2d_kernel(
     y_inside &= q_w_out * PHASES + place_out < W_OUT
     y_mask = y_inside[None, :]
     y_pointers = y_tile + y_co[:, None] + y_position_out[None, :]
-    tl.store(y_pointers, acc.to(tl.float16), mask=y_mask)
+    tl.store(y_pointers, swap_groups(acc, PHASES).to(tl.float16), mask=y_mask)
 
 
 @triton.jit(
@@ -609,7 +614,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_255e8f220b7440b4"
+NAMESPACE = "convgen_e8768f5c756e2894"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -7,9 +7,10 @@ row, and the mask of one row that is used for another.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,10 @@ SERVED = {
     "three phases of rows": "ConvTranspose2d(4, 2, (5, 3), 3, 2, 1, input=(2, 4, 4, 5))",
     "four phases of rows": "ConvTranspose2d(4, 2, (9, 1), (4, 1), input=(2, 4, 3, 6))",
     "rows that no tap reaches": "ConvTranspose2d(4, 2, 3, 2, dilation=2, input=(2, 4, 4, 5))",
+    "rows that nothing is added to": "ConvTranspose2d(4, 2, 3, 2, dilation=2, bias=False, "
+    "input=(2, 4, 4, 5))",
+    "empty rows, last": "ConvTranspose2d(8, 2, 3, 2, dilation=2, input=(2, 8, 3, 5), "
+    "layout=channels_last, dtype=float16)",
     "strided volumes": "ConvTranspose3d(4, 2, 3, 2, 1, 1, input=(2, 4, 2, 4, 3))",
     "strided, last": "ConvTranspose2d(8, 6, 4, 2, 1, input=(2, 8, 5, 7), layout=channels_last)",
     "channels_last": "ConvTranspose2d(8, 6, 3, 1, 1, input=(2, 8, 5, 7), layout=channels_last)",
@@ -212,11 +217,51 @@ def test_a_kernel_has_a_load_for_each_input_and_a_product_for_each_row_and_tap(s
     for source in blocks_of(known, seed).values():
         block = source.plan.block
         taps = known.kernel_size[-2]
-        start = source.text.index(f"def conv_transpose{known.rank}d_kernel(")
-        kernel = source.text[start : source.text.index("\n\n\n", start)]
+        kernel = kernel_of(source)
         assert kernel.count("tl.dot(") == block.advance * taps
         assert kernel.count("x = tl.load(") == len(block.inputs) <= MOST_INPUTS
         assert kernel.count("tl.store(") == block.rows
+
+
+def kernel_of(source: KernelSource) -> str:
+    """Return the text of the layer's kernel."""
+    start = source.text.index(f"def conv_transpose{source.plan.spec.rank}d_kernel(")
+    return source.text[start : source.text.index("\n\n\n", start)]
+
+
+@pytest.mark.parametrize("layer", SERVED)
+def test_a_step_computes_a_condition_once(layer: str) -> None:
+    """What all rows share, such as the columns' conditions, is no matter of a row."""
+    for form, source in blocks_of(parse(SERVED[layer])).items():
+        nodes = ast.walk(ast.parse(kernel_of(source)))
+        for loop in (node for node in nodes if isinstance(node, ast.For)):
+            found = Counter(ast.unparse(n) for n in ast.walk(loop) if isinstance(n, ast.Compare))
+            # Input and weight have the input channels' condition each.
+            twice = {text for text, count in found.items() if count > 1 and "ci <" not in text}
+            assert twice == set(), form
+
+
+@pytest.mark.parametrize("layer", ["rows that no tap reaches", "rows that nothing is added to"])
+def test_outputs_that_no_input_reaches_have_no_accumulator(layer: str) -> None:
+    """They are the bias, or nothing: no zeros are carried through the loop, nor reordered."""
+    for form, source in blocks_of(parse(SERVED[layer])).items():
+        block, text = source.plan.block, kernel_of(source)
+        reached = {row for pairs in block.inputs.values() for row, _ in pairs}
+        assert 0 < len(reached) < block.rows
+        assert text.count("tl.zeros(") == len(reached), form
+        assert text.count("which no input reaches") == block.rows - len(reached), form
+        if not source.plan.spec.bias:
+            assert text.count(", 0.0") == block.rows - len(reached), form
+
+
+def test_groups_are_reordered_by_one_function() -> None:
+    """Four rows of a block would have four copies of its lines."""
+    sources = blocks_of(parse(SERVED["strided columns"]))
+    grouped = [source for source in sources.values() if source.plan.grouping is not None]
+    assert grouped
+    for source in grouped:
+        assert source.text.count(".permute(1, 0, 2)") == 1
+        assert kernel_of(source).count("swap_groups(acc") == source.plan.block.rows
 
 
 def test_the_planner_takes_blocks_by_itself() -> None:

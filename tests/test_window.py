@@ -141,10 +141,21 @@ def test_channels_and_boxes_that_hang_over_have_masks_of_their_own(
     spec = parse("ConvTranspose3d(16, 40, 3, input=(1, 16, 3, 5, 9))")
     tile = next(t for t in windows(spec, 4) if t.block_n == 32)
     source = compile_kernel(spec, H100, tile)
-    assert "y_inside_position = " in source.text
+    assert "y_inside = y_inside_co & (block_h * ROWS + 3 < H_OUT)" in source.text
     exact, error, faithful = measure(spec, load_module(source.text, "masks", tmp_path), device, 1)
     assert exact
     assert error <= allowed(spec, faithful)
+
+
+@pytest.mark.interpreter
+def test_rows_share_the_condition_of_a_phase_that_is_shorter(tmp_path: Path, device: str) -> None:
+    """Where a box has one place along an axis it is one of the whole tile, of no lane."""
+    spec = parse("ConvTranspose3d(16, 40, 3, stride=(2, 1, 1), input=(1, 16, 2, 9, 253))")
+    source = compile_kernel(spec, H100, windows(spec, 4)[0])
+    assert "q_d = program" in source.text
+    assert "y_inside_dw = (q_d * 2 + residue_d < D_OUT) & (q_w < W_OUT)" in source.text
+    exact, *_ = measure(spec, load_module(source.text, "masks", tmp_path), device, 1)
+    assert exact
 
 
 @pytest.mark.interpreter
