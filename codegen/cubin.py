@@ -29,6 +29,8 @@ from .sources import Statement
 from .targets import GpuTarget
 
 KERNEL = "_kernel"  # what the kernel's name ends with
+STAGES = "_num_stages"  # what decides about the stages of a launch, templates/parts/stages.jinja
+HOPPER = 9
 _POINTER = "_ptr"
 
 
@@ -91,8 +93,14 @@ def _launch(tree: ast.Module, kernel: ast.FunctionDef) -> Launch:
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     call = next(node for node in calls if _is_launch(node, kernel.name))
     given = kernel.args.args[: len(call.args)]
-    options = {str(pair.arg): ast.literal_eval(pair.value) for pair in call.keywords}
+    options = {str(pair.arg): _option(pair.value) for pair in call.keywords}
     return Launch(kernel.name, tuple(argument.arg for argument in given), options)
+
+
+def _option(value: ast.expr) -> Any:
+    """Return a launch option, as it is planned where a function of the file has the last word."""
+    planned = value.args[0] if isinstance(value, ast.Call) else value
+    return ast.literal_eval(planned)
 
 
 def _is_launch(call: ast.Call, kernel: str) -> bool:
@@ -148,6 +156,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
             given[argument] = TensorDescriptor(tensor, box, strides, box)
     arguments = list(given.values())
     options = launch.options | (configs[0].all_kwargs() if configs else {})
+    if f"def {STAGES}(" in text and capability // 10 == HOPPER and _overtakes(triton.__version__):
+        options["num_stages"] = 1
     jit = function.fn if configs else function
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(Stub())
@@ -156,6 +166,11 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     finally:
         triton.runtime.driver._active = before
     return _binary(compiled, triton)
+
+
+def _overtakes(version: str) -> bool:
+    """Whether that Triton may let loads overwrite what products read, as the file has it."""
+    return tuple(map(int, version.split(".")[:2])) < (3, 9)
 
 
 def _device_part(text: str, name: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class FileContext:
             none for one whose kernel reads the weight as it lies.
         repeats: launches are repeated without what Triton looks up for each.
         settles: products are waited for.
+        unpipelined: it is for no Hopper, where loops must not be pipelined.
         functions: helper functions that the kernels call.
         interpreted: the kernels have branches for Triton's interpreter.
         configs: of an autotuned kernel.
@@ -77,6 +78,7 @@ class FileContext:
     packs: tuple[PackText, ...]
     repeats: bool
     settles: bool
+    unpipelined: bool
     functions: tuple[str, ...]
     interpreted: bool
     configs: tuple[str, ...]
@@ -126,6 +128,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         packs=packs,
         repeats=bool(packs or not plan.tuned),
         settles=any(each.settles for each in kernels),
+        unpipelined=any(each.unpipelined for each in kernels),
         functions=_functions(spec, swaps=any(each.swaps for each in kernels)),
         interpreted=spec.dtype == "bfloat16" or constant is not None,
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),

@@ -232,21 +232,24 @@ def input_tiles(
     return tuple(tiles)
 
 
-def settled(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> GemmContext:
-    """Return the context with products that are waited for before another input is loaded.
+def is_overtaken(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> bool:
+    """Whether loads may overwrite what products still read, on a Hopper with Triton before 3.9.
 
-    Triton before 3.9 lets the last products of Hopper that read an input, whose sums nothing else
-    in the step reads, run on while others are loaded. Where these lie in registers they may be the
-    same. Files for other GPUs may run on a Hopper as well.
+    That lets the last products that read an input, whose sums nothing else in the step reads, run
+    on while others are loaded. Where these lie in registers they may be the same. A loop that is
+    not pipelined waits for each product.
     """
     spec = plan.spec
     in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
     if context.loop is None or in_parts or spec.dtype == "float64":
-        return context
+        return False
     rounds = spec.product is not None and not copy_rounds(plan)
     reordered = any(tile.lines for tile in context.inputs)
-    if not (rounds or reordered or spec.before) and is_run(sizes.box):
-        return context  # products read shared memory
+    return bool(rounds or reordered or spec.before) or not is_run(sizes.box)
+
+
+def settled(context: GemmContext) -> GemmContext:
+    """Return the context with products that are waited for before another input is loaded."""
     tiles: list[InputText] = []
     later: set[str] = set()
     for tile in reversed(context.inputs):

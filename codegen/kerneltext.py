@@ -16,7 +16,7 @@ from typing import Any
 from sympy import Expr, Symbol
 
 from .families import find_family
-from .gemm import settled
+from .gemm import is_overtaken, settled
 from .index import FloorDiv
 from .packing import packed_grouping
 from .plan import KernelPlan
@@ -66,6 +66,7 @@ class KernelText:
         precision_constant: the precision behind the constant, None where a name serves.
         rounds: operands are rounded to TF32.
         settles: some of its products are waited for.
+        unpipelined: it is for no Hopper, where its loop must not be pipelined.
         swaps: groups of neighbours become channels, and the other way round.
         preface: lines before its constants.
         constants, arguments, locals: sizes known, given at the launch, and derived from those.
@@ -90,6 +91,7 @@ class KernelText:
     precision_constant: str | None
     rounds: bool
     settles: bool
+    unpipelined: bool
     swaps: bool
     preface: tuple[str, ...]
     constants: tuple[str, ...]
@@ -123,8 +125,10 @@ def kernel_text(
     family = find_family(plan.family)
     scribe = Scribe(sizes.space)
     body = family.context(plan, sizes, scribe)
-    if family.products:
-        body = settled(plan, sizes, body)
+    overtaken = family.products and is_overtaken(plan, sizes, body)
+    settles = overtaken and plan.target.is_hopper
+    if settles:
+        body = settled(body)
     body = _with_stages(plan, body, products=family.products)
     after = tuple(_stage_line("acc", stage) for stage in spec.after)
     body = _with_values(spec, body, staged=bool(after))
@@ -153,8 +157,8 @@ def kernel_text(
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=product is not None and product.rounds,
-        settles=family.products
-        and any(product.settled for tile in body.inputs for product in tile.products),
+        settles=settles,
+        unpipelined=overtaken and not settles,
         swaps=family.products and plan.grouping is not None,
         preface=preface,
         constants=constants,

@@ -75,6 +75,11 @@ class GpuTarget:
         return self.compute_capability[0] in (9, 10)
 
     @property
+    def is_hopper(self) -> bool:
+        """Whether its matrix instructions, wgmma, run on beside the code that follows them."""
+        return self.compute_capability[0] == 9
+
+    @property
     def arch(self) -> str:
         """The compiler's name for the architecture, such as ``sm_89``."""
         major, minor = self.compute_capability

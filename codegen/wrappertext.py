@@ -123,7 +123,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     launch_sizes = names.launch_sizes(arguments)
     tile, packed = plan.tile, packed_grouping(plan)
     lanes = "1" if packed is None else _value(sizes.lanes)
-    options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={tile.num_stages}")
+    stages = f"_num_stages({tile.num_stages})" if kernel.unpipelined else str(tile.num_stages)
+    options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={stages}")
     return WrapperContext(
         input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
         weight_shape=_tuple(_weight_shape(spec)),

@@ -82,6 +82,8 @@ def measure(brief: Path, target: str) -> dict[str, object]:
     folder = Path(tempfile.mkdtemp())
     seed = load_module(code, "seed", folder)
     emitted = load_module(emit(spec, find_target(target)), "emitted", folder)
+    if target == "rtx4090":  # its code has nothing of the Hopper that it runs on
+        emitted._num_stages = lambda planned: planned
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(spec.input, device="cuda", generator=generator)
     weight = torch.randn(64, 64, 3, 3, device="cuda", generator=generator)

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 4732c6017f713b21727ea4681fd6d8ecde3ac89338b875c78c908b5bb3b7c5f4
+# body sha256: 97ff0602959da469e39babc082c2b2de8851fd9e9a36a197b1e65b614e97e6a8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -76,16 +76,6 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
-
-
-@triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -181,7 +171,7 @@ def conv_transpose2d_kernel(
         w_mask = w_mask_ci[:, None] & w_mask_column[None, :]
         w = tl.load(w_tile + w_step + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
-        acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
+        acc = tl.dot(x, w, acc, input_precision="tf32")
 
     bias_mask = (column // PHASES) + co_start < C_OUT
     bias_tile = bias_ptr + tl.cast(co_start, tl.int64)
@@ -531,6 +521,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 4
@@ -556,6 +557,8 @@ def _launch(input, packed_weight, bias):
             f"call it once with an input {tuple(input.shape)} before the capture"
         )
     with torch.cuda.device_of(x):
+        for config in CONFIGS:
+            config.num_stages = _num_stages(config.num_stages)
         conv_transpose2d_kernel[grid](
             x,
             packed_weight,
@@ -688,7 +691,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ddee7d21b432271e"
+NAMESPACE = "convgen_fc46b109ead42c86"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

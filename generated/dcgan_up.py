@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: 5d5abc93a5b0d2fe53cf7edd677c5ac6260a3a6157cf252e91c5eeff51793136
+# body sha256: 16190fea98e3247df356af647661e280042162777c868016cc7e80125ec382bb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -76,16 +76,6 @@ def round_to_tf32(x):
 
 
 @triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def conv_transpose2d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, H_IN, W_IN]
     w_ptr,  # *fp32 [KH * KW, C_OUT, C_IN], packed
@@ -149,7 +139,7 @@ def conv_transpose2d_kernel(
         w_step = kh * (C_IN * C_OUT * KW) + kw * (C_IN * C_OUT) + channel
         w = tl.load(w_tile + w_step + w_lanes)
         x = round_to_tf32(x)
-        acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
+        acc = tl.dot(x, w, acc, input_precision="tf32")
 
     acc = tl.where(acc < 0, 0.0, acc)
     y_tile = (
@@ -465,6 +455,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 4
@@ -498,7 +499,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=4,
+            num_stages=_num_stages(4),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -606,7 +607,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d4c01bd5df94b2ce"
+NAMESPACE = "convgen_8792a9a7cfd0273f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

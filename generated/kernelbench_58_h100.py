@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 6a05489c48e4a12c30480ab4b6cd17fb5a6269b067c94962dfb1ad7369761bd7
+# body sha256: 44d32e2083422b949cb8ead7894c18f9edfdef0de82869713cccde2171c2dbee
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -114,8 +114,8 @@ def round_to_tf32(x):
 def settle(acc):
     """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
+    Triton before 3.9 leaves the last tl.dot of an input running, and may let the next load have
+    registers that it still reads.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -1026,7 +1026,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a911c88ed2debaf8"
+NAMESPACE = "convgen_dd7aea0650946f4a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 16 channels, 16 deep, 4 warps, 2 stages
 # grid: (tile, image), 2848 programs in about 11 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: 78aed137bb8c912f455686044c2eade83098bb78940e63e13a4ca1f744a18184
+# body sha256: 1b3059eafde6c9722414f10b547cc64385227e810aa5945668ee0a7741840d05
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -73,16 +73,6 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
-
-
-@triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -195,7 +185,7 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
+        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
     y_tile = y_ptr + image * (C_OUT * D_OUT * H_OUT * W_OUT)
@@ -507,6 +497,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 5
@@ -541,7 +542,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=2,
+            num_stages=_num_stages(2),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -664,7 +665,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_09423526907661a4"
+NAMESPACE = "convgen_d376e98da8512b11"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

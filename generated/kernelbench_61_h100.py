@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: e32faea471c3d3c5ff16d2e89e8a18806f360e6cde0158d47d9316dada459abb
+# body sha256: 873ef3aced6d42c8ed16c442c71b577b2976f48372f7326b9c3ed2ce2fc980ca
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -110,8 +110,8 @@ def round_to_tf32(x):
 def settle(acc):
     """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
+    Triton before 3.9 leaves the last tl.dot of an input running, and may let the next load have
+    registers that it still reads.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -956,7 +956,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_01407da54ec7fa09"
+NAMESPACE = "convgen_5aef456e98f9e7b6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 128 waves of 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: a5e8e30cf4beaefd8a21bfe02d7e2763944e7fcf4d9ebc210c450cd39e927fe7
+# body sha256: 688d3c130f9fcde491e9aeecfe63e93a4f4abd8f9a1e5b2b078dffc7fd175147
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -105,8 +105,8 @@ def round_to_tf32(x):
 def settle(acc):
     """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
+    Triton before 3.9 leaves the last tl.dot of an input running, and may let the next load have
+    registers that it still reads.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -894,7 +894,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_25c7b1e88aad9f71"
+NAMESPACE = "convgen_689ee449ad184df3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

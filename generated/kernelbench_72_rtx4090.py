@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 737d3434e6da0bc6f96b27d0dfb581c68a47cb7430f4d1a4028489b6ebffc85b
+# body sha256: 04e1948bd472d2dc328a6b23f5978972c715ab777910b85c56a2800d5dda2f08
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -83,16 +83,6 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
-
-
-@triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -206,7 +196,7 @@ def conv_transpose3d_kernel(
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
-        acc_3 = settle(tl.dot(x, w_1, acc_3, input_precision="tf32"))
+        acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
 
     # Row 0 of the block
     lane_out = tl.arange(0, BLOCK_M * PHASES)
@@ -561,6 +551,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 5
@@ -595,7 +596,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=2,
+            num_stages=_num_stages(2),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -718,7 +719,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6fd09204c7532b8f"
+NAMESPACE = "convgen_196541c33bb65f53"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

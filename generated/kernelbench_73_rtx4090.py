@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_d * tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 4cd9bf66174e74820b9aa2cf6525d036695bba01625cb5aba4fbd39a73e1a1b1
+# body sha256: 574ba063cb56c018e7c10ea87bba7d4286747eb4fb594f51f2a68465c7c8b58c
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -78,16 +78,6 @@ def round_to_tf32(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)
-
-
-@triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -172,7 +162,7 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
-        acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
+        acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
     # Row 0 of the block
     lane_out = tl.arange(0, BLOCK_M * PHASES)
@@ -512,6 +502,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 5
@@ -546,7 +547,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=3,
+            num_stages=_num_stages(3),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -669,7 +670,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_76ff13ddeb630124"
+NAMESPACE = "convgen_da47bda14c4c90e5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

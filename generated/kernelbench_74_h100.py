@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 83 waves of 132 SMs x 3
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: abfa3359b95570a5ac97b3c6f31fd7470d7fb59e4f5459361ffc2a8a6b47d2ff
+# body sha256: cb56eb592e5efc9d5b57028f1291f67cac84f6c0cc79494b86729196dfaf7cec
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -89,8 +89,8 @@ def round_to_tf32(x):
 def settle(acc):
     """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
+    Triton before 3.9 leaves the last tl.dot of an input running, and may let the next load have
+    registers that it still reads.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -682,7 +682,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_77ba162a6e79f38f"
+NAMESPACE = "convgen_7888f66ed40576aa"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

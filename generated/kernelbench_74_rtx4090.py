@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 4bc0fb9fa78ae8b74658f2667b77008e9d5f2047b869480e8d780e4ca8bc4a95
+# body sha256: 70176cd163257b9a6225416ad7382528877cf07142ef0d801e90c6b89d59c4fd
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -68,16 +68,6 @@ def round_to_tf32(x):
 
 
 @triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def conv_transpose1d_kernel(
     x_ptr,  # *fp32 [BATCH, C_IN, L_IN]
     w_ptr,  # *fp32 [KL, C_OUT, C_IN], packed
@@ -110,7 +100,7 @@ def conv_transpose1d_kernel(
         w_step = kl * (C_IN * C_OUT)
         w = tl.load(w_ptr + w_step + w_lanes)
         x = round_to_tf32(x)
-        acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
+        acc = tl.dot(x, w, acc, input_precision="tf32")
 
     y_tile = y_ptr + image * (C_OUT * L_OUT)
     y_lanes = (co * L_OUT)[:, None] + position[None, :]
@@ -357,6 +347,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 3
@@ -390,7 +391,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=3,
+            num_stages=_num_stages(3),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -510,7 +511,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a8cac77e49970466"
+NAMESPACE = "convgen_d4ddece3e37bebeb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs in about 129 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 660c109f48446df3af8574e4864ecfca250730195b65ddd8a2aebf1e07f7d4fc
+# body sha256: aa1e991394e6f0f4afca31272592b250dca92af5c45157b606188df93f665991
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -78,16 +78,6 @@ def round_to_tf32(x):
 
 
 @triton.jit
-def settle(acc):
-    """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
-
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
-    """
-    return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def swap_groups(x, WIDTH: tl.constexpr):
     """Transpose a matrix whose columns are groups of WIDTH; those of a group stay neighbours."""
     rows: tl.constexpr = x.shape[0]
@@ -148,7 +138,7 @@ def conv_transpose2d_kernel(
         w_mask = (ci < GROUP_C_IN)[:, None]
         w = tl.load(w_tile + w_step + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
-        acc = settle(tl.dot(x, w, acc, input_precision="tf32"))
+        acc = tl.dot(x, w, acc, input_precision="tf32")
 
     lane_out = tl.arange(0, BLOCK_M * PHASE_LANES)
     place_out = lane_out % PHASE_LANES
@@ -492,6 +482,17 @@ def _mark(weight):
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
+def _num_stages(planned):
+    """Return the stages of a launch on the current device.
+
+    A Hopper gets one, as Triton before 3.9 may let loads of a pipelined loop overwrite registers
+    that a tl.dot still reads there; files that are generated for Hopper wait for it instead.
+    """
+    overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 1 if overtakes and hopper else planned
+
+
 def _launch(input, packed_weight, bias):
     """Return the output of arguments that have no error."""
     batched = input.dim() == 4
@@ -525,7 +526,7 @@ def _launch(input, packed_weight, bias):
             packed_weight,
             y,
             num_warps=4,
-            num_stages=4,
+            num_stages=_num_stages(4),
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
@@ -648,7 +649,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_25cbb03ff78be9eb"
+NAMESPACE = "convgen_79ab8376da53470f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: d6250875fc8fa8d651955c731ef2551a5dd86ab24697cb6510c94e9535a9ac19
+# body sha256: a45ccfb3d8c605f171c3ef75726d6ec371da1b49db8ac66660d29304867f456a
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -77,8 +77,8 @@ def round_to_tf32(x):
 def settle(acc):
     """Make Triton wait for a tl.dot before the next load, by using the bits of its result.
 
-    On Hopper, Triton before 3.9 leaves the last tl.dot of an input running, and may let the next
-    load have registers that it still reads. A file for another GPU may run on a Hopper as well.
+    Triton before 3.9 leaves the last tl.dot of an input running, and may let the next load have
+    registers that it still reads.
     """
     return acc.to(tl.int32, bitcast=True).to(tl.float32, bitcast=True)
 
@@ -563,7 +563,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_77cb176941361e46"
+NAMESPACE = "convgen_4f63e589fba237f7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

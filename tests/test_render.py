@@ -188,7 +188,7 @@ def fields_below(owner: type) -> set[tuple[type, str]]:
 # What Python hands on in other fields: the result, cast, as a `value`; the access as `outputs`.
 CAST = ("result", "y")
 # What Python reads: the template's name, by which it is included, and what the file has for both.
-OF_THE_FILE = ("template", "precision_constant", "rounds", "settles", "swaps")
+OF_THE_FILE = ("template", "precision_constant", "rounds", "settles", "swaps", "unpipelined")
 
 
 def fields_read(family: KernelFamily) -> set[tuple[type, str]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from convgen import find_target, parse
+from convgen import emit, find_target, parse
 from convgen.compiler import plan
+from convgen.loading import load_module
 from convgen.table import read_table
 from running import worked
 
@@ -37,6 +39,7 @@ WRONG = {
     "num_stages": 3,
     "family": "window",
 }
+DCGAN = "ConvTranspose2d(512, 256, 4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4))"
 TILES = 4  # the model's first ones, of each layer
 
 
@@ -66,6 +69,56 @@ def test_no_shipped_kernel_loses_an_operand(root: Path) -> None:
     wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]
     assert wrong == []
     assert sum(any(products) for products, _ in rows) > len(jobs) // 2
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_only_a_file_for_a_hopper_waits_in_its_kernel(layer: str) -> None:
+    """Others read as code for their own card; on a Hopper their loops are not pipelined."""
+    for target in ("rtx4090", "a100", "h100", "h200", "b200"):
+        text = emit(parse(layer), find_target(target))
+        kernel = text[text.index("@triton.jit") : text.index("def pack_weight(")]
+        hopper = find_target(target).compute_capability[0] == 9
+        assert hopper or not re.search("settle|Hopper", kernel), target
+        assert not (hopper and "_num_stages" in text), target
+        if "\n        x = round_to_tf32(x)" in kernel:  # in the loop
+            assert hopper == ("settle(tl.dot(" in kernel), target
+            assert hopper != ("num_stages=_num_stages(" in text), target
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "capability", "stages"),
+    [
+        ("3.6.0", (9, 0), 1),
+        ("3.8.1+git1234", (9, 0), 1),
+        ("3.9.0", (9, 0), 3),
+        ("3.10.0", (9, 0), 3),
+        ("3.6.0", (8, 9), 3),
+        ("3.6.0", (10, 0), 3),
+        ("3.6.0", None, 3),
+    ],
+)
+def test_loops_are_pipelined_but_for_another_files_hopper(
+    triton_version: str,
+    capability: tuple[int, int] | None,
+    stages: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = load_module(emit(parse(LAYERS[0]), find_target("rtx4090")), "ada", tmp_path)
+    monkeypatch.setattr("triton.__version__", triton_version)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert module._num_stages(3) == stages
+
+
+@pytest.mark.compile
+def test_no_kernel_for_another_card_loses_an_operand_on_a_hopper() -> None:
+    jobs = [(layer, target, None, True) for layer in LAYERS for target in ("rtx4090", "a100")]
+    rows = worked("wgmma_worker.py", jobs)
+    assert [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines] == []
+    assert sum(any(products) for products, _ in rows) > len(jobs) // 2
+    (_, lost), *_ = worked("wgmma_worker.py", [(DCGAN, "rtx4090", None, False)])
+    assert lost != []
 
 
 @pytest.mark.compile
