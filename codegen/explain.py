@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .caveats import caveats_of
 from .costs import multiplied
 from .families import FAMILIES, find_family
 from .forms import form_of
@@ -127,8 +128,8 @@ def _plan(plan: KernelPlan) -> Rows:
         yield "note", "sizes are left to run time: figures are for nominal ones"
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
     yield "family", f"{family.name}: {family.idea}"
-    if family.caveat is not None:
-        yield "mind", family.caveat
+    if caveats := caveats_of(plan):
+        yield "mind", " ".join(caveats)
     yield "tile", tile_text(plan)
     yield "why this tile", _why_tile(plan)
     yield "grid", plan.grid_text

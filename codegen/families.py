@@ -27,7 +27,6 @@ class KernelFamily:
         template: prints its kernel.
         idea: what it does, in a line.
         serves: which specs, in a line.
-        caveat: what a user of its kernels should know, None if there is nothing.
         refuses: why it cannot serve a spec, None if it can.
         products: whether it multiplies in matrix units, in the spec's precision; else all is
             done in the accumulator's.
@@ -40,7 +39,6 @@ class KernelFamily:
     idea: str
     serves: str
     products: bool
-    caveat: str | None = None
     refuses: Callable[[ConvTransposeSpec], str | None]
     context: Callable[..., Any]
     context_type: type
@@ -75,8 +73,6 @@ FAMILIES = (
         "loads, and all phases of the last axis in one contiguous store",
         serves="channels_first, where a group of the last axis is small",
         products=True,
-        caveat="an infinity or NaN of the input also reaches outputs of its group that it has no "
-        "weight for: there it is multiplied by zero",
         refuses=polyphase_refusal,
         context=polyphase_context,
         context_type=GemmContext,

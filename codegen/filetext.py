@@ -7,14 +7,17 @@ is already printed.
 from __future__ import annotations
 
 import shlex
+import textwrap
 from dataclasses import dataclass
 
 from sympy import Symbol
 
 from . import __version__
+from .caveats import caveats_of
 from .kerneltext import KernelText, kernel_text
 from .packtext import PackText, pack_text
 from .plan import KernelPlan, Tile
+from .printer import WIDTH
 from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
 from .sizes import Sizes, sizes_of
@@ -36,6 +39,7 @@ class FileContext:
     Attributes:
         version, spec, target, tile, grid, choices, command: the header's lines.
         family: its name.
+        caveats: what its user should mind, lines of the docstring.
         layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
         unbatched, batched: dimensions of an input without its batch axis, and with it.
         dtype: the element type.
@@ -66,6 +70,7 @@ class FileContext:
     choices: str | None
     command: str
     family: str
+    caveats: tuple[str, ...]
     layer: str
     op: str
     rank: int
@@ -116,6 +121,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         choices=plan.choices_digest,
         command="convgen build" if precompiled else _command(plan),
         family=plan.family,
+        caveats=tuple(line for text in caveats_of(plan) for line in textwrap.wrap(text, WIDTH)),
         layer=f"ConvTranspose{spec.rank}d",
         op=op,
         rank=spec.rank,

@@ -132,6 +132,12 @@ class Grouping:
         return any(None in inputs for outputs in self.table for inputs in outputs)
 
     @property
+    def spreads(self) -> bool:
+        """Whether inputs are multiplied by zero for outputs that they have no weight for."""
+        places = (inputs for outputs in self.table for inputs in outputs[: self.width])
+        return not self.unrolled and any(None in inputs for inputs in places)
+
+    @property
     def table(self) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
         """Kernel indices as [tap][output lane][input place], None where there is none."""
         return tuple(

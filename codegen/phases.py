@@ -106,6 +106,19 @@ class AxisPhases:
         """Return `first` of the phase with offset v: its first q with o >= 0."""
         return -((offset - self.padding) // self.stride)
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether some output has taps that meet no input, before the first one or after the last.
+
+        The outputs of a phase are `input + (growth - 1 - residue) // stride`.
+        """
+        return any(
+            phase.shift < (phase.taps - 1) * self.input_step
+            or phase.shift + (self.growth - 1 - phase.residue) // self.stride > 0
+            for phase in self
+            if phase.taps
+        )
+
     def phase(self, first_tap: int, gap: int) -> Phase:
         """Return the phase numbered (first_tap, gap)."""
         offset = self.dilation * first_tap + gap

@@ -4,13 +4,17 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 97ff0602959da469e39babc082c2b2de8851fd9e9a36a197b1e65b614e97e6a8
+# body sha256: dd198b59768737fc47bcc25e596ff4e4b248d4160dd2c7568eb5dc0aa1c8b08c
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -691,7 +695,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_fc46b109ead42c86"
+NAMESPACE = "convgen_ca676f3b70e9fb64"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

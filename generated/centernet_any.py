@@ -4,13 +4,15 @@
 # family: direct, tile 64 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: dbdfc8af37da9bc468efb24b0c97f959160a1c63a00652b15a42c54ed563205f
+# body sha256: 97ab7d921e76a274f5097c0afaf5dc1c072c97de49ea4745add510c7d60d2041
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -535,7 +537,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_632537a8b550ca0d"
+NAMESPACE = "convgen_f48b9644e4cd0d8e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,15 @@
 # family: direct, tile 16 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# body sha256: 6dbf0bc8d66661c5b728b9e69cd0d1313b8216555359d24ff78c699aeece1067
+# body sha256: 8f7f451613167ade52c33f686c637e1ed56b4216278712515d62d78253467acc
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -520,7 +522,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_291ecaaf6724e443"
+NAMESPACE = "convgen_cf69b10daba2defb"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,15 @@
 # family: stencil, tile 128 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 16384 programs in about 16 waves of 128 SMs x 8
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: ec0667b77b4e58739116f09ebb0d88a6f6acb87fc6bd319436d69d181528bae8
+# body sha256: e8e58f3a44d82f7e9cd25e81d762f3b5e0194c9bb99dc15b64a240487e5a8f86
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -528,7 +530,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_96bb38f87ddbe006"
+NAMESPACE = "convgen_7fc8583cbe5dd658"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,15 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: 58e3d4e41afe12c91ffbc54791d89fef13c9af16212a76d887afc98eb11eac87
+# body sha256: bd9b65f50ae501d5934f9508ce8b6fe4dc5646ae51992879517b0869226ad473
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -618,7 +620,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_33e6bcec32695aa7"
+NAMESPACE = "convgen_424c436aae15b30f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

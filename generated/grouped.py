@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 804ad2e571589c6802e06184fd0aaf60a485cc9af593d8f2dc1cf2abb05b9a72
+# body sha256: 801dd6aefb38a61a3309664fbe9e294260b72c77cab1b37b1105a8efb3af3952
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -647,7 +651,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dbd021df3e7b3ded"
+NAMESPACE = "convgen_3b03d21630e709a4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

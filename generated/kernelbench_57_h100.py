@@ -5,13 +5,17 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: a5a15a1b06806c6a20c9ef47e46bc699663b725ed17ebb04a892ba20999a4c43
+# body sha256: 02b7e65040375fab627b232f0ede35310342c3d660f2bd05ecd930f988706f07
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -895,7 +899,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_81d86dfaa0c83ceb"
+NAMESPACE = "convgen_ee04f44a527f58ff"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

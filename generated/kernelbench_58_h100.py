@@ -5,13 +5,19 @@
 # grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 44d32e2083422b949cb8ead7894c18f9edfdef0de82869713cccde2171c2dbee
+# body sha256: 74e7245f9bf0e37ad9c48277dc04d2db9139f36be1100b27a775098f32ab7f72
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -1026,7 +1032,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dd7aea0650946f4a"
+NAMESPACE = "convgen_0fa52c4376007a8a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,15 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: 302a5fe450fd46ec0cff5abac013f74428b855171da06403d198909313429611
+# body sha256: f297952f0baae59762048f66082d7e2a19ecc1a86c54811003108591f3103b0e
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -521,7 +523,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_46044bbe1d7d218d"
+NAMESPACE = "convgen_7709d0206f2e823f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,13 +5,17 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 2ac5446e57c52f88b653916be4e246ee1ec336b3dc47f2412095760bfe0e3fe7
+# body sha256: 72c7c037971f919b4acd4d4db663d21c3cd2be0d1bc4b2b5983352cf825d5071
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -943,7 +947,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ec027e67f01700ae"
+NAMESPACE = "convgen_dd6a19561055faab"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

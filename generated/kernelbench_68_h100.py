@@ -5,13 +5,17 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: d42e78f60e9772c86b3176196184b2b9243c390c19cf64dc7bfc82e0d7813c40
+# body sha256: 14d86b2529ffd7cf1912aec82f3f3004e72f95319b29a76e15c6650b87176ba6
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -1024,7 +1028,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_bff19c3460546a9a"
+NAMESPACE = "convgen_b4a3a8f5916bc0ba"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

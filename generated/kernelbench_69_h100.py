@@ -5,13 +5,17 @@
 # grid: (tile, image), 16960 programs in about 128 waves of 132 SMs x 1
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: 688d3c130f9fcde491e9aeecfe63e93a4f4abd8f9a1e5b2b078dffc7fd175147
+# body sha256: 4a317f2f8a3201c282e0c2f3a95d60da493c2e1b3c9c9b934f4a3b0acbe59518
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -894,7 +898,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_689ee449ad184df3"
+NAMESPACE = "convgen_2f1b90da697fc1c0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,13 +5,19 @@
 # grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: 57a8ab8bf3741c9782eb50f944038a89c0d4bcef284e9858d6da12884730d9c5
+# body sha256: e99c3886b7f2ce9bfd37a30e23db1e4d780cc1ad8c0622c51ef6361be03548bb
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -950,7 +956,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_716fe86f55c29c9c"
+NAMESPACE = "convgen_9eb8492f139ce112"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

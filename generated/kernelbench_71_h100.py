@@ -5,13 +5,19 @@
 # grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 7895b9fea385159607e8bf383410a3a1bbf11f1da2bbb8a592c2fbab5d671cd7
+# body sha256: b09ef12c6778d3173c396b2eea572f4ff17d9ee07274071bb9276b6f1783c050
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -927,7 +933,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_be599e9225e30a22"
+NAMESPACE = "convgen_8175f6b927406425"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 8.73 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: f27ee88131e17ec91231036657e9d177a6d6c9feb354acffc68892d8d81dd697
+# body sha256: 315fdaaaf8a36124b670ca03aa8308b7307eaf0defe66dbc3711044790c70970
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -718,7 +722,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_10a0b7b163ebf7cf"
+NAMESPACE = "convgen_2d4d48445f9fcc7e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 04e1948bd472d2dc328a6b23f5978972c715ab777910b85c56a2800d5dda2f08
+# body sha256: 2711c5a90f1eca6ec765dc2c04502a9452c3a2f3073723532901416b1d9ac319
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -719,7 +723,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_196541c33bb65f53"
+NAMESPACE = "convgen_a3b960073c8c6987"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

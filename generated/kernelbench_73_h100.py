@@ -4,13 +4,16 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: 29a6cce5ae43b76310dc52cad6dba68fed4ef73f9b5343bcae4489702e305896
+# body sha256: 74b0e6743b347a2f45b8d1e5c0a85c3bc76e9cbfe342764ea32b6e6a4745a17d
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
 """
 
 import functools
@@ -690,7 +693,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_32c550d056ddf629"
+NAMESPACE = "convgen_e4c76991396e532b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,16 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_d * tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 574ba063cb56c018e7c10ea87bba7d4286747eb4fb594f51f2a68465c7c8b58c
+# body sha256: 37bab97f61e728ec9bc1ab12a34541244cbf847eeea64a3e9f5b725109bb0eaa
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
 """
 
 import functools
@@ -670,7 +673,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_da47bda14c4c90e5"
+NAMESPACE = "convgen_8dc74c1b033dc9ec"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

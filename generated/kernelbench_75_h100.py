@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 60b022e499d85aec211752de00787a57fd64f3789c60e91ea967d09748312c12
+# body sha256: a3521fac43db9d6bf6d4d4327beab4e33a41d2ab1a4815dd6dc4cf9ebcb0bd4d
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -706,7 +710,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_e68a307747e0b573"
+NAMESPACE = "convgen_093d28e987273025"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

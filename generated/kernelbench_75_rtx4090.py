@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (gap_h * tile * group * image), 66048 programs in about 129 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: aa1e991394e6f0f4afca31272592b250dca92af5c45157b606188df93f665991
+# body sha256: 947adc303728ec85ef625f538e0abc1ed29156ac25956846a66c9b0d6a0b4c8e
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -649,7 +653,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_79ab8376da53470f"
+NAMESPACE = "convgen_704675189b877ea8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

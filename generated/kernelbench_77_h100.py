@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: b50689c7202c1d2602ad5b956e72a5963b008ba3d5d86fa2f0d27e30bee785c6
+# body sha256: ac77bc759051a5d31d4b50874b058417bb79999718fec7414504e9f15558a21e
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -728,7 +732,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_221898e7ff5a26a2"
+NAMESPACE = "convgen_4ee4f1bc6fbc4314"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (gap_h * gap_d * tile, image), 19136 programs in about 75 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: 8630a033ecece4230d4d3f3c636e32c4b5972ee6dbe4638bbbe68a3bd06a4f4a
+# body sha256: 09d4fb570bcbef94cf72baac07d99574e73596a0d8dd433d8f08cb9ed85b404b
 
 """ConvTranspose3d as a Triton kernel.
 
 `conv_transpose3d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose3d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -649,7 +653,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8c5bf3aa9ba3f7d7"
+NAMESPACE = "convgen_b89e408ec2d362ec"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,13 +5,19 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: 9731a6d007d5476faf8c4bf38db20b07536c514bc7f0678f304ab3828b20a38b
+# body sha256: a5f0b02d589e962747ff2d60bf90b81e5f8765602f04e93593a0fd47c84b7ae9
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinity or NaN of the output's gradient also reaches neighbours, in their row, of the elements
+of the input's gradient that it has weights for.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -957,7 +963,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c690048e3cd5ed87"
+NAMESPACE = "convgen_665ec9eac24bf4f6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: a45ccfb3d8c605f171c3ef75726d6ec371da1b49db8ac66660d29304867f456a
+# body sha256: 79fb585be401dc67bf3671eea25fb1f0750e065e091585f0408d38ae0fe65e3d
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -563,7 +567,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4f63e589fba237f7"
+NAMESPACE = "convgen_a573e76eea55f4c7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,17 @@
 # family: polyphase, tile 64 positions x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 65568 programs in about 171 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 6aba157f3ffa948403156d139d7ce1dc62eae4b373bf9f8a3ccf133dc8308cca
+# body sha256: 5bfe481a65522215ee04013b3be817d50a7d831c6c240b123f4f3035d20800ca
 
 """ConvTranspose1d as a Triton kernel.
 
 `conv_transpose1d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose1d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
+An infinite weight gives NaN where it meets padding, which is zero.
 """
 
 import functools
@@ -544,7 +548,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_176aa7fd2509eeb2"
+NAMESPACE = "convgen_bbd6be99d701ad11"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,16 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: 66d44908b3cd282c2ee3ae2382c95c8d7ee4b5bc1524e6516226896654038fe4
+# body sha256: 3ce37f79a1feeb72763030a2e3500e5e915ebf7435933b9c179baf6ba9aa394f
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
 """
 
 import functools
@@ -634,7 +637,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8898e90137d64049"
+NAMESPACE = "convgen_f8ac1caca8a6aa91"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,13 +4,16 @@
 # family: polyphase, tile 32 positions x 8 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 163840 programs in about 213 waves of 128 SMs x 6
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 8ed12a85f1165efbaaa3afd8ed310d42677b754acfff584c770ce1a22c31b10e
+# body sha256: e546964c9d7f6861b086f547b7445185abba7ee62df39a3d11cfd679579e380e
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
+weights for: they are computed together, and what has no weight is multiplied by zero.
 """
 
 import functools
@@ -635,7 +638,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c035268d077efa29"
+NAMESPACE = "convgen_87a0170120f2cebe"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
