@@ -22,6 +22,7 @@ from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
 from .resources import use_of
 from .sizes import AXES, sizes_of
+from .targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
 MOST_PHASES = 16  # of an axis that are listed
@@ -164,6 +165,29 @@ def _plan(plan: KernelPlan) -> Rows:
         )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
+    share = 100 * cost.roofline_ms / cost.model_ms
+    yield (
+        "roofline share",
+        f"{share:.0f} %: roofline over model; over a measured time, the kernel's",
+    )
+    if target.tensor_share < 1 and family.products and _on_tensor_cores(plan):
+        yield "sm__throughput", _counter(target)
+
+
+def _on_tensor_cores(plan: KernelPlan) -> bool:
+    """Whether products are formed of TF32 or of 16 bits, summed in float32."""
+    rate = (plan.spec.product or plan.spec.element).rate
+    return rate in ("tf32", "fp16", "bf16")
+
+
+def _counter(target: GpuTarget) -> str:
+    """Say what Nsight Compute's counter reads where the product runs below its silicon's rate."""
+    share = f"{100 * target.tensor_share:.0f} %"
+    return (
+        f"a saturated tensor pipe reads about {share} on this card: the counter is scaled to the "
+        f"silicon's full rate, and the card runs at {share} of it where sums are float32; go by "
+        "the roofline share"
+    )
 
 
 def _why_tile(plan: KernelPlan) -> str:

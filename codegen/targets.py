@@ -45,6 +45,10 @@ class GpuTarget:
             TFLOP/s (1e12 floating-point operations per second, a multiply-add being two).
         tflops_fp16: The same for FP16 inputs and FP32 accumulation, in TFLOP/s.
         tflops_bf16: The same for BF16 inputs and FP32 accumulation, in TFLOP/s.
+        tensor_share: The part of the silicon's tensor core rate that the product has with FP32
+            accumulation: half on GeForce. Nsight Compute's sm__throughput is scaled to all of it,
+            so that a saturated pipe reads no more than this part (measured: Triton's issue 10851,
+            47 % on an RTX 4060; llm.c's issue 377, 50 % on an RTX 4090).
         tflops_fp32: Peak CUDA core FP32 rate, in TFLOP/s.
         tflops_fp64: Peak FP64 rate of tensor cores or CUDA cores, whichever is higher, in
             TFLOP/s.
@@ -68,6 +72,7 @@ class GpuTarget:
     tflops_bf16: float
     tflops_fp32: float
     tflops_fp64: float
+    tensor_share: float = 1.0
 
     @property
     def multiplies_from_shared(self) -> bool:
@@ -111,7 +116,7 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         shared_per_sm=100 * _KB, shared_per_block=99 * _KB, l2_bytes=72 * _MB,
         dram_gbps=1008.0, l2_gbps=5000.0,
         tflops_tf32=82.6, tflops_fp16=165.2, tflops_bf16=165.2,
-        tflops_fp32=82.6, tflops_fp64=1.29,
+        tflops_fp32=82.6, tflops_fp64=1.29, tensor_share=0.5,
     ),
     # NVIDIA Ampere GA102 GPU Architecture whitepaper, Appendix A, GeForce RTX 3090:
     # https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf
@@ -123,7 +128,7 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         shared_per_sm=100 * _KB, shared_per_block=99 * _KB, l2_bytes=6 * _MB,
         dram_gbps=936.0, l2_gbps=2400.0,
         tflops_tf32=35.6, tflops_fp16=71.0, tflops_bf16=71.0,
-        tflops_fp32=35.6, tflops_fp64=0.56,
+        tflops_fp32=35.6, tflops_fp64=0.56, tensor_share=0.5,
     ),
     # NVIDIA A100 Tensor Core GPU datasheet, A100 80GB SXM column (rates, bandwidth), and NVIDIA
     # A100 Tensor Core GPU Architecture whitepaper (SMs, L2):
@@ -197,7 +202,7 @@ TARGETS: Final[tuple[GpuTarget, ...]] = (
         shared_per_sm=100 * _KB, shared_per_block=99 * _KB, l2_bytes=96 * _MB,
         dram_gbps=1792.0, l2_gbps=7900.0,
         tflops_tf32=104.8, tflops_fp16=209.5, tflops_bf16=209.5,
-        tflops_fp32=104.8, tflops_fp64=1.64,
+        tflops_fp32=104.8, tflops_fp64=1.64, tensor_share=0.5,
     ),
 )
 # fmt: on
