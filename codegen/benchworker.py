@@ -25,7 +25,7 @@ from typing import Any
 
 from . import find_target, parse
 from .benchcases import CEILINGS, CONVGEN, WAYS, Way
-from .choices import read_choices
+from .choices import choices_at
 from .compiler import compile_kernel
 from .cubin import compile_for, compilers, module_name
 from .loading import laid_out, load_module
@@ -173,7 +173,7 @@ def flipped(spec: ConvTransposeSpec, weight: Any) -> Any:
 
 def compile_job(spec: ConvTransposeSpec, way: Way, job: dict[str, Any]) -> KernelSource:
     """Return the file that convgen emits for a job."""
-    choices = read_choices(Path(job["choices"])) if job["choices"] else None
+    choices = choices_at(Path(job["choices"])) if job["choices"] else None
     spec = dataclasses.replace(spec, layout=way.layout)
     return compile_kernel(spec, find_target(job["target"]), choices=choices)
 

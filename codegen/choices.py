@@ -10,6 +10,7 @@ lie in `choices/`; a user's own are named by a path, and their hash goes into th
                   "input_gradient": {"tile": {…}, "ms": 0.18, "torch_ms": 0.31}}]}
 
 `first_ms`, the time of the model's first choice, tells how well the model ranks; nothing reads it.
+In place of a file, ``none`` leaves all to the model: the package's choices are not used either.
 `input_gradient`, where a row has it, is the kernel that gives the gradient of the input, beside
 torch's operator; a file has that kernel where it is the faster of the two.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan import Measured, MeasuredGradient, Tile
-from .spec import ConvTransposeSpec, SpecError, check_target, shown
+from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, shown
 
 SCHEMA = 1
 
@@ -49,6 +50,9 @@ class Choices:
     def of(self, spec: ConvTransposeSpec) -> Measured | None:
         """Return what was measured for `spec`, None if nothing was."""
         return self.table.get(key_of(spec))
+
+
+MODEL_ALONE = Choices(NO_CHOICES, {})  # what `choices_at` returns for no file
 
 
 def key_of(spec: ConvTransposeSpec) -> str:
@@ -80,16 +84,21 @@ def shipped(target: str) -> Choices:
     return dataclasses.replace(found, digest=None)
 
 
+def choices_at(path: Path) -> Choices:
+    """Return the choices in a file, `MODEL_ALONE` for the path ``none``; raises `read_choices`'."""
+    return MODEL_ALONE if path == Path(NO_CHOICES) else read_choices(path)
+
+
 def choices_for(path: Path | None, targets: set[str]) -> Choices | None:
-    """Return the choices in a file, None for no file.
+    """Return the choices in a file, None for no file, `MODEL_ALONE` for the path ``none``.
 
     Raises:
         SpecError: the file cannot be used, or is for none of `targets`.
     """
     if path is None:
         return None
-    found = read_choices(path)
-    if found.target not in targets:
+    found = choices_at(path)
+    if found.target not in {*targets, NO_CHOICES}:
         names = ", ".join(sorted(targets))
         raise SpecError(f"{path} has choices for {found.target}, not for {names}", "choices")
     return found

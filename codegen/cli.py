@@ -19,7 +19,7 @@ from . import __version__
 from .cli_common import guarded, print_json
 from .cli_project import build, init, list_files
 from .flags import SPEC_OPTIONS
-from .spec import SpecError
+from .spec import NO_CHOICES, SpecError
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +32,8 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _choices_option = click.option(
     "--choices",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Measured tiles, as `convgen tune` writes them; they come before the model.",
+    help="Measured tiles, as `convgen tune` writes them; they come before the package's own and "
+    "the model. `none` leaves all to the model.",
 )
 
 
@@ -202,9 +203,21 @@ def compile_command(
 @_spec_options
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--tiles", default=48, type=click.IntRange(1, 4096), help="Candidates a spec (48).")
+@click.option(
+    "--choices",
+    type=click.Choice([NO_CHOICES]),
+    help="`none` leaves the package's measured tiles out of the candidates.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
-def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any) -> None:
+def tune(
+    spec: str | None,
+    output: Path,
+    tiles: int,
+    choices: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Time SPEC's candidates on the GPU at hand; write the fastest to a file of choices.
 
     Specs that the file has already are left alone, so that an interrupted run goes on.
@@ -221,7 +234,8 @@ def tune(spec: str | None, output: Path, tiles: int, as_json: bool, **flags: Any
     rows = []
     workers, gpus = gpu_executor()
     with workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:
-        for row in run(specs, target, output, workers, tiles, gpus):
+        known = choices != NO_CHOICES
+        for row in run(specs, target, output, workers, tiles, gpus, known=known):
             rows.append(row)
             bar.update(1)
     if as_json:
@@ -319,12 +333,12 @@ def bench(
     from .benchcases import read_cases, read_ways
     from .benchplot import draw_plot, require_matplotlib
     from .benchreport import table
-    from .choices import read_choices
+    from .choices import choices_at
     from .files import check_writable, write_text
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:
-        read_choices(choices)  # the workers read them, but a bad file should stop the run
+        choices_at(choices)  # the workers read them, but a bad file should stop the run
     if plot is not None:
         require_matplotlib()
     for path in filter(None, (output, plot)):

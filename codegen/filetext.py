@@ -157,6 +157,8 @@ def _packs(plan: KernelPlan, sizes: Sizes) -> tuple[tuple[PackText, ...], set[Sy
 
 def _command(plan: KernelPlan) -> str:
     command = f"convgen emit {shlex.quote(str(plan.spec))} --target {plan.target.name}"
+    if plan.unmeasured:
+        return f"{command} --choices none"
     return command + (" --choices FILE" if plan.choices_digest else "")
 
 

@@ -162,6 +162,7 @@ class KernelPlan:
         rank: returns `ranking`, which takes longer than the rest of the plan.
         measured: what was measured for the spec, None if nothing was or a tile was given.
         choices_digest: hash of the file of choices that was given, None without one.
+        unmeasured: the package has a measured tile for the spec, which was not to be used.
         grid_reason: why this grid.
         prefix: what the names of its sizes begin with in the file; empty for the layer itself.
         gradient: of the kernel that gives the gradient of the input; None where torch gives it.
@@ -181,6 +182,7 @@ class KernelPlan:
     rank: Callable[[], tuple[Candidate, ...]] = field(compare=False, repr=False)
     measured: Measured | None
     choices_digest: str | None
+    unmeasured: bool
     grid_reason: str
     prefix: str = ""
     gradient: KernelPlan | None = None

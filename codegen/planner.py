@@ -10,7 +10,7 @@ import math
 
 from sympy import Integer
 
-from .choices import Choices, shipped
+from .choices import MODEL_ALONE, Choices, shipped
 from .costs import cost_of, folds_batch, least_of
 from .forms import form_of
 from .gradient import PREFIX, gradient_refusal, input_gradient
@@ -54,7 +54,7 @@ def plan_kernel(
         phases: its phases.
         target: the GPU.
         tile: a tile to use in place of a choice.
-        choices: measured ones, which come before the package's own.
+        choices: measured ones, which come before the package's own; `MODEL_ALONE` for neither.
         prefix: what the names of sizes begin with.
 
     Raises:
@@ -93,6 +93,7 @@ def plan_kernel(
         rank=rank,
         measured=measured,
         choices_digest=digest,
+        unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target),
         grid_reason=reason,
         prefix=prefix,
         gradient=_gradient(spec, target, measured),
@@ -121,12 +122,19 @@ def _measured(
 
     That is the file given, if it is of the target and has the spec; else the package's, unhashed.
     """
+    if given == MODEL_ALONE:
+        return None, None
     for choices in (given, shipped(target.name)):
         if choices is not None and choices.target == target.name:
             found = choices.of(spec)
             if found is not None:
                 return found, choices.digest
     return None, None
+
+
+def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
+    """Whether a plan without choices would take a tile of the package's."""
+    return spec.autotune == "none" and shipped(target.name).of(spec) is not None
 
 
 def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:

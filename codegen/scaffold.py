@@ -26,7 +26,7 @@ output = "{output}"  # a folder of this package
 {backend}target = "{target}"  # one of `convgen targets`, or a list: the package picks at run time
 # specs = ["kernels.convgen"]  # files with more kernels, `name = ConvTranspose2d(…)` a line
 # license = "MIT"  # an SPDX expression for the files' headers
-# choices = "choices.json"  # tiles measured by `convgen tune`
+# choices = "choices.json"  # tiles measured by `convgen tune`; "none": the model's alone
 # aot = ["sm_90"]  # ship machine code too; name triton in `requires` of [build-system]
 
 [[tool.convgen.kernel]]

@@ -21,6 +21,7 @@ from .targets import TARGETS
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
+NO_CHOICES = "none"  # in place of a file of measured tiles: the model chooses (choices.py)
 AUTOTUNES = ("none", "blocks", "launch")
 CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
     "in_channels",

@@ -17,7 +17,7 @@ from typing import Any
 
 from .files import ProjectError, read_text
 from .language import NamedSpec, check_name, parse, parse_document
-from .spec import ConvTransposeSpec, SpecError, check_target, nearest, shown
+from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, nearest, shown
 from .targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
@@ -53,7 +53,7 @@ class Table:
     Attributes:
         output: the folder for the files.
         several: `target` is a list: a file for each, and the package picks.
-        choices: the file of measured choices, None without one.
+        choices: the file of measured choices, None without one, ``none`` for the model alone.
         license: an SPDX expression for the files' headers, None for no line.
         aot: the architectures to ship machine code for, such as ``sm_90``.
         build_backend: whom the wrapper backend (pep517.py) delegates to.
@@ -119,17 +119,17 @@ def read_table(root: Path) -> Table:
             kernels.append(Kernel(path, row.name, row.spec, chosen, row.class_name))
     _check_names(kernels, several=several)
     given = table.get("choices")
-    choices = None if given is None else _inside(root, given, "choices")
+    measured = [] if given in (None, NO_CHOICES) else [_inside(root, given, "choices")]
     documents = [_inside(root, entry, "specs") for entry in _list(table, "specs")]
     return Table(
         output=output,
         several=several,
-        choices=choices,
+        choices=measured[0] if measured else given and Path(NO_CHOICES),
         license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
         aot=tuple(_architectures(_list(table, "aot"))),
         build_backend=_backend(table),
         kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),
-        sources=tuple(dict.fromkeys([*documents, *([choices] if choices else [])])),
+        sources=tuple(dict.fromkeys([*documents, *measured])),
     )
 
 

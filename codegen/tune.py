@@ -114,6 +114,8 @@ def tune(
     executor: Executor,
     count: int,
     gpus: int = 1,
+    *,
+    known: bool = True,
 ) -> Iterator[Row]:
     """Measure each spec that `output` does not have yet; write and yield its row when it is done.
 
@@ -124,6 +126,7 @@ def tune(
         executor: runs `measure`; its workers have one GPU each.
         count: candidates a spec.
         gpus: workers of `executor`: so far ahead of its measuring each one compiles.
+        known: tiles that the package has measured are candidates too.
 
     Raises:
         SpecError: `output` is of another target or device, or no candidate of a spec runs.
@@ -133,8 +136,8 @@ def tune(
     done = {row["spec"] for row in rows}
     keys = [key for key in dict.fromkeys(map(key_of, specs)) if key not in done]
     futures: list[Future[Row]] = [
-        executor.submit(measure, key, target.name, count, tuple(keys[at + gpus : at + gpus + 1]))
-        for at, key in enumerate(keys)
+        executor.submit(measure, key, target.name, count, ahead, known=known)
+        for key, ahead in zip(keys, _ahead(keys, gpus), strict=True)
     ]
     for future in as_completed(futures):
         row = future.result()
@@ -150,6 +153,11 @@ def tune(
         yield row
 
 
+def _ahead(keys: Sequence[str], gpus: int) -> list[tuple[str, ...]]:
+    """Return for each spec the one that its worker will measure next, if there is one."""
+    return [tuple(keys[at + gpus : at + gpus + 1]) for at in range(len(keys))]
+
+
 def _read(output: Path, target: GpuTarget) -> tuple[list[Row], dict[str, str] | None]:
     """Return the rows a file has already; none if there is no file."""
     if not output.exists():
@@ -161,7 +169,9 @@ def _read(output: Path, target: GpuTarget) -> tuple[list[Row], dict[str, str] | 
     return data["choices"], data["measured"]
 
 
-def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()) -> Row:
+def measure(
+    text: str, target_name: str, count: int, ahead: tuple[str, ...] = (), *, known: bool = True
+) -> Row:
     """Return the row of one spec: its best tile, its time, and where that was measured.
 
     `first_ms` is the time of the model's first choice, None if that does not run: how well the
@@ -178,7 +188,7 @@ def measure(text: str, target_name: str, count: int, ahead: tuple[str, ...] = ()
     spec, target = parse(text), find_target(target_name)
     back = () if gradient_refusal(spec) else (str(input_gradient(spec)),)
     soon = ahead if _may_have_children() else ()
-    jobs = {each: _compiling(each, target_name, count) for each in (text, *back, *soon)}
+    jobs = {each: _compiling(each, target_name, count, known) for each in (text, *back, *soon)}
     if not _may_have_children():  # a thread that compiles takes Triton's driver from this one
         wait([fits for tiles in jobs.values() for _, fits in tiles])
     best, tile, tried, first = _fastest(spec, target, jobs[text])
@@ -311,17 +321,19 @@ class _Timer:
 
 
 @functools.cache
-def _compiling(text: str, target_name: str, count: int) -> list[tuple[Tile, Future[bool]]]:
+def _compiling(
+    text: str, target_name: str, count: int, known: bool
+) -> list[tuple[Tile, Future[bool]]]:
     """Start to compile a spec's candidates; return them, and whether each fits without spills.
 
     Triton's cache has them when that is known. What the package has measured on a card of this
-    architecture is among them, so that another search finds none that is slower.
+    architecture is among them if `known`, so that another search finds none that is slower.
     """
     spec, target = parse(text), find_target(target_name)
     tiles = shortlist(rank_tiles(spec, decompose(spec), target), count)
     same = [shipped(each.name).of(spec) for each in TARGETS if each.arch == target.arch]
-    known = [measured.tile for measured in same if measured is not None]
-    tiles += [tile for tile in dict.fromkeys(known) if tile not in tiles]
+    measured = [each.tile for each in same if known and each is not None]
+    tiles += [tile for tile in dict.fromkeys(measured) if tile not in tiles]
     return [(tile, _compilers().submit(_fits, text, target_name, tile)) for tile in tiles]
 
 

@@ -26,7 +26,7 @@ from convgen.spec import SpecError
 from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import concrete, verify
 from drawing import draw
-from running import run
+from running import make_project, run
 
 LAYER = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, input=(8, 64, 32, 32))"
 TILE = Tile(block_m=32, block_n=32, block_k=16, num_warps=4, num_stages=2, family="polyphase")
@@ -75,6 +75,49 @@ def test_a_file_for_another_target_is_told(tmp_path):
         assert (done.exit_code, done.stdout) == (2, "")
         assert f"{path} has choices for h100, not for a100" in done.stderr
         assert run(command, LAYER, "--target", "h100", "--choices", path).exit_code == 0
+
+
+def shipped_layer() -> tuple[str, Tile]:
+    """Return a layer for which the package has another tile than the model, and the model's."""
+    h100 = find_target("h100")
+    for text, measured in shipped("h100").table.items():
+        best = best_tile(parse(text), decompose(parse(text)), h100)
+        if best != measured.tile:
+            return text, best
+    raise AssertionError("the model agrees with all that was measured")
+
+
+@pytest.mark.parametrize("command", ["emit", "explain"])
+def test_no_choices_leave_all_to_the_model(command):
+    """Neither a file's nor the package's; else nobody could see how well the model does."""
+    text, best = shipped_layer()
+    measured = run(command, text, "--target", "h100").stdout
+    alone = run(command, text, "--target", "h100", "--choices", "none").stdout
+    assert str(best) in alone
+    assert alone != measured
+    assert "# choices" not in alone
+
+
+def test_a_file_without_choices_says_how_it_was_made():
+    """Only where the package has some: elsewhere the file is that of the plain command."""
+    text, _ = shipped_layer()
+    alone = ("--target", "h100", "--choices", "none")
+    line = next(line for line in run("emit", text, *alone).stdout.splitlines() if "emit" in line)
+    assert line.endswith("--target h100 --choices none")
+    assert run("emit", LAYER, *alone).stdout == run("emit", LAYER, "--target", "h100").stdout
+
+
+def test_a_project_without_choices(tmp_path):
+    text, best = shipped_layer()
+    table = 'output = "kernels"\ntarget = "h100"\nspecs = ["up.convgen"]\n'
+    for name, line in (("measured", ""), ("alone", 'choices = "none"\n')):
+        root = make_project(tmp_path / name, table + line, up=f"up = {text}\n")
+        assert run("build", root).exit_code == 0
+        sources = run("list-files", "--sources", root).stdout.split()
+        assert [Path(path).name for path in sources] == ["pyproject.toml", "up.convgen"]
+    built = (tmp_path / "alone" / "kernels" / "up.py").read_text("utf-8")
+    assert str(best) in built
+    assert str(best) not in (tmp_path / "measured" / "kernels" / "up.py").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,11 @@ def test_a_small_layer_is_tried_whole():
     assert set(shortlist(ranking, 48)) == {candidate.tile for candidate in ranking}
 
 
-@pytest.mark.parametrize(("target", "tried"), [("h100", True), ("h200", True), ("a100", False)])
-def test_what_was_measured_on_the_architecture_is_tried_again(monkeypatch, target, tried):
+@pytest.mark.parametrize(
+    ("target", "known", "tried"),
+    [("h100", True, True), ("h200", True, True), ("h100", False, False), ("a100", True, False)],
+)
+def test_what_was_measured_on_the_architecture_is_tried_again(monkeypatch, target, known, tried):
     """Else another search with few tiles could ship a slower one in its place."""
     text, own = next(
         (text, own)
@@ -87,7 +90,7 @@ def test_what_was_measured_on_the_architecture_is_tried_again(monkeypatch, targe
     executor = ThreadPoolExecutor(1)
     monkeypatch.setattr(tuning, "_fits", lambda *of: True)
     monkeypatch.setattr(tuning, "_compilers", lambda: executor)
-    first, *others = [tile for tile, _ in tuning._compiling.__wrapped__(text, target, 1)]
+    first, *others = [tile for tile, _ in tuning._compiling.__wrapped__(text, target, 1, known)]
     assert first == best_tile(parse(text), decompose(parse(text)), find_target(target))
     assert (own.tile in others) == tried
 
