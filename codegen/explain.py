@@ -140,7 +140,7 @@ def _plan(plan: KernelPlan) -> Rows:
         "occupancy",
         (
             f"{cost.occupancy} programs an SM by estimate ({cost.occupancy * tile.num_warps} of "
-            f"{target.warps_per_sm} warps; about {use.registers} registers a thread, "
+            f"{target.warps_per_sm} warps; about {use.expected} registers a thread, "
             f"{use.shared} bytes of shared memory a program)"
         ),
     )

@@ -85,6 +85,11 @@ class GpuTarget:
         return self.compute_capability[0] == 9
 
     @property
+    def overlaps_loads(self) -> bool:
+        """Whether loads are issued beside products: matrix units are slow, on GeForce and L40S."""
+        return self.compute_capability in ((8, 6), (8, 9), (12, 0))
+
+    @property
     def arch(self) -> str:
         """The compiler's name for the architecture, such as ``sm_89``."""
         major, minor = self.compute_capability

@@ -17,7 +17,8 @@ from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_o
 from .forms import Form, forms
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Problem, Tile, problem_of
-from .resources import WARP, Use, demand_of, most_registers, occupancy
+from .registers import NUM_WARPS, WARP, most_registers
+from .resources import Use, demand_of, occupancy
 from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
@@ -25,16 +26,11 @@ from .targets import GpuTarget
 BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
-NUM_WARPS = (4, 8)
 NUM_STAGES = (2, 3, 4)
 DIRECT_M = {"channels_first": (64, 128, 256, 512), "channels_last": (4, 8, 16, 32, 64)}
 DIRECT_N = {"channels_first": (1, 2, 4, 8, 16), "channels_last": (32, 64, 128, 256)}
-# Copies take memory, boxes another unit: they have to gain by the model, which knows them of
-# Hopper, where they were measured. Copies that only round it takes for better than they are: of 18
-# layers three gained a tenth by the best of up to 14 tiles, nine lost as much (NVIDIA H100, torch
-# 2.11, Triton 3.6, 2026-11-28).
-WORTH = 1.05
-WORTH_ROUNDED = WORTH_BOX = 1.25
+# Copies take memory: they have to gain by the model. It knows them, and boxes, of Hopper.
+WORTH_COPY = 1.05
 WORTH_UNMEASURED = 2.0
 
 
@@ -73,7 +69,7 @@ def rank_tiles(
         for siblings in _siblings(spec, phases, target, least)
         for candidate in _candidates(siblings, target, least)
     ]
-    return tuple(sorted(candidates, key=lambda candidate: _order(spec, candidate, target)))
+    return tuple(sorted(candidates, key=lambda candidate: _order(candidate, target)))
 
 
 def best_tile(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: GpuTarget) -> Tile:
@@ -85,7 +81,7 @@ def best_tile(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: G
         if found and siblings.least_grain > found[0][0][0]:
             break
         candidates = _candidates(siblings, target, least)
-        here = [(_order(spec, each, target), each.tile) for each in candidates]
+        here = [(_order(each, target), each.tile) for each in candidates]
         found = [min(found + here)]
     return found[0][1]
 
@@ -111,42 +107,49 @@ def _siblings(
             if fitting:
                 work = work_of(spec, problem, form, tile, target)
                 least_ms = least_ms_of_work(work, target, least)
-                yield Siblings(form, blocks, fitting, work, _grain(spec, tile, target, least_ms))
+                yield Siblings(form, blocks, fitting, work, _grain(tile, target, least_ms))
 
 
 def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
     """Yield siblings, each with its cost."""
     for num_stages, use in siblings.uses.items():
         tile = _tile(siblings.form, *siblings.blocks, num_stages)
-        cost = cost_of_work(siblings.work, occupancy(tile, target, use), target, least)
+        cost = cost_of_work(siblings.work, num_stages, occupancy(tile, target, use), target, least)
         yield Candidate(tile, cost)
 
 
-def _worth(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> float:
+def _worth(tile: Tile, target: GpuTarget) -> float:
     """Return how much faster than others a tile has to be by the model, to be taken."""
-    if not (tile.boxed or tile.relayout):
-        return 1.0
-    if target.arch != "sm_90":
+    if (tile.boxed or tile.relayout) and target.arch != "sm_90":
         return WORTH_UNMEASURED
-    if tile.boxed:
-        return WORTH_BOX
-    return WORTH if spec.layout == "channels_first" else WORTH_ROUNDED
+    return WORTH_COPY if tile.relayout else 1.0
 
 
-def _order(spec: ConvTransposeSpec, candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
+def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
     tile = candidate.tile
     # The model's figures are no better than a percent: within that, wider vectors win over single
-    # elements, the smaller tile, and the deeper pipeline.
-    grain = _grain(spec, tile, target, candidate.cost.model_ms)
+    # elements, fewer bytes through L2, the smaller tile, and the deeper pipeline.
+    grain = _grain(tile, target, candidate.cost.model_ms)
     size = tile.block_m * tile.block_n
     wide = tile.span if tile.family == "stencil" else 0
-    name = (-wide, tile.family, tile.span, tile.rows, tile.relayout)
-    return (grain, *name, size, tile.num_warps, -tile.num_stages, tile.block_k, tile.block_m)
+    name = (tile.family, tile.span, tile.rows, tile.relayout)
+    l2_bytes = candidate.cost.l2_bytes
+    return (
+        grain,
+        -wide,
+        l2_bytes,
+        *name,
+        size,
+        tile.num_warps,
+        -tile.num_stages,
+        tile.block_k,
+        tile.block_m,
+    )
 
 
-def _grain(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget, model_ms: float) -> int:
+def _grain(tile: Tile, target: GpuTarget, model_ms: float) -> int:
     """Return the model's time in steps of a percent, as far as it is worth."""
-    return round(math.log(model_ms * _worth(spec, tile, target)) / math.log(1.01))
+    return round(math.log(model_ms * _worth(tile, target)) / math.log(1.01))
 
 
 def _blocks_of(

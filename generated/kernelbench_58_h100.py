@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 4 rows x 16 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 1424 programs in about 3.60 waves of 132 SMs x 3
+# grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
 # body sha256: 74e7245f9bf0e37ad9c48277dc04d2db9139f36be1100b27a775098f32ab7f72

@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 2 stages
-# grid: (tile, image), 65600 programs in about 166 waves of 132 SMs x 3
+# grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
 # body sha256: e8e59134fe9d99b5fa377f708179b3dcd065f0f091abcdd197f13e8db7d4800b

@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 128 positions x 128 channels, 32 deep, 8 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
-# grid: (tile, image), 16960 programs in about 128 waves of 132 SMs x 1
+# grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
 # body sha256: 4a317f2f8a3201c282e0c2f3a95d60da493c2e1b3c9c9b934f4a3b0acbe59518

@@ -2,7 +2,7 @@
 # spec: ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 2 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 29416 programs in about 74 waves of 132 SMs x 3
+# grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
 # body sha256: e99c3886b7f2ce9bfd37a30e23db1e4d780cc1ad8c0622c51ef6361be03548bb

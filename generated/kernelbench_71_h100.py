@@ -2,7 +2,7 @@
 # spec: ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 2 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
-# grid: (tile, image), 16488 programs in about 42 waves of 132 SMs x 3
+# grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
 # body sha256: b09ef12c6778d3173c396b2eea572f4ff17d9ee07274071bb9276b6f1783c050

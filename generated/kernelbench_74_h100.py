@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
-# grid: (tile, image), 32800 programs in about 83 waves of 132 SMs x 3
+# grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
 # body sha256: 019e93a5a565537e706a6cd65e8c68264d72ea80d14168c638e43e618b2e814f

@@ -2,7 +2,7 @@
 # spec: ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
-# grid: (co_tile * tile * image), 32800 programs in about 83 waves of 132 SMs x 3
+# grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
 # body sha256: 79fb585be401dc67bf3671eea25fb1f0750e065e091585f0408d38ae0fe65e3d
 

@@ -168,6 +168,38 @@ def test_neighbouring_threads_have_neighbours_of_a_row(name: str) -> None:
             assert layouts[layout][0 if first else -1] >= 8
 
 
+BRIEF = "ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))"
+
+
+def loop_of(sass: str) -> str:
+    """Return the longest loop of a kernel's SASS, from its label to the branch back to it."""
+    lines = sass.splitlines()
+    labels = {line.rstrip(":"): n for n, line in enumerate(lines) if line.startswith(".L_x_")}
+    branches = {n: re.search(r"BRA `\((\.L_x_\d+)\)", line) for n, line in enumerate(lines)}
+    spans = [(labels[found[1]], n) for n, found in branches.items() if found]
+    first, last = max(spans, key=lambda span: span[1] - span[0])
+    return "\n".join(lines[first : last + 1])
+
+
+@pytest.mark.compile
+def test_the_brief_s_kernel_loads_ahead_of_its_products() -> None:
+    """On its RTX 4090, as planned: a wait for all loads would stop the matrix units in each step.
+
+    Loads commit in groups (LDGDEPBAR); DEPBAR.LE SB0, N waits until N groups are in flight.
+    """
+    spec, target = parse(BRIEF), find_target("rtx4090")
+    source = compile_kernel(spec, target)
+    (code,) = worked("asm_worker.py", [(source.text, spec.dtype, 89)])
+    loop = loop_of(code["sass"])
+    (groups,) = re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", loop)
+    assert int(groups, 16) > 1
+    assert int(groups, 16) >= loop.count("LDGDEPBAR") > 0  # a whole step
+    (takes,) = worked("compile_worker.py", [(BRIEF, "rtx4090")])
+    assert takes["spills"] == 0
+    assert takes["registers"][0] <= 200
+    assert takes["shared"] <= 99 * 1024
+
+
 ADDED = re.compile(r"add\.s64\s+(%rd\d+), %rd\d+, (\d+);")
 HALF = re.compile(r"ld\.global\.b16 \{[^}]*\}, \[ (%rd\d+) \+ 0 \]")
 

@@ -1,0 +1,262 @@
+"""What a tile takes of the registers of a thread, and which tiles would spill.
+
+Stage 4, part of plan. Input: a spec, a `Form` of it and a `Tile`; output: numbers. They are
+estimates; the compiler has the last word (cubin.py).
+"""
+
+from __future__ import annotations
+
+from .boxes import is_run
+from .forms import Form
+from .plan import Tile
+from .spec import ConvTransposeSpec
+from .targets import GpuTarget
+
+WARP = 32
+NUM_WARPS = (4, 8)
+FRAGMENT = (16, 8)  # rows and columns of an instruction of `mma.sync`
+# Where products read shared memory: of 313 tiles with rows that were compiled (Triton 3.6, sm_89
+# and sm_90; kernels 3 x 3, 3 x 7 and 5 x 5, float32 and float16), those within these bounds spilled
+# 8 bytes at most; so did those within them of 388 of strides 2 to 4 (Triton 3.7).
+OTHER_ROWS = 96
+MOST_ROW_ACCUMULATORS = 128
+MOST_ROW_BYTES = 64  # of a step's depth
+MOST_ROW_BYTES_OF_ONE = 128  # where a block has a single input, of wgmma
+FEW_ROW_ACCUMULATORS = 64  # in float64, or of open sizes
+WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
+# Where operands pass through registers: registers of a thread for each of what it holds of its
+# sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
+# layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of 178 below the bound spills.
+ROW_SUM = 1.22
+ROW_OPERAND = {"gather": 1.46, "polyphase": 1.04}
+ROW_INPUT = 7.0
+ROW_STAGED = 0.25  # each element that is no asynchronous copy and passes through a register
+OTHER_ROW_FRAGMENTS = 10
+MARGIN_ROW_FRAGMENTS = 48
+# Registers of a thread on average, beside its sums and what it holds of the inputs: of 614 tiles of
+# boxes (deviation 7) and 2342 others (26) of 78 layers on sm_90 (Triton 3.6), of 250 on sm_89 (21).
+EXPECTED_BOX = 26
+EXPECTED = 42
+EXPECTED_FRAGMENTS = 30
+# Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
+OTHER_REGISTERS = 48
+OTHER_GROUPED = 32
+STAGE_GROUPED = 12  # each stage beyond two
+# The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
+MARGIN = 56
+MARGIN_GROUPED = 16
+MARGIN_FRAGMENTS = 40  # where both operands pass through registers
+# Registers of a thread's part of the input tile: more than this spills around conversions.
+MOST_OPERANDS = 32
+# Deeper steps spill around pointers of run-time strides.
+DEEPEST_OPEN = 32
+
+
+def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Estimate registers a thread, with two stages."""
+    threads = WARP * tile.num_warps
+    if tile.depthwise:  # the products of a tap beside their sums
+        return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
+    columns, depth = form.columns(tile), form.depth(tile)
+    wide = 2 if spec.dtype == "float64" else 1
+    accumulators = accumulators_of(spec, form, tile)
+    if tile.boxed:
+        shared = input_from_shared(spec, form, tile, target)
+        return OTHER_REGISTERS + accumulators + (0 if shared else tile.block_m * depth // threads)
+    if form.rows > 1:
+        if target.multiplies_from_shared:
+            return OTHER_ROWS + accumulators
+        return _row_registers(spec, form, tile)
+    # Products of several terms hold each operand in two or three parts.
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
+    lines = tile.block_m + columns
+    if form.family == "polyphase" and form.span == 1 and from_shared(spec, tile, target):
+        # Only float32 inputs pass through registers, to be rounded. Of 49 such tiles of 128
+        # accumulators one spilled, none of the 41 that this lets fit (Triton 3.6).
+        lines = tile.block_m if spec.dtype == "float32" else 0
+    operands = lines * depth * wide * parts // threads
+    # A strided output is stored element by element: every accumulator has its own address.
+    strided = max(spec.stride) > 1 and form.family == "gather"
+    addresses = accumulators // 2 if strided else 0
+    if form.family != "gather" and None in spec.spatial:  # pointers of run-time strides
+        addresses += 3 * accumulators // 4
+    if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
+        narrow = 2 if spec.element.itemsize == 2 else 1
+        return OTHER_GROUPED + accumulators + operands // narrow
+    # Channels that do not come in 16 bytes are loaded element by element, each with its address.
+    if spec.layout == "channels_last" and not comes_in_vectors(spec):
+        addresses += 3 * tile.block_m * tile.block_k // threads
+    return OTHER_REGISTERS + accumulators + operands + addresses
+
+
+def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+    """Estimate registers a thread of a tile of several rows whose operands pass through them.
+
+    Those of `mma.sync` hold both operands of a product; inputs that are staged (`is_staged`) have
+    registers of their own.
+    """
+    staged = form.inputs * tile.block_m * form.depth(tile) / (WARP * tile.num_warps)
+    return round(
+        OTHER_ROW_FRAGMENTS
+        + ROW_SUM * accumulators_of(spec, form, tile)
+        + ROW_OPERAND[form.family] * fragments_of(spec, form, tile)
+        + ROW_INPUT * form.inputs
+        + (ROW_STAGED * staged if is_staged(spec, form) else 0)
+    )
+
+
+def expected_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Return the registers a thread that a tile takes on average, where that was fitted.
+
+    It tells how many programs an SM holds; `registers_of`, which is more, what may spill.
+    """
+    bound = registers_of(spec, form, tile, target)
+    in_parts = spec.product is not None and spec.product.products > 1
+    if tile.depthwise or in_parts or spec.dtype == "float64":
+        return bound
+    sums, size = accumulators_of(spec, form, tile), spec.element.itemsize
+    depth = form.depth(tile)
+    elements = tile.block_m * depth / (WARP * tile.num_warps)
+    operands = 0.0 if input_from_shared(spec, form, tile, target) else elements * size / 4
+    if tile.boxed:
+        return round(EXPECTED_BOX + sums + operands)
+    if target.multiplies_from_shared:
+        run = 16 // size if spec.layout == "channels_last" or form.relayout else form.span
+        return round(EXPECTED + 0.9 * sums + 1.1 * operands + 0.7 * elements / run)
+    if form.rows > 1:
+        return bound
+    return round(EXPECTED_FRAGMENTS + 1.1 * sums + 0.6 * fragments_of(spec, form, tile))
+
+
+def fragments_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
+    """Return registers of a thread's part of both operands of a product of `mma.sync`."""
+    columns = form.columns(tile)
+    down, across = warps_of(tile.block_m, columns, tile.num_warps)
+    lines = max(FRAGMENT[0], tile.block_m // down) + max(FRAGMENT[1], columns // across)
+    return lines * form.depth(tile) * spec.element.itemsize / 4 / WARP
+
+
+def is_staged(spec: ConvTransposeSpec, form: Form) -> bool:
+    """Whether inputs pass through registers on their way to shared memory, each by itself.
+
+    An asynchronous copy has 32 bits at least; an element of 16 that a tap shifts is by itself, and
+    so are channels in odd numbers.
+    """
+    if spec.element.itemsize != 2 or form.span > 1 or form.family == "window":
+        return False
+    if spec.layout == "channels_last" or form.relayout:
+        return spec.in_channels is None or spec.in_channels // spec.groups % 2 == 1
+    return True
+
+
+def comes_in_vectors(spec: ConvTransposeSpec) -> bool:
+    """Whether the input channels of a group come in 16 bytes, for all that is known."""
+    channels, vector = spec.in_channels, 16 // spec.element.itemsize
+    return channels is not None and channels // spec.groups % vector == 0
+
+
+def warps_of(rows: int, columns: int, num_warps: int) -> tuple[int, int]:
+    """Return how many warps share the rows and the columns of a product of `mma.sync`.
+
+    As Triton has it (`warpsPerTileV2`): towards squares of instructions of 16 x 16.
+    """
+    down, across = 1, 1
+    while down * across < num_warps:
+        if rows * across >= columns * down and down < rows // FRAGMENT[0]:
+            down *= 2
+        else:
+            across *= 2
+    return down, across
+
+
+def from_shared(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
+    """Whether products read weights from shared memory: single ones, of 64 positions at least."""
+    single = spec.dtype != "float64" if spec.product is None else spec.product.rounds
+    return target.multiplies_from_shared and single and tile.block_m >= WGMMA_ROWS
+
+
+def input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether products read the input from shared memory too: nothing happens to it on the way."""
+    if tile.boxed and not is_run(form.box(tile)):
+        return False
+    plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
+    return plain and form.span == 1 and from_shared(spec, tile, target)
+
+
+def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
+    """Return how many registers a thread may be estimated to take, of `tile` in whatever stages.
+
+    It is 0 for a tile that spills, or does not work, whatever the estimate.
+    """
+    parts = 1 if spec.product is None else min(spec.product.products, 3)
+    depth = form.depth(tile)
+    if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
+        return 0
+    if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
+        return 0
+    if tile.boxed and not boxes_fit(spec, tile, target):
+        return 0
+    if form.rows > 1 and not tile.boxed:
+        if not _rows_fit(spec, form, tile, target):
+            return 0
+        from_shared = target.multiplies_from_shared
+        return target.registers_per_thread - (0 if from_shared else MARGIN_ROW_FRAGMENTS)
+    held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
+    if held * parts > MOST_OPERANDS:
+        return 0
+    return target.registers_per_thread - _margin(form, target)
+
+
+def boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
+    """Whether a target multiplies boxes as they lie, and those of a tile have one group's channels.
+
+    Smaller tiles take the older instructions, which read registers; those with fewer than 16
+    positions a warp take up to twice the registers (84 tiles of seven layers, Triton 3.6, sm_90).
+    """
+    assert spec.in_channels is not None
+    whole = spec.groups == 1 or spec.in_channels // spec.groups % tile.block_k == 0
+    return whole and target.multiplies_from_shared and tile.block_m >= 16 * tile.num_warps
+
+
+def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
+    """Whether Triton can lay out groups of inputs for a product.
+
+    For sm_100 it fails on those of 16 bits: "Illegal shared layout" (3.7).
+    """
+    return target.arch != "sm_100" or spec.element.itemsize != 2
+
+
+def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether a tile of several rows is of those that do not spill, but for their registers."""
+    if spec.product is not None and spec.product.products > 1:  # operands in parts
+        return False
+    if not target.multiplies_from_shared:
+        few = spec.dtype == "float64" or None in spec.spatial
+        if few and accumulators_of(spec, form, tile) > FEW_ROW_ACCUMULATORS:
+            return False
+        # Eight warps at 64 positions took twice the registers.
+        return tile.num_warps == NUM_WARPS[0] or tile.block_m >= FRAGMENT[0] * tile.num_warps
+    one = form.inputs == 1
+    most = MOST_ROW_BYTES_OF_ONE if one else MOST_ROW_BYTES
+    if form.depth(tile) * spec.element.itemsize > most:
+        return False
+    if tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
+        return False
+    roomy = spec.dtype != "float64" and None not in spec.spatial
+    if spec.stride[-1] > 1 and form.family == "gather":  # each output has its own address
+        roomy = False
+    return accumulators_of(spec, form, tile) <= (
+        MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS
+    )
+
+
+def _margin(form: Form, target: GpuTarget) -> int:
+    if form.span == 1:
+        return MARGIN
+    return MARGIN_GROUPED if target.multiplies_from_shared else MARGIN_FRAGMENTS
+
+
+def accumulators_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
+    """Return registers of a thread's accumulators."""
+    wide = 2 if spec.dtype == "float64" else 1
+    return form.rows * tile.block_m * form.columns(tile) * wide // (WARP * tile.num_warps)
