@@ -232,11 +232,16 @@ def _open_ns(work: Work, num_stages: int, target: GpuTarget) -> float:
     return OPEN if single or work.staged else 0.0
 
 
+def l2_ms(asked: int, target: GpuTarget) -> float:
+    """Return the milliseconds that L2 takes for what programs ask for, in bytes."""
+    return 1e3 * asked * L2_PART / (target.l2_gbps * 1e9)
+
+
 def _with_memory(seconds: float, work: Work, target: GpuTarget, least: Least) -> float:
     """Return how long the programs take that compute for `seconds`, and a copy before them."""
     bandwidth = target.dram_gbps * 1e9 * DRAM_REACHED
     memory = least.dram_bytes / bandwidth
-    l2 = work.l2_bytes * L2_PART / (target.l2_gbps * 1e9)
+    l2 = 1e-3 * l2_ms(work.l2_bytes, target)
     seconds = (seconds**BESIDE + memory**BESIDE + l2**BESIDE) ** (1 / BESIDE) + LAUNCH * 1e-9
     if work.copied:
         seconds += LAUNCH_COPY * 1e-9 + work.copied / bandwidth

@@ -117,7 +117,7 @@ class Cost:
         tail: part of the last wave's slots that stand empty, 0 to 1.
         flops: floating-point operations of the layer: 2 a product, no wasted tap counted.
         dram_bytes: input, packed weight and output, each moved once.
-        l2_bytes: what the programs read and write, taps and re-reads counted.
+        l2_bytes: what the programs ask for and write, taps and re-reads counted.
         roofline_ms: max(flops / rate, dram_bytes / bandwidth).
         bound: which of the two it is.
         model_ms: the model's time for this tile; it ranks tiles and is no prediction of a clock.

@@ -23,16 +23,19 @@ MOST_ROW_ACCUMULATORS = 128
 MOST_ROW_BYTES = 64  # of a step's depth
 MOST_ROW_BYTES_OF_ONE = 128  # where a block has a single input, of wgmma
 FEW_ROW_ACCUMULATORS = 64  # in float64, or of open sizes
+FEW_ROW_DOUBLES = (
+    32  # without wgmma: above it 32 of 40 such tiles spilled (Triton 3.7, sm_80, sm_89)
+)
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 # Where operands pass through registers: registers of a thread for each of what it holds of its
 # sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
-# layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of 178 below the bound spills.
+# layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of 176 below the bound spills.
 ROW_SUM = 1.22
 ROW_OPERAND = {"gather": 1.46, "polyphase": 1.04}
 ROW_INPUT = 7.0
 ROW_STAGED = 0.25  # each element that is no asynchronous copy and passes through a register
 OTHER_ROW_FRAGMENTS = 10
-MARGIN_ROW_FRAGMENTS = 48
+MARGIN_ROW_FRAGMENTS = 52
 # Registers of a thread on average, beside its sums and what it holds of the inputs: of 614 tiles of
 # boxes (deviation 7) and 2342 others (26) of 78 layers on sm_90 (Triton 3.6), of 250 on sm_89 (21).
 EXPECTED_BOX = 26
@@ -80,6 +83,8 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
     addresses = accumulators // 2 if strided else 0
     if form.family != "gather" and None in spec.spatial:  # pointers of run-time strides
         addresses += 3 * accumulators // 4
+    if form.family == "polyphase" and form.lanes > spec.stride[-1] * form.span:
+        addresses += accumulators // 4  # lanes without an output are masked
     if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
         narrow = 2 if spec.element.itemsize == 2 else 1
         return OTHER_GROUPED + accumulators + operands // narrow
@@ -231,8 +236,10 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     if spec.product is not None and spec.product.products > 1:  # operands in parts
         return False
     if not target.multiplies_from_shared:
-        few = spec.dtype == "float64" or None in spec.spatial
-        if few and accumulators_of(spec, form, tile) > FEW_ROW_ACCUMULATORS:
+        held = accumulators_of(spec, form, tile)
+        if spec.dtype == "float64" and held > FEW_ROW_DOUBLES:
+            return False
+        if None in spec.spatial and held > FEW_ROW_ACCUMULATORS:
             return False
         # Eight warps at 64 positions took twice the registers.
         return tile.num_warps == NUM_WARPS[0] or tile.block_m >= FRAGMENT[0] * tile.num_warps

@@ -128,7 +128,7 @@ def _worth(tile: Tile, target: GpuTarget) -> float:
 def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
     tile = candidate.tile
     # The model's figures are no better than a percent: within that, wider vectors win over single
-    # elements, fewer bytes through L2, the smaller tile, and the deeper pipeline.
+    # elements, fewer bytes asked for, the smaller tile, and the deeper pipeline.
     grain = _grain(tile, target, candidate.cost.model_ms)
     size = tile.block_m * tile.block_n
     wide = tile.span if tile.family == "stencil" else 0

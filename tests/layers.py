@@ -17,10 +17,16 @@ from drawing import draw
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+def named_layers() -> dict[str, ConvTransposeSpec]:
+    """Return the layers of layers.convgen by their names, in float32 and channels_first."""
+    path = Path(__file__).with_name("layers.convgen")
+    rows = parse_document(path.read_text("utf-8")).statements
+    return {row.name: row.spec for row in rows if row.name is not None}
+
+
 def real_layers() -> list[ConvTransposeSpec]:
     """Return the layers of layers.convgen, in float32 and channels_first."""
-    path = Path(__file__).with_name("layers.convgen")
-    return [row.spec for row in parse_document(path.read_text("utf-8")).statements]
+    return list(named_layers().values())
 
 
 def drawn_layers(count: int) -> list[ConvTransposeSpec]:

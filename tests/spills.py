@@ -1,6 +1,7 @@
 """Compile every layer of layers.py, as the planner plans it, and report what spills; no test.
 
-    python tests/spills.py [--targets a,b] [--dtypes a,b] [--drawn N] [--only TEXT] [--json FILE]
+    python tests/spills.py [--targets a,b] [--dtypes a,b] [--drawn N] [--only TEXT]
+        [--sample N [--seed N]] [--json FILE]
 
 Layers, layouts, dtypes and targets are multiplied out, kernels compiled on every core, equal ones
 once; the measured tiles of the package are left aside. It exits 1 if a kernel spills that
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -70,6 +72,8 @@ def main() -> None:
     parser.add_argument("--dtypes", default=",".join(layers.DTYPES))
     parser.add_argument("--drawn", type=int, default=60)
     parser.add_argument("--only", default="", help="specs that have this text")
+    parser.add_argument("--sample", type=int, help="that many plans, drawn from all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--json", type=Path, help="file for all rows")
     given = parser.parse_args()
     specs = dict.fromkeys(str(spec) for spec in variants(given.drawn, given.dtypes.split(",")))
@@ -78,6 +82,9 @@ def main() -> None:
         for spec, target in itertools.product(specs, given.targets.split(","))
         if given.only in spec
     ]
+    if given.sample is not None:
+        random.Random(given.seed).shuffle(jobs)
+        jobs = jobs[: given.sample]
     with compilers() as pool:
         rows = list(pool.map(planned, *zip(*jobs, strict=True), chunksize=8))
         keys = [(row["name"], row["capability"]) for row in rows]

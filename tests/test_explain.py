@@ -32,25 +32,29 @@ def test_the_brief_s_problem():
     2 * 8 * 64 * 1024^2 * 9 * 64 = 618 475 290 624.
     Bytes: input 8 * 64 * 1024^2 = 536 870 912, weight 9 * 64 * 64 = 36 864 and output
     8 * 64 * 1026^2 = 538 970 112 elements of 4 bytes: 4 303 511 552.
-    Programs: 1026 rows in blocks of 2 are 513, so 513 * 1026 = 526 338 positions, in tiles of 128
-    4113 (the last one not full), times 8 images: 32 904. All 64 channels are one tile.
-    Waves: 128 SMs hold 2 programs each: 32 904 / 256 = 128.53; of the last, 53 % are in use.
+    Programs: 1026 rows in blocks of 4 are 257, so 257 * 1026 = 263 682 positions, in tiles of 32
+    8241 (the last one not full), times 8 images: 65 928. All 64 channels are one tile.
+    Waves: 128 SMs hold 2 programs each: 65 928 / 256 = 257.53; of the last, 53 % are in use.
+    Asked for: a program has 12 steps (3 taps, 4 blocks of 16 channels) of 6 * 32 inputs and 3 * 64
+    weights, 16 deep, and stores 128 * 64 outputs: 4 * (12 * 384 * 16 + 8192) = 327 680 bytes.
+    L2: half of the 21.603 GB in all at 5000 GB/s take 2.1603 ms.
     Roofline: 618.475 GFLOP at 82.6 TFLOP/s take 7.4876 ms, 4.3035 GB at 1008 GB/s only 4.27 ms.
     """
     kernel = explained(BRIEF)
     cost, plan = kernel["cost"], kernel["stages"]["plan"]
-    assert plan["tile"].startswith("128 positions x 2 rows x 64 channels")
+    assert plan["tile"].startswith("32 positions x 4 rows x 64 channels, 16 deep")
     assert (cost["programs"], cost["flops"], cost["dram_bytes"]) == (
-        32_904,
+        65_928,
         618_475_290_624,
         4_303_511_552,
     )
-    assert (plan["programs"], plan["FLOPs"]) == (32_904, "618.475 GFLOP")
-    # 32 904 tiles of 128 * 2 outputs by 64 channels, each product 64 channels times 9 taps deep.
-    assert plan["multiplied"].startswith("621.042 GFLOP")
-    assert plan["bytes"].startswith("4303.512 MB at least")
+    assert (plan["programs"], plan["FLOPs"]) == (65_928, "618.475 GFLOP")
+    # 65 928 tiles of 32 * 4 outputs by 64 channels, each product 64 channels times 9 taps deep.
+    assert plan["multiplied"].startswith("622.175 GFLOP")
+    assert plan["bytes"] == "4303.512 MB at least; programs ask for 21603.287 MB"
+    assert plan["L2"].startswith("2.1603 ms at 5000 GB/s, an estimate; 50 %")
     assert plan["occupancy"].startswith("2 programs an SM by estimate (8 of 48 warps; ")
-    assert plan["waves"] == "128.53 over 128 SMs x 2 programs"
+    assert plan["waves"] == "257.53 over 128 SMs x 2 programs"
     assert plan["tail"] == "47 % of the last wave stands empty"
     assert plan["roofline"] == "7.4876 ms, bound by compute"
     assert plan["grid"] == "(tile, image)"
