@@ -26,6 +26,7 @@ FEW_ROW_ACCUMULATORS = 64  # in float64, or of open sizes
 FEW_ROW_DOUBLES = (
     32  # without wgmma: above it 32 of 40 such tiles spilled (Triton 3.7, sm_80, sm_89)
 )
+MOST_STAGED = 16  # of a single input's elements; above it five of seven tiles spilled (sm_90)
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 # Where operands pass through registers: registers of a thread for each of what it holds of its
 # sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
@@ -235,26 +236,27 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     """Whether a tile of several rows is of those that do not spill, but for their registers."""
     if spec.product is not None and spec.product.products > 1:  # operands in parts
         return False
+    # Eight warps at 64 positions took twice the registers.
+    if tile.num_warps > NUM_WARPS[0] and tile.block_m < FRAGMENT[0] * tile.num_warps:
+        return False
+    held, roomy = accumulators_of(spec, form, tile), None not in spec.spatial
     if not target.multiplies_from_shared:
-        held = accumulators_of(spec, form, tile)
-        if spec.dtype == "float64" and held > FEW_ROW_DOUBLES:
-            return False
-        if None in spec.spatial and held > FEW_ROW_ACCUMULATORS:
-            return False
-        # Eight warps at 64 positions took twice the registers.
-        return tile.num_warps == NUM_WARPS[0] or tile.block_m >= FRAGMENT[0] * tile.num_warps
+        if spec.dtype == "float64":
+            return held <= FEW_ROW_DOUBLES
+        return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
     one = form.inputs == 1
+    staged = tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
+    if one and is_staged(spec, form) and staged > MOST_STAGED:
+        return False
     most = MOST_ROW_BYTES_OF_ONE if one else MOST_ROW_BYTES
     if form.depth(tile) * spec.element.itemsize > most:
         return False
     if tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
         return False
-    roomy = spec.dtype != "float64" and None not in spec.spatial
-    if spec.stride[-1] > 1 and form.family == "gather":  # each output has its own address
-        roomy = False
-    return accumulators_of(spec, form, tile) <= (
-        MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS
-    )
+    # Each output of a strided layer has its own address.
+    apart = spec.stride[-1] > 1 and form.family == "gather"
+    roomy = roomy and spec.dtype != "float64" and not apart
+    return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 
 
 def _margin(form: Form, target: GpuTarget) -> int:
