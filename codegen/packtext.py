@@ -330,8 +330,10 @@ def _formula(plan: KernelPlan) -> tuple[str, ...]:
         rows = "co and lane" if grouping.lanes > 1 else "co"
         columns = "ci and place" if grouping.span > 1 else "ci"
         lines[0] = lines[0].replace("[taps, co, ci]", f"[taps, {rows}, {columns}]")
-        lines.append(f"where k{letter} leads from input `place` of a group to output `lane` of one")
-        lines.append("that lies `group_tap` groups before the last of those that it reaches")
+        source = "input `place` of a group" if grouping.span > 1 else "an input"
+        output = "output `lane` of a group" if grouping.lanes > 1 else "an output"
+        lines.append(f"where k{letter} leads from {source} to {output},")
+        lines.append("`group_tap` groups before the last that it reaches")
     return tuple(lines)
 
 

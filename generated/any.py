@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 2e84288471bd1fa458e50045c83e7138ec832600b534f21cb47c8196b328bd34
+# body sha256: d030ad6644b759e0fd52d71e7bc4a79765a3cd2574f583fb5404db12ab846093
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -217,8 +217,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(C_OUT, PACK_OUT)
 
@@ -695,7 +695,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_173851e5e4a1ce53"
+NAMESPACE = "convgen_d6be0b17b911cfea"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: ff9f8a699c0aabb3647313a97995e7fa1e9a9ded1307bfa85d9d48747d8364d3
+# body sha256: 539f0afb660b2ba68d8a053e290fa20e9292be0f8f33cb6abc7b3b4415afb620
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -181,8 +181,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
 
@@ -651,7 +651,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_615fa64f17667673"
+NAMESPACE = "convgen_555d7523708938f6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

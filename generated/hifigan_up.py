@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 39319165a0202017917ae97a4dde173889dec00df93325ec5ede52869ecc2675
+# body sha256: f4e7ff64b833962689057a0bc9d4041ac5eed902cb6773512bc16f920d9af7e4
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -164,8 +164,8 @@ def conv_transpose1d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kl]
-    where kl leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kl leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(C_OUT, PACK_OUT)
 
@@ -475,8 +475,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -562,7 +561,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2b4614fbf13772fd"
+NAMESPACE = "convgen_f98adca656539fb7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: 02b7e65040375fab627b232f0ede35310342c3d660f2bd05ecd930f988706f07
+# body sha256: cc7d3f41e0fd30e33b56dafb14b6b626de7d600d0e374258fab0da03e3757fdf
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -318,8 +318,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(C_OUT, PACK_OUT)
 
@@ -899,7 +899,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ee04f44a527f58ff"
+NAMESPACE = "convgen_a72f782b572d37a0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 74e7245f9bf0e37ad9c48277dc04d2db9139f36be1100b27a775098f32ab7f72
+# body sha256: 910ebef973547d79e1920fd5d9e451ecc24050427f7af9c5ff77b9e89435edd7
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -437,8 +437,8 @@ def conv_transpose3d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kd, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -494,8 +494,8 @@ def conv_transpose3d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kd, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -1032,7 +1032,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0fa52c4376007a8a"
+NAMESPACE = "convgen_ef5da606082aaf0d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

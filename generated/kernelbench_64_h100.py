@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: e8e59134fe9d99b5fa377f708179b3dcd065f0f091abcdd197f13e8db7d4800b
+# body sha256: 1cc03cbcc2dc530f22ab68b4ca5f9c1389f65e3cc979985c7f2b5046c9ca0032
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -512,8 +512,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -544,8 +543,7 @@ def _pack(weight):
 def _pack_for_gradient(weight):
     """Launch the kernel that packs a weight for the input's gradient; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = GRAD_PACKED.get(call)
@@ -688,7 +686,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5729903cc50b1768"
+NAMESPACE = "convgen_cef0be0854f666df"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

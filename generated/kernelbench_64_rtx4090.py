@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 16 deep, 4 warps, 4 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: 3a0a032c61e04688faec9bfc316960bd12f1dd9818d8bc659f96948b0436a1b1
+# body sha256: 46ad5a2d6ee4f569f3a1aff6f090c5161fe0cb7e016d424e3a8f8ec890fc7dba
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -421,8 +421,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -523,7 +522,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d8a2ed324c107bf6"
+NAMESPACE = "convgen_6ebef3c3b3cdc642"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

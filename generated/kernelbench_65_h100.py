@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 72c7c037971f919b4acd4d4db663d21c3cd2be0d1bc4b2b5983352cf825d5071
+# body sha256: 78f14e7e6ae9f99314f0c7d33a19181e49dc9b15377a2fe36cc0440da508b68c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -362,8 +362,8 @@ def conv_transpose2d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GRAD_C_OUT, GRAD_PACK_OUT)
 
@@ -947,7 +947,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dd6a19561055faab"
+NAMESPACE = "convgen_dc18bdbf993bff0c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 14d86b2529ffd7cf1912aec82f3f3004e72f95319b29a76e15c6650b87176ba6
+# body sha256: 83eadd25f34fd717b9d27894d33f56de1939cf0fad2b1772b66e5c093bccc976
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -442,8 +442,8 @@ def conv_transpose3d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kd, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GRAD_C_OUT, GRAD_PACK_OUT)
 
@@ -1028,7 +1028,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b4a3a8f5916bc0ba"
+NAMESPACE = "convgen_0377e6f599b212fc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

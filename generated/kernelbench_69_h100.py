@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: 4a317f2f8a3201c282e0c2f3a95d60da493c2e1b3c9c9b934f4a3b0acbe59518
+# body sha256: 3150e9a1e6e34bc3584767a7924b7491f0b0ed948ba8b08421517e6f7580b399
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -313,8 +313,8 @@ def conv_transpose2d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GRAD_C_OUT, GRAD_PACK_OUT)
 
@@ -898,7 +898,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2f1b90da697fc1c0"
+NAMESPACE = "convgen_93e54a87d209f8bf"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: b09ef12c6778d3173c396b2eea572f4ff17d9ee07274071bb9276b6f1783c050
+# body sha256: da97aea2125cc3f520d5ecd0029d23a4fb4260f8c200a63009201d15b0028ccb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -342,8 +342,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -397,8 +397,8 @@ def conv_transpose2d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -933,7 +933,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8175f6b927406425"
+NAMESPACE = "convgen_7dbaa1291849a6c8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 2711c5a90f1eca6ec765dc2c04502a9452c3a2f3073723532901416b1d9ac319
+# body sha256: 0f36ebe1e48c1d15aabe550497a002d232e52d3aef77590cd3032a9b8648ce19
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -243,8 +243,8 @@ def conv_transpose3d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kd, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
 
@@ -723,7 +723,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a3b960073c8c6987"
+NAMESPACE = "convgen_fb9440a656178989"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

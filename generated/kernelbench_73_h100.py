@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: 74b0e6743b347a2f45b8d1e5c0a85c3bc76e9cbfe342764ea32b6e6a4745a17d
+# body sha256: 141b7730821d107c2001d5a82f504b479aae0b82801f720c14802bb0e8c1ba32
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -193,8 +193,8 @@ def conv_transpose3d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kd, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -693,7 +693,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_e4c76991396e532b"
+NAMESPACE = "convgen_468d73073525cd29"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

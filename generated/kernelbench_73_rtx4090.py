@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 142f68bde4dd79565ac94a2c7a160a63b54caf021c129e379f7463cc08a43d0a
+# body sha256: 15281e5207ecbe90a2d1111701fa12689f972a2c8c857795a2048eac29cb2885
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -193,8 +193,8 @@ def conv_transpose3d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kd, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -658,7 +658,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d69fdcc13755248b"
+NAMESPACE = "convgen_7024f1c3305c95fd"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 019e93a5a565537e706a6cd65e8c68264d72ea80d14168c638e43e618b2e814f
+# body sha256: a40e6fe4228de3d02bbbf433cb48134f89c0dde86bbb7cd0ea9dacf3f7ca2784
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -508,8 +508,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -540,8 +539,7 @@ def _pack(weight):
 def _pack_for_gradient(weight):
     """Launch the kernel that packs a weight for the input's gradient; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = GRAD_PACKED.get(call)
@@ -684,7 +682,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a2468e89e4c45764"
+NAMESPACE = "convgen_b9e7d86fd55dbd9f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: a3afaa2be96a0355e20575f3f0fe5763c4547b8aa65d8cdd2b933726c951aae5
+# body sha256: 958d61e79728b3002b1df3d4bd08dcf4589c645108f04ec2eaac3d4df9bcab82
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -417,8 +417,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -519,7 +518,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5b31b25cae4b7fe0"
+NAMESPACE = "convgen_625f52006b0bb41e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: a3521fac43db9d6bf6d4d4327beab4e33a41d2ab1a4815dd6dc4cf9ebcb0bd4d
+# body sha256: 68b567e8eedef91b559bebe3786123923c6f1f01dd2e6ee3afd102184cb1f6aa
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -235,8 +235,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
 
@@ -710,7 +710,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_093d28e987273025"
+NAMESPACE = "convgen_1f497ee11961297f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

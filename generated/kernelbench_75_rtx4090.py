@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: eaa77cf096477daab6b0f7050cdb95dfd85c4cd9d34427a035b8b736d04056ef
+# body sha256: 0cfd6b7f1437ac21c372baf88a4a2086f5b273550ddb13b2aea4f7341e55d950
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -179,8 +179,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -653,7 +653,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9810292f754aacf0"
+NAMESPACE = "convgen_c9601e67bdf69a3f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

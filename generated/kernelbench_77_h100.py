@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: ac77bc759051a5d31d4b50874b058417bb79999718fec7414504e9f15558a21e
+# body sha256: 9510729781de212748b89eca63de030d4f1fed3a4a9c0a2b16ee8de44aa6178c
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -229,8 +229,8 @@ def conv_transpose3d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kd, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -732,7 +732,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4ee4f1bc6fbc4314"
+NAMESPACE = "convgen_c5dd93538a8ce41c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: a5f0b02d589e962747ff2d60bf90b81e5f8765602f04e93593a0fd47c84b7ae9
+# body sha256: feaf26deb56fc175bad0a3bf1d7c7d975d95b75a33ca095e8a357d4a51d12de7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -372,8 +372,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -427,8 +427,8 @@ def conv_transpose2d_pack_for_gradient_kernel(
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[co, ci, kh, kw], the taps in reverse order
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -963,7 +963,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_665ec9eac24bf4f6"
+NAMESPACE = "convgen_1249d05b6307d4c5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

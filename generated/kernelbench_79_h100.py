@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 79fb585be401dc67bf3671eea25fb1f0750e065e091585f0408d38ae0fe65e3d
+# body sha256: c6b18ad2249a62e7250ef87e8e3df2075795a45f53e277d76f47b3ec2bbe3ebf
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -167,8 +167,8 @@ def conv_transpose1d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci and place] = w[ci, co, kl]
-    where kl leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kl leads from input `place` of a group to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -465,8 +465,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -567,7 +566,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a573e76eea55f4c7"
+NAMESPACE = "convgen_6ecae49cac41e656"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

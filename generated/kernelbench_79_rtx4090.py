@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 3cdd96be9e46560997277ea7630206dded1c488c6be6347a46bd9b0fdfd64f76
+# body sha256: 29b1917b38b4355e1b5d077128a1e65e8090a98a5969a0cabb02432e28dc9345
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -140,8 +140,8 @@ def conv_transpose1d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kl]
-    where kl leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kl leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     out_tile = tl.program_id(0)
@@ -444,8 +444,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -546,7 +545,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ce133ed7bacefbae"
+NAMESPACE = "convgen_9091e59027581f24"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

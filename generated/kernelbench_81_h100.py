@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: 3ce37f79a1feeb72763030a2e3500e5e915ebf7435933b9c179baf6ba9aa394f
+# body sha256: c7c82a0b827a9e546801298b926e786a411faede6239ac3fdd8be5b721483938
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -185,8 +185,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -637,7 +637,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f8ac1caca8a6aa91"
+NAMESPACE = "convgen_cee6aaac32e77335"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 398be3947954f9b4da6d2e21b47b8fd8f212291668dcd8f97b1cfd304cc66a10
+# body sha256: a2bad4e4e4c07e8cb6ee5d7b309477212c83030ad3f15c94c84a7e450e401aec
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -172,8 +172,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     # The tile of this program
     program = tl.program_id(0)
@@ -635,7 +635,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1b2e177a1c02c9a4"
+NAMESPACE = "convgen_96f19e9d1eab5a72"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

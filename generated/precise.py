@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: cb052495cb080de27866d1af2bb63c431e0a641d8f296a51630bc00b66eccd07
+# body sha256: 97fd7e55c6eea0d8135eab1745bb969e927c505520452c613a7155359afe8f6f
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -418,8 +418,7 @@ def _repeated(compiled, grid):
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
     # This copies only a weight in no dense format, or whose sign is to be turned yet.
-    weight = weight.resolve_neg()
-    weight = weight.contiguous()
+    weight = weight.resolve_neg().contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
     call = device, weight.shape, weight.dtype
     again = PACKED.get(call)
@@ -520,7 +519,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_fdf776f65a2b5973"
+NAMESPACE = "convgen_9b7aba65b6f9cd5f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: dcd6e99b80d3e4162cc9e28a467697ebea201175c25b9321e6b1559e294d3e01
+# body sha256: dace3153169521cbab4197504935462a1eb09dd6b20122a2251e92f2d2589135
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -156,8 +156,8 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from input `place` of a group to output `lane` of one
-    that lies `group_tap` groups before the last of those that it reaches
+    where kw leads from an input to output `lane` of a group,
+    `group_tap` groups before the last that it reaches
     """
     out_tiles = tl.cdiv(C_OUT, PACK_OUT)
 
@@ -614,7 +614,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_bf5e5c79571bcb65"
+NAMESPACE = "convgen_346376f54cece042"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
