@@ -61,7 +61,7 @@ class PackText:
         program_lines, lane_lines: the program's coordinates, and the elements of its tile.
         packed: where they lie in the packed weight.
         w: where they lie in a contiguous weight; w_last: in one in channels_last, None where torch
-            has no such layout.
+            has no such layout; w_base: the line of the tile's pointer that the two share, if any.
         zero_lines: the lines of the mask of elements that have a weight; empty if all have one.
         masked: elements of a tile may lie outside the weight.
         value: an element as it is packed.
@@ -89,6 +89,7 @@ class PackText:
     program_lines: tuple[str, ...]
     lane_lines: tuple[str, ...]
     packed: AccessText
+    w_base: str | None
     w: AccessText
     w_last: AccessText | None
     zero_lines: tuple[str, ...]
@@ -128,6 +129,9 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     zero_lines = kernel.scribe.mask_lines("w_mask", zeros, ORDER)
     if zero_lines and first.masked:
         zero_lines.append("w_mask &= packed_mask")
+    base = weights[0].base if len({weight.base for weight in weights}) == 1 else None
+    if base is not None:  # once, before the branch
+        weights = [dataclasses.replace(weight, base=None) for weight in weights]
     host = HostNames(kernel.plan, sizes)
     _, arguments, local_lines = size_lines(sizes, kernel.scribe)
     extents = host.launch_sizes(arguments)
@@ -155,6 +159,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         program_lines=tuple(program),
         lane_lines=tuple(lanes),
         packed=first,
+        w_base=base,
         w=weights[0],
         w_last=weights[1] if len(weights) > 1 else None,
         zero_lines=tuple(zero_lines),

@@ -296,10 +296,9 @@ class Scribe:
             elif conditions:
                 parts[kind] = conditions[0]
         line = _joined(name, parts, order)
-        if len(line) + 8 > WIDTH and len(order) > 2:
-            text = line.partition(" = ")[2]
-            parts_of_it = [text] if len(text) + 8 <= WIDTH else split(text, "&")
-            return [*lines, f"{name} = (\n    " + "\n    ".join(parts_of_it) + "\n)"]
+        if len(order) > 2:  # of no step: it stands 4 columns from the margin
+            each = [line] if len(line) + 4 <= WIDTH else split(line, "&")
+            return [*lines, each[0], *(f"{name} &= {part[2:]}" for part in each[1:])]
         if len(line) + 8 > WIDTH:  # ruff would break it inside an index
             for kind, text in parts.items():
                 if not text.isidentifier():

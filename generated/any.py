@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: d030ad6644b759e0fd52d71e7bc4a79765a3cd2574f583fb5404db12ab846093
+# body sha256: 1b490cd622476b79a231eb5e30be5da1e25ac02f9f6f46b2bcbd7fd6fb0b4c09
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -234,9 +234,9 @@ def conv_transpose2d_pack_kernel(
     outer_tap = slot // (PHASES * TAPS_W)
     kw = group_tap * PHASES + lane - 1
 
-    packed_mask = (
-        (outer_tap < KH)[:, None, None] & (co < C_OUT)[None, :, None] & (ci < C_IN)[None, None, :]
-    )
+    packed_mask = (outer_tap < KH)[:, None, None]
+    packed_mask &= (co < C_OUT)[None, :, None]
+    packed_mask &= (ci < C_IN)[None, None, :]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_mask = (kw >= 0)[:, None, None]
     w_mask &= packed_mask
@@ -695,7 +695,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d6be0b17b911cfea"
+NAMESPACE = "convgen_9ca26e0f5e757f15"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: cc7d3f41e0fd30e33b56dafb14b6b626de7d600d0e374258fab0da03e3757fdf
+# body sha256: aa44fb881b5efc51d978ed671434f7896896fde72dadb118d92f322c4fadee0a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -389,13 +389,14 @@ def conv_transpose2d_pack_for_gradient_kernel(
     tap = tl.arange(0, GRAD_PACK_TAPS)
 
     packed_mask = (tap < GRAD_KH * GRAD_KW)[:, None, None]
-    w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -tap * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=packed_mask)
     else:
+        w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KH * GRAD_KW)
         w_lanes = (-tap)[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
@@ -899,7 +900,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a72f782b572d37a0"
+NAMESPACE = "convgen_c2f22ec859ba6c3d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 910ebef973547d79e1920fd5d9e451ecc24050427f7af9c5ff77b9e89435edd7
+# body sha256: 4d56c950f4f305cf82bb57184389f66b36e0b75da3940062a6fa3221d52c5133
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -515,13 +515,14 @@ def conv_transpose3d_pack_for_gradient_kernel(
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
     else:
+        w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
         w_tap = -outer_tap * GRAD_KW - kw
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KD * GRAD_KH * GRAD_KW)
@@ -1032,7 +1033,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ef5da606082aaf0d"
+NAMESPACE = "convgen_3e59092daedf443e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: d4a0976746aac3e934a4de00f883ddf4f7e8f91681ab97362e8110882678c57c
+# body sha256: 8a445857bc247843cda9260aff130704a7ed5b9077dbec6115a1d142d25854a1
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -394,16 +394,16 @@ def conv_transpose3d_pack_for_gradient_kernel(
     co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
     tap = tap_tile * GRAD_PACK_TAPS + tl.arange(0, GRAD_PACK_TAPS)
 
-    packed_mask = (
-        (tap < GRAD_KD * GRAD_KH * GRAD_KW)[:, None, None] & (ci < GRAD_C_IN)[None, None, :]
-    )
-    w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
+    packed_mask = (tap < GRAD_KD * GRAD_KH * GRAD_KW)[:, None, None]
+    packed_mask &= (ci < GRAD_C_IN)[None, None, :]
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -tap * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=packed_mask)
     else:
+        w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KD * GRAD_KH * GRAD_KW)
         w_lanes = (-tap)[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
@@ -958,7 +958,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_eb18d700c418b652"
+NAMESPACE = "convgen_7ba1377ec0abbf49"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

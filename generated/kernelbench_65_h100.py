@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: 78f14e7e6ae9f99314f0c7d33a19181e49dc9b15377a2fe36cc0440da508b68c
+# body sha256: ca383ed69efae4b59f004154f0a44ca5cfc52832649c462cbdb94e0352b2dad5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -385,13 +385,14 @@ def conv_transpose2d_pack_for_gradient_kernel(
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
     else:
+        w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
         w_tap = -outer_tap * GRAD_KW - kw
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KH * GRAD_KW)
@@ -947,7 +948,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dc18bdbf993bff0c"
+NAMESPACE = "convgen_b60d78decfc80afa"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

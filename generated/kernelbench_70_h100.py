@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: c8fe6399fed20cb4ceb2eeff64ba86833ca76cbfae337f7c5ab54c0abaa4d2cb
+# body sha256: 95079b3b4eeb9f219d343c9a452ff82c4dcc282d64f28db957dd95eb8094dfd9
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -432,20 +432,19 @@ def conv_transpose3d_pack_for_gradient_kernel(
     outer_tap = slot // (GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W)
     kw = group_tap * GRAD_PHASES + lane - place
 
-    packed_mask = (
-        (outer_tap < GRAD_KD * GRAD_KH)[:, None, None] & (ci < GRAD_C_IN)[None, None, :]
-    )
+    packed_mask = (outer_tap < GRAD_KD * GRAD_KH)[:, None, None] & (ci < GRAD_C_IN)[None, None, :]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
     else:
+        w_tile = w_ptr + GRAD_KD * GRAD_KH * GRAD_KW - 1
         w_tap = -outer_tap * GRAD_KW - kw
         w_co = co * (GRAD_C_IN * GRAD_KD * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KD * GRAD_KH * GRAD_KW)
@@ -956,7 +955,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_66162e9caa15f866"
+NAMESPACE = "convgen_04ef3e1916883b5f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

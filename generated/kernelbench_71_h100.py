@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: da97aea2125cc3f520d5ecd0029d23a4fb4260f8c200a63009201d15b0028ccb
+# body sha256: f858b678a895647915f939ce2683f2ab344cd9f4f5f581b9f5fedaad529695a3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -416,13 +416,14 @@ def conv_transpose2d_pack_for_gradient_kernel(
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
     else:
+        w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
         w_tap = -outer_tap * GRAD_KW - kw
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KH * GRAD_KW)
@@ -933,7 +934,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7dbaa1291849a6c8"
+NAMESPACE = "convgen_8f5694355cf3f1e8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

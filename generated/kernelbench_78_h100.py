@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: feaf26deb56fc175bad0a3bf1d7c7d975d95b75a33ca095e8a357d4a51d12de7
+# body sha256: 8af5ba39c54bfd498141c45224a288a9e966d2902b3ca7fe4ebca989b9061ff6
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -446,13 +446,14 @@ def conv_transpose2d_pack_for_gradient_kernel(
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
     if is_last:
+        w_tile = w_ptr + GRAD_C_IN * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + ci[None, None, :]
         w = tl.load(w_tile + w_lanes, mask=w_mask, other=0.0)
     else:
+        w_tile = w_ptr + GRAD_KH * GRAD_KW - 1
         w_tap = -outer_tap * GRAD_KW - kw
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
         w_ci = ci * (GRAD_KH * GRAD_KW)
@@ -963,7 +964,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1249d05b6307d4c5"
+NAMESPACE = "convgen_4184c5337f4d2f52"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -241,15 +241,23 @@ def opened(text):
 
 
 def gradients(module, spec, x, weight, grad, device):
-    """Return the input's gradient by a call of the emitted function."""
+    """Return the input's gradient by a call of the emitted function.
+
+    It is the same for a weight in channels_last, whose taps lie elsewhere.
+    """
     dtype = getattr(torch, spec.dtype)
     x, weight, grad = (torch.from_numpy(a).to(device, dtype) for a in (x, weight, grad))
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(spec.rank)
     if spec.layout == "channels_last":
-        last = {2: torch.channels_last, 3: torch.channels_last_3d}[spec.rank]
         x = x.contiguous(memory_format=last)
     bias = torch.zeros(spec.out_channels, device=device, dtype=dtype)
     function = getattr(module, f"conv_transpose{spec.rank}d")
-    (found,) = torch.autograd.grad(function(x.requires_grad_(), weight, bias), x, grad)
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(function(x, weight, bias), x, grad)
+    if last is not None:
+        weight = weight.contiguous(memory_format=last)
+        (again,) = torch.autograd.grad(function(x, weight, bias), x, grad)
+        assert torch.equal(again, found)
     return found
 
 
