@@ -27,6 +27,10 @@ FEW_ROW_DOUBLES = (
     32  # without wgmma: above it 32 of 40 such tiles spilled (Triton 3.7, sm_80, sm_89)
 )
 MOST_STAGED = 16  # of a single input's elements; above it five of seven tiles spilled (sm_90)
+# Products of a loop, steps times those of each, that ptxas unrolls: with 128 sums at 64 positions,
+# whose operands both lie in shared memory, it then spills 24 to 728 bytes (7 of 7 tiles, Triton
+# 3.7, sm_90; none of 13 with more).
+UNROLLED_PRODUCTS = 72
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 # Where operands pass through registers: registers of a thread for each of what it holds of its
 # sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
@@ -253,10 +257,21 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         return False
     if tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
         return False
+    crowded = tile.block_m == WGMMA_ROWS and held >= MOST_ROW_ACCUMULATORS and not one
+    if crowded and input_from_shared(spec, form, tile, target) and _is_unrolled(spec, form, tile):
+        return False
     # Each output of a strided layer has its own address.
     apart = spec.stride[-1] > 1 and form.family == "gather"
     roomy = roomy and spec.dtype != "float64" and not apart
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
+
+
+def _is_unrolled(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
+    """Whether ptxas unrolls the loop over the steps, as they are few, and moves sums about."""
+    if spec.in_channels is None:
+        return False
+    blocks = -(-spec.in_channels // spec.groups // tile.block_k)
+    return form.taps * blocks * form.products <= UNROLLED_PRODUCTS
 
 
 def _margin(form: Form, target: GpuTarget) -> int:

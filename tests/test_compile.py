@@ -21,6 +21,7 @@ from convgen import TARGETS, find_target, parse
 from convgen.cli import main as cli
 from convgen.compiler import compile_kernel, plan
 from convgen.table import read_table
+from planned import reason_for
 from running import worked
 
 # One target an architecture that the table has.
@@ -49,7 +50,12 @@ def test_files_fit_the_card(capability: tuple[int, int], root: Path) -> None:
     jobs = [(spec, target.name) for spec in specs]
     binaries = list(zip(specs, worked("compile_worker.py", jobs), strict=True))
     assert [row for row in binaries if row[1]["shared"] > target.shared_per_block] == []
-    assert [row for row in binaries if row[1]["spills"] > SPILLS] == []
+    unexplained = [
+        (spec, row)
+        for spec, row in binaries
+        if row["spills"] and reason_for(target.name, max(row["registers"]), row["spills"]) is None
+    ]
+    assert unexplained == []
 
 
 @pytest.mark.compile
