@@ -5,11 +5,11 @@ A program's work is its products at the target's rate plus what issuing its load
 an SM; an SM shares itself among its programs, which come in whole waves. Beside that runs what
 moves through L2 and from and to memory: the longest of the three is what a call takes.
 
-The costs are fitted to 3026 timings on an NVIDIA H200 (torch 2.11, Triton 3.6, 2026-11-29): 78
-layers of KernelBench and of real networks, float32, float16 and bfloat16, both layouts, 15 to 50
-tiles of each, in every form. On them its first choice takes 1.05 times the best tile that was tried
-for a layer (geometric mean; the worst 1.39); on layers that a fit had not seen, 1.10 times. On
-other cards the rates are the target's and the costs stay: a prediction that orders tiles.
+The costs are fitted to 3026 timings on an NVIDIA H200 (torch 2.11, Triton 3.6, 2026-11-29): layers
+of KernelBench and of real networks, 78 with their dtypes (float32, float16, bfloat16) and layouts,
+15 to 50 tiles of each, in every form. On them its first choice takes 1.06 times the best tile that
+was tried for a layer (geometric mean; the worst 1.39); on layers that a fit had not seen, 1.10
+times. On other cards the rates are the target's and the costs stay: a prediction that orders tiles.
 """
 
 from __future__ import annotations
