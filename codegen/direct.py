@@ -31,7 +31,7 @@ from .kernel import (
     stores,
     tensor,
 )
-from .packing import grouped_tap, kernel_extents, raw_weight
+from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
@@ -92,7 +92,8 @@ def direct_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why the family cannot serve `spec`, None if it can."""
     if (reason := depthwise_refusal(spec)) is not None:
         return reason
-    return None if spec.layout == "channels_last" else refusal(decompose(spec)[-1], 1)
+    grouped = spec.layout == "channels_first" and spec.stride[-1] > 1
+    return refusal(decompose(spec)[-1], 1) if grouped else None
 
 
 def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectContext:
@@ -169,18 +170,33 @@ def _weight(
     rank = kernel.plan.spec.rank
     outer = sympy.expand((tap - last) / kernel.sizes.kernel(rank - 1))
     outer = define_flat_tap(kernel, lines, outer)
-    index, *others = grouped_tap(kernel, last, column, Integer(0))
-    order = ("co", "phase") if column != 0 else ("co",)
     first = Coordinate(outer, unit, kernel_extents(kernel)[-1], looped=True)
-    if grouping.axis.dilation == 1:
-        return kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
-    # A quotient has no part that is the same in all steps.
-    found = kernel.scribe.define(lines["step"], f"k{AXES[rank][-1]}", index.index, None)
-    if column == 0:
-        kernel.loop |= found.free_symbols
-        index = dataclasses.replace(index, index=found)
-        return kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
-    index = dataclasses.replace(index, index=found, stride=Integer(0))
-    w = kernel.access("w", raw_weight(kernel, channel, [first, index, *others]), order)
+    reach = grouped_reach(kernel, last, column, Integer(0))
+    name = f"k{AXES[rank][-1]}"
+    reach = _reach(kernel, lines["step"], name, reach, column)
+    index, *others = grouped_tap(kernel, reach, column)
+    found = kernel.scribe.define(lines["step"], name, index.index, None)
+    unmoved = dataclasses.replace(index, index=found, stride=Integer(0))
+    weight = raw_weight(kernel, channel, [first, unmoved, *others])
+    w = kernel.access("w", weight, ("co", "phase"))
+    if found == 0:
+        return w
     sign = "-" if kernel.plan.prefix else "+"
     return dataclasses.replace(w, added=f"{w.added} {sign} {found}[None, :]")
+
+
+def _reach(kernel: Kernel, lines: list[str], name: str, reach: Expr, column: Expr) -> Expr:
+    """Define the lanes of the step's `reach`, as `name` where there is no dilation.
+
+    The lane comes first: Triton's interpreter makes a constant of a constant plus a tensor.
+    """
+    grouping = kernel.plan.grouping
+    assert grouping is not None
+    moved = kernel.scribe.space.reduce(reach - column)
+    if moved == 0:
+        return reach
+    if grouping.axis.dilation > 1:
+        name = f"reach_{name[1:]}"
+    lines.append(f"{name} = {column}{kernel.offset(moved)}")
+    bounds = kernel.scribe.space.bounds(reach)
+    return kernel.scribe.name(name, bounds.low, bounds.high, "phase")

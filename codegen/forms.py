@@ -144,7 +144,10 @@ def _forms_of_one_row(
             yield dataclasses.replace(gather, family="direct")
         return
     if depthwise:
-        yield _grouped(spec, "direct", Grouping(last, 1), phases, problem)
+        if last.stride == 1:  # a group has one output: there are none
+            yield dataclasses.replace(gather, family="direct")
+        else:
+            yield _grouped(spec, "direct", Grouping(last, 1), phases, problem)
     for span in STENCIL_SPANS if stencil_refusal(spec) is None else ():
         if stencil_span_refusal(spec, span) is None:
             yield _grouped(spec, "stencil", Grouping(last, span, unrolled=True), phases, problem)

@@ -39,30 +39,40 @@ def kernel_extents(kernel: Kernel) -> list[Expr]:
     return [kernel.sizes.named(f"K{kernel.sizes.letter(axis)}") for axis, _, _ in kernel.axes]
 
 
-def grouped_tap(kernel: Kernel, tap: Expr, output: Expr, place: Expr) -> list[Coordinate]:
-    """Return coordinates along the last axis of the kernel, where it is grouped.
+def grouped_reach(kernel: Kernel, tap: Expr, output: Expr, place: Expr) -> Expr:
+    """Return dilation * k of the kernel index k along the last axis, where that is grouped.
 
-    They are of the kernel index that leads from input `place` of a group to `output` of another,
-    `tap` groups before the last one that it reaches: k of grouping.py. Where there is none, one of
-    the coordinates is out of bounds.
+    It leads from input `place` of a group to `output` of another, `tap` groups before the last one
+    that it reaches (grouping.py).
+    """
+    grouping = kernel.plan.grouping
+    assert grouping is not None
+    axis = grouping.axis
+    width = kernel.sizes.named("PHASES") if grouping.width > 1 else ONE
+    first = axis.padding - grouping.offset - grouping.width * grouping.shifts[1]
+    return width * tap + output - axis.stride * place + first
+
+
+def grouped_tap(kernel: Kernel, reach: Expr, output: Expr) -> list[Coordinate]:
+    """Return coordinates of the kernel index k where dilation * k is `reach`, k itself first.
+
+    Where there is none that leads to `output`, one of the coordinates is out of bounds.
     """
     sizes, grouping = kernel.sizes, kernel.plan.grouping
     assert grouping is not None
-    axis = grouping.axis
-    width = sizes.named("PHASES") if grouping.width > 1 else ONE
-    first = axis.padding - grouping.offset - grouping.width * grouping.shifts[1]
-    reach = width * tap + output - axis.stride * place + first  # dilation * k
-    extent = kernel_extents(kernel)[-1]
+    axis, extent = grouping.axis, kernel_extents(kernel)[-1]
     found = []
     if grouping.lanes > grouping.width:
+        width = sizes.named("PHASES") if grouping.width > 1 else ONE
         found.append(Coordinate(output, width, Integer(0)))
     if axis.dilation == 1:
         return [Coordinate(reach, extent, ONE), *found]
     # `//` and `%` take no negative numbers.
+    dilation = sizes.named(f"DILATION_{sizes.letter(sizes.rank - 1)}")
     low = kernel.scribe.space.number(kernel.scribe.space.bounds(reach).low)
     assert low is not None
     lift = max(0, -(low // axis.dilation))
-    lifted, dilation = reach + lift * axis.dilation, Integer(axis.dilation)
+    lifted = reach + lift * axis.dilation
     return [
         Coordinate(FloorDiv(lifted, dilation) - lift, extent, ONE),
         Coordinate(Modulo(lifted, dilation), ONE, Integer(0)),

@@ -19,7 +19,7 @@ from .hosttext import HostNames
 from .index import Coordinate, Mask, masks_of, unflatten
 from .kernel import ONE, Kernel, define_program
 from .kerneltext import TRITON_DTYPES, cast, list_text, packed_shape, size_lines
-from .packing import grouped_tap, kernel_extents, packed_grouping, packed_taps
+from .packing import grouped_reach, grouped_tap, kernel_extents, packed_grouping, packed_taps
 from .plan import NOMINAL_CHANNELS, GridCoordinate, KernelPlan
 from .printer import Scribe
 from .sizes import AXES, Size, Sizes
@@ -269,7 +269,7 @@ def _taps(
         Coordinate(ci, sizes.group_in, span),
         Coordinate(place, span, ONE),
     ]
-    last = grouped_tap(kernel, group_tap, lane, place)
+    last = grouped_tap(kernel, grouped_reach(kernel, group_tap, lane, place), lane)
     index = kernel.scribe.define(lines, f"k{AXES[sizes.rank][-1]}", last[0].index, None)
     last[0] = dataclasses.replace(last[0], index=index)
     zeros = masks_of(kernel.scribe.space, last) if grouping.has_zeros else ()

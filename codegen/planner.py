@@ -72,9 +72,7 @@ def plan_kernel(
     if measured is not None:
         check_limits(form, spec, chosen, target)
     fold = folds_batch(problem, form, chosen)
-    grouped = chosen.family not in SINGLE and spec.layout == "channels_first"
-    unrolled = chosen.family == "stencil"
-    grouping = Grouping(phases[-1], chosen.span, unrolled) if grouped else None
+    grouping = _grouping(spec, phases, chosen)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
     sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, fold, prefix)
     grid, reason = _grid(spec, phases, sizes, fold)
@@ -98,6 +96,16 @@ def plan_kernel(
         prefix=prefix,
         gradient=_gradient(spec, target, measured),
     )
+
+
+def _grouping(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tile: Tile
+) -> Grouping | None:
+    """Return the grouping of the last axis; a group of one input and one output is none."""
+    if tile.family in SINGLE or spec.layout == "channels_last":
+        return None
+    grouping = Grouping(phases[-1], tile.span, unrolled=tile.family == "stencil")
+    return None if grouping.width == 1 else grouping
 
 
 def _gradient(

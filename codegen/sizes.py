@@ -345,6 +345,7 @@ def _group_sizes(spec: ConvTransposeSpec, grouping: Grouping) -> list[Size]:
         Size(f"{letter}_IN_GROUPS", size // grouping.span if size else None),
         Size(f"{letter}_GROUPS", groups, definition),
         Size("OFFSET", grouping.offset),
+        Size(f"DILATION_{letter}", grouping.axis.dilation),
     ]
 
 

@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: 978d01c3e7eb19b18f9e0d903414b25db497b6348ac856a77fac57bf03dc37b8
+# body sha256: 098d1ed80f4affd48d51570e1b8af468e26e00a1678fe8d29bf0a984de493030
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -108,7 +108,7 @@ def conv_transpose2d_kernel(
     )
     x_lanes = (co * H_IN * W_IN)[:, None] + (q_h * W_IN + q_w)[None, :]
     w_tile = w_ptr + co_start * (KH * KW)
-    w_lanes = (co * (KH * KW))[:, None] + phase[None, :]
+    w_lanes = (co * (KH * KW))[:, None]
 
     acc = tl.zeros((BLOCK_N, BLOCK_M, PHASES), dtype=tl.float32)
     for step in tl.static_range(TAPS_H * TAPS_W):
@@ -117,13 +117,14 @@ def conv_transpose2d_kernel(
         shift_h = first_h - tap_h
         kh = tap_h * 2 + phase_h
         shift_w = -tap_w
+        kw = phase + tap_w * PHASES
         x_step = tl.cast(shift_h, tl.int64) * W_IN + shift_w
         x_inside = (q_h + shift_h >= 0) & (q_h + shift_h < H_IN)
         x_inside &= (q_w + shift_w >= 0) & (q_w + shift_w < W_IN)
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
-        w_step = kh * KW + tap_w * PHASES
-        w = tl.load(w_tile + w_step + w_lanes)
+        w_step = kh * KW
+        w = tl.load(w_tile + w_step + w_lanes + kw[None, :])
         acc += x[:, :, None] * w[:, None, :]
 
     acc = acc.reshape(BLOCK_N, BLOCK_M * PHASES)
@@ -537,7 +538,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3ab0038a71bb875f"
+NAMESPACE = "convgen_a707b009b97aa11a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

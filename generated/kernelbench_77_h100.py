@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 9510729781de212748b89eca63de030d4f1fed3a4a9c0a2b16ee8de44aa6178c
+# body sha256: fa63744e226503114a33fa1e65f8feaacd948ea0b3cb7a405df756f55903bdb1
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -40,6 +40,7 @@ KD = tl.constexpr(3)
 KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
+DILATION_W = tl.constexpr(2)  # inputs from a kernel index to the next
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(17)  # blocks of ROWS rows
 ROWS_IN = tl.constexpr(2)  # rows of inputs from a block to the next
@@ -242,12 +243,12 @@ def conv_transpose3d_pack_kernel(
     lane = slot % PHASES
     group_tap = (slot // PHASES) % TAPS_W
     outer_tap = slot // (PHASES * TAPS_W)
-    kw = ((group_tap * PHASES + lane + 1) // 2) - 1
+    kw = ((group_tap * PHASES + lane + 1) // DILATION_W) - 1
 
     packed_mask = (outer_tap < KD * KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = kw >= 0
-    w_inside &= ((group_tap * PHASES + lane + 1) % 2) < 1
+    w_inside &= ((group_tap * PHASES + lane + 1) % DILATION_W) < 1
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
     if is_last:
@@ -732,7 +733,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c5dd93538a8ce41c"
+NAMESPACE = "convgen_853dfb1b3ec9a5e6"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: c6b18ad2249a62e7250ef87e8e3df2075795a45f53e277d76f47b3ec2bbe3ebf
+# body sha256: b070ada9cffc5df096cb9d717bad385552a3ec8f0041a23d53e6b9f4cb444496
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -37,6 +37,7 @@ PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 L_IN_GROUPS = tl.constexpr(65536)  # groups of SPAN inputs in a row
 L_GROUPS = tl.constexpr(65537)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
+DILATION_L = tl.constexpr(2)  # inputs from a kernel index to the next
 TAPS_L = tl.constexpr(triton.cdiv(2 * KL + 1, PHASES))  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
@@ -178,11 +179,11 @@ def conv_transpose1d_pack_kernel(
     place = slot % SPAN
     lane = (slot // SPAN) % PHASES
     group_tap = slot // (PHASES * SPAN)
-    kl = ((group_tap * PHASES + lane + 2 - place * 2) // 2) - 1
+    kl = ((group_tap * PHASES + lane + 2 - place * 2) // DILATION_L) - 1
 
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kl >= 0) & (kl < KL)
-    w_inside &= ((group_tap * PHASES + lane + 2 - place * 2) % 2) < 1
+    w_inside &= ((group_tap * PHASES + lane + 2 - place * 2) % DILATION_L) < 1
     w_mask = w_inside[:, None, None]
     w_co = co * KL
     w_lanes = kl[:, None, None] + w_co[None, :, None] + (ci * (C_OUT * KL))[None, None, :]
@@ -566,7 +567,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6ecae49cac41e656"
+NAMESPACE = "convgen_5c7f0de72c15fb42"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

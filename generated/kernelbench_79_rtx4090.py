@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 29b1917b38b4355e1b5d077128a1e65e8090a98a5969a0cabb02432e28dc9345
+# body sha256: 42b34245b212565f07ab7dd2b658dcfadcb9179e95b9abf4e46ab6dc86cf4a95
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -33,6 +33,7 @@ L_IN = tl.constexpr(131072)
 L_OUT = tl.constexpr(262145)
 KL = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
+DILATION_L = tl.constexpr(2)  # inputs from a kernel index to the next
 TAPS_L = tl.constexpr((2 * KL) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
@@ -150,12 +151,12 @@ def conv_transpose1d_pack_kernel(
     slot = tl.arange(0, PACK_TAPS)
     lane = slot % PHASES
     group_tap = slot // PHASES
-    kl = ((group_tap * PHASES + lane + 1) // 2) - 1
+    kl = ((group_tap * PHASES + lane + 1) // DILATION_L) - 1
 
     packed_mask = (group_tap < TAPS_L)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = (kl >= 0) & (kl < KL)
-    w_inside &= ((group_tap * PHASES + lane + 1) % 2) < 1
+    w_inside &= ((group_tap * PHASES + lane + 1) % DILATION_L) < 1
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
     w_co = co * KL
@@ -545,7 +546,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9091e59027581f24"
+NAMESPACE = "convgen_78f9339e08c77c0e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: c7c82a0b827a9e546801298b926e786a411faede6239ac3fdd8be5b721483938
+# body sha256: 00275639145e4f017e7179f9f62e3754668cfcd0336a2840980ae1e6899395b2
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -39,6 +39,7 @@ PHASES = tl.constexpr(5)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
+DILATION_W = tl.constexpr(2)  # inputs from a kernel index to the next
 TAPS_H = tl.constexpr(triton.cdiv(KH, 5))  # taps of a phase, 5 kernel indices apart
 BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
@@ -197,12 +198,12 @@ def conv_transpose2d_pack_kernel(
     slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
     lane = slot % PHASE_LANES
     outer_tap = slot // PHASE_LANES
-    kw = lane // 2
+    kw = lane // DILATION_W
 
     packed_mask = (outer_tap < KH)[:, None, None]
     # Pairs of an input and an output that no tap connects have the weight zero
     w_inside = kw < KW
-    w_inside &= (lane % 2) < 1
+    w_inside &= (lane % DILATION_W) < 1
     w_inside &= lane < PHASES
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
@@ -637,7 +638,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_cee6aaac32e77335"
+NAMESPACE = "convgen_aa96b316255a833b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -327,6 +327,7 @@ def test_a_copy_is_told(layout: str, copied: str, kernel: str) -> None:
     assert f"a workspace of {2 * 32 * 20 * 24 * 4} bytes" in rows["memory"]
     assert [launch.kernel for launch in read_launches(source.text)] == [
         "conv_transpose2d_kernel",
+        "conv_transpose2d_pack_kernel",
         kernel,
     ]
 

@@ -111,9 +111,18 @@ def test_loops_are_pipelined_but_for_another_files_hopper(
     assert module._num_stages(3) == stages
 
 
+def warpgroup_tile(layer: str, target: str) -> dict[str, object]:
+    """Return the model's first tile of as many positions as an instruction of a Hopper takes."""
+    ranking = plan(parse(layer), find_target(target)).ranking
+    return dataclasses.asdict(next(c.tile for c in ranking if c.tile.block_m >= 64))
+
+
 @pytest.mark.compile
 def test_no_kernel_for_another_card_loses_an_operand_on_a_hopper() -> None:
-    jobs = [(layer, target, None, True) for layer in LAYERS for target in ("rtx4090", "a100")]
+    targets = ("rtx4090", "a100")
+    jobs = [
+        (layer, each, warpgroup_tile(layer, each), True) for layer in LAYERS for each in targets
+    ]
     rows = worked("wgmma_worker.py", jobs)
     assert [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines] == []
     assert sum(any(products) for products, _ in rows) > len(jobs) // 2
