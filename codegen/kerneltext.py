@@ -150,7 +150,7 @@ def kernel_text(
         name=name,
         template=family.template,
         summary=summary,
-        formula=_formula(spec),
+        formula=_formula(plan),
         triton_dtype=TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
         has_bias=spec.bias,
@@ -381,9 +381,9 @@ def _raw_shape(plan: KernelPlan) -> str:
     return f"[{plan.prefix}C_IN, 1, {', '.join(f'{plan.prefix}K{each}' for each in letters)}]"
 
 
-def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
-    """Say what the kernel computes, axis by axis."""
-    letters = AXES[spec.rank]
+def _formula(plan: KernelPlan) -> tuple[str, ...]:
+    """Say what the kernel computes, axis by axis; of a weight as it lies or as it is packed."""
+    spec, letters = plan.spec, AXES[plan.spec.rank]
     outputs, inputs, taps = (
         ", ".join(f"{prefix}{letter}" for letter in letters) for prefix in ("o", "i", "k")
     )
@@ -393,9 +393,12 @@ def _formula(spec: ConvTransposeSpec) -> tuple[str, ...]:
         strided = f"{s} * i{letter}" if s > 1 else f"i{letter}"
         dilated = f"{d} * k{letter}" if d > 1 else f"k{letter}"
         relations.append(f"{left} = {strided} + {dilated}")
+    weight = f"w[ci, 0, {taps}]" if plan.reads_raw_weight else f"w[{taps}, co, ci]"
+    if plan.reads_raw_weight and plan.prefix:
+        weight += ", taps reversed"
     group = "" if spec.groups == 1 else f", ci and co of the same of {spec.groups} groups"
     return (
-        f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * w[{taps}, co, ci]",
+        f"y[n, co, {outputs}] = sum over ci, {taps} of x[n, ci, {inputs}] * {weight}",
         *_relations(relations, group),
         *_around(spec),
     )

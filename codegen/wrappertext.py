@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
+from .dtypes import DTYPES
 from .hosttext import Check, HostNames
 from .kerneltext import KernelText
 from .packing import packed_grouping, packed_taps
@@ -43,6 +44,7 @@ class WrapperContext:
         kernel_axes: names of the weight's last axes.
         raw_weight: the kernel reads the weight as torch lays it, nothing is packed.
         packed_taps: matrices of the packed weight.
+        packed_dtypes: the element types that a weight may have when it is packed, as a set.
         rounds: the packed weight is rounded to TF32.
         lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
         times_lanes: the former as a factor behind another; empty for 1.
@@ -77,6 +79,7 @@ class WrapperContext:
     kernel_axes: str
     raw_weight: bool
     packed_taps: int
+    packed_dtypes: str
     rounds: bool
     lanes: str
     span: str
@@ -137,6 +140,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
         raw_weight=plan.reads_raw_weight,
         packed_taps=packed_taps(plan),
+        packed_dtypes=_packed_dtypes(spec),
         rounds=kernel.rounds,
         lanes=lanes,
         span="1" if packed is None else _value(sizes.span),
@@ -231,6 +235,13 @@ def _values(box: str) -> str:
 
 def _value(size: Expr) -> str:
     return "1" if size == 1 else f"{size}.value"
+
+
+def _packed_dtypes(spec: ConvTransposeSpec) -> str:
+    """Return the set of element types that are packed; under autocast one becomes another."""
+    half = spec.element.itemsize == 2
+    names = [row.name for row in DTYPES if row.itemsize <= 4] if half else [spec.dtype]
+    return f"{{{', '.join(f'torch.{name}' for name in names)}}}"
 
 
 def _tuple(values: tuple[object, ...]) -> str:

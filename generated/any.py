@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 1b490cd622476b79a231eb5e30be5da1e25ac02f9f6f46b2bcbd7fd6fb0b4c09
+# body sha256: 5e8a0598a52bf2866b9bbba6e25e54b7b2a00fe60e0aaecdde499c0cce47165a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -71,7 +71,8 @@ MOST_LAUNCHED = 1024
 
 # Sizes that Triton has timed the configs for.
 TUNED = set()
-PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
+# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+PACKED = {}
 
 
 @triton.jit
@@ -522,7 +523,20 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight._version
+
+
+def _can_freeze(weight):
+    """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+    return (
+        not _is_watched(weight, weight, None)
+        and _fits(weight.shape, WEIGHT_SHAPE)
+        and weight.dtype in {torch.float32}
+        and weight.layout == torch.strided
+        and weight.device.type in DEVICES
+        and not weight.is_inference()
+        and not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def _num_stages(planned):
@@ -695,7 +709,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9ca26e0f5e757f15"
+NAMESPACE = "convgen_df6bd4bb0416ed88"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -777,7 +791,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (the weight, its address and version, what it was packed into)
+        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -814,20 +828,19 @@ class ModelNew(nn.Module):
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
-        For a layer whose weight does not change: an edit of it is no longer seen. It ends with
-        `unfreeze()`, `train()`, a move to another device or dtype, a load, and another weight;
-        and it does not count where a gradient of the weight is recorded, in a graph that is
-        captured or compiled, nor for what torch computes.
+        For a layer whose weight does not change: an edit that torch does not report, such as
+        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
+        move to another device or dtype, a load, another weight, and a call that records a gradient
+        of the weight. It does not count in a graph that is captured or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
-        served = weight is not None and _fits(weight.shape, WEIGHT_SHAPE)
-        served = served and weight.is_floating_point() and not weight.is_meta
-        if served and weight.device.type in DEVICES:
+        if weight is not None and _can_freeze(weight):
             packed = _pack(weight.detach())
             if weight.is_cuda:  # for whatever stream calls first
                 torch.cuda.current_stream(weight.device).synchronize()
-            self._frozen = weight, _mark(weight), packed
+            # The alias keeps the memory, so that no other weight comes to lie there.
+            self._frozen = weight, weight.detach(), _mark(weight), packed
         return self
 
     def unfreeze(self):
@@ -845,20 +858,19 @@ class ModelNew(nn.Module):
         self._frozen = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *args, **kwargs):
         self._frozen = None
-        super()._load_from_state_dict(*arguments)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self):
         return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
-        of, mark, packed = self._frozen
-        if of is not weight or mark != _mark(weight):
+        of, _, mark, packed = self._frozen
+        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
+        if recorded or of is not weight or mark != _mark(weight):
             self._frozen = None
-            return None
-        if torch.is_grad_enabled() and weight.requires_grad:
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():
             return None  # the graph may outlive it

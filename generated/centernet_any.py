@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: 098d1ed80f4affd48d51570e1b8af468e26e00a1678fe8d29bf0a984de493030
+# body sha256: 35b3fe6634767f9817f36b6d94651e52615d7b84eae4176045414d4831e31a47
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -71,7 +71,7 @@ def conv_transpose2d_kernel(
 ):
     """Compute one tile of the output.
 
-    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
+    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[ci, 0, kh, kw]
     with oh + 1 = 2 * ih + kh, ow + 1 = 2 * iw + kw, ci and co of the same of 64 groups
     """
     H_OUT = 2 * H_IN
@@ -482,7 +482,7 @@ def _torch(
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, _pack(weight), bias)
 
@@ -538,7 +538,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a707b009b97aa11a"
+NAMESPACE = "convgen_370e4dd622dffd17"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

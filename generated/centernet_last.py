@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# body sha256: be13306eda6bfd790203f5cde2af17be532785aea8d55dbb74ca3e4ca128701b
+# body sha256: 872c55ce27821c293e8567ace0729dfd7658d8061a4bd8b3b8fd33be581ce4b3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -69,7 +69,7 @@ def conv_transpose2d_kernel(
 ):
     """Compute one tile of the output.
 
-    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
+    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[ci, 0, kh, kw]
     with oh + 1 = 2 * ih + kh, ow + 1 = 2 * iw + kw, ci and co of the same of 64 groups
     """
     H_OUT = 2 * H_IN
@@ -465,7 +465,7 @@ def _torch(
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, _pack(weight), bias)
 
@@ -522,7 +522,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0352f0981fbea7fd"
+NAMESPACE = "convgen_3d0506c81ede680b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: ddb41514a7a202fe691a4190ddce9682a22f4578016226ffa15cf9726ae99a40
+# body sha256: bb083ec79addb2813e7cece40084fb7100b7f89af49ccfb7929e9da9effa47d8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -71,7 +71,7 @@ def conv_transpose2d_kernel(
 ):
     """Compute one tile of the output.
 
-    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[kh, kw, co, ci]
+    y[n, co, oh, ow] = sum over ci, kh, kw of x[n, ci, ih, iw] * w[ci, 0, kh, kw]
     with oh + 1 = 2 * ih + kh, ow + 1 = 2 * iw + kw, ci and co of the same of 64 groups
     """
     tiles = tl.cdiv(H_PHASE * W_GROUPS, BLOCK_M)
@@ -474,7 +474,7 @@ def _torch(
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute."""
     _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
     return _launch(input, _pack(weight), bias)
 
@@ -530,7 +530,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_aacd8724f7937557"
+NAMESPACE = "convgen_d2dfc8f44d37ed85"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 65928 programs in about 258 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 87eba4e3ca9598755f23e174633d60656f6951c47c90b52945f2b859c60facd8
+# body sha256: 3333b2200b020af3068ebcaa0cf3616c760049b5a481838d2c2c3bdfe85b6619
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -62,7 +62,8 @@ EAGER = {torch.Tensor, nn.Parameter}
 # MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
+# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+PACKED = {}
 
 
 @triton.jit
@@ -470,7 +471,20 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight._version
+
+
+def _can_freeze(weight):
+    """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+    return (
+        not _is_watched(weight, weight, None)
+        and _fits(weight.shape, WEIGHT_SHAPE)
+        and weight.dtype in {torch.float32}
+        and weight.layout == torch.strided
+        and weight.device.type in DEVICES
+        and not weight.is_inference()
+        and not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def _num_stages(planned):
@@ -563,8 +577,7 @@ def _pack(weight):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        sizes = ()
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
     return packed
 
 
@@ -641,7 +654,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9ee092d7d6a80d20"
+NAMESPACE = "convgen_5b744d0f764e9cc0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -723,7 +736,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (the weight, its address and version, what it was packed into)
+        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -759,20 +772,19 @@ class ModelNew(nn.Module):
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
-        For a layer whose weight does not change: an edit of it is no longer seen. It ends with
-        `unfreeze()`, `train()`, a move to another device or dtype, a load, and another weight;
-        and it does not count where a gradient of the weight is recorded, in a graph that is
-        captured or compiled, nor for what torch computes.
+        For a layer whose weight does not change: an edit that torch does not report, such as
+        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
+        move to another device or dtype, a load, another weight, and a call that records a gradient
+        of the weight. It does not count in a graph that is captured or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
-        served = weight is not None and _fits(weight.shape, WEIGHT_SHAPE)
-        served = served and weight.is_floating_point() and not weight.is_meta
-        if served and weight.device.type in DEVICES:
+        if weight is not None and _can_freeze(weight):
             packed = _pack(weight.detach())
             if weight.is_cuda:  # for whatever stream calls first
                 torch.cuda.current_stream(weight.device).synchronize()
-            self._frozen = weight, _mark(weight), packed
+            # The alias keeps the memory, so that no other weight comes to lie there.
+            self._frozen = weight, weight.detach(), _mark(weight), packed
         return self
 
     def unfreeze(self):
@@ -790,20 +802,19 @@ class ModelNew(nn.Module):
         self._frozen = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *args, **kwargs):
         self._frozen = None
-        super()._load_from_state_dict(*arguments)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self):
         return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
-        of, mark, packed = self._frozen
-        if of is not weight or mark != _mark(weight):
+        of, _, mark, packed = self._frozen
+        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
+        if recorded or of is not weight or mark != _mark(weight):
             self._frozen = None
-            return None
-        if torch.is_grad_enabled() and weight.requires_grad:
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():
             return None  # the graph may outlive it

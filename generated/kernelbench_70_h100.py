@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: 95079b3b4eeb9f219d343c9a452ff82c4dcc282d64f28db957dd95eb8094dfd9
+# body sha256: 369e9c9e5819ebbded4dd97034fcac4e484950839abe770f66fae55886df9c57
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -104,8 +104,10 @@ EAGER = {torch.Tensor, nn.Parameter}
 # MOST_LAUNCHED keep that.
 MOST_LAUNCHED = 1024
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
-GRAD_PACKED = {}  # (device, shape, dtype) of a weight: the same of what it is packed into
+# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+PACKED = {}
+# The same for the input's gradient
+GRAD_PACKED = {}
 
 
 @triton.jit
@@ -717,7 +719,20 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight._version
+
+
+def _can_freeze(weight):
+    """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+    return (
+        not _is_watched(weight, weight, None)
+        and _fits(weight.shape, WEIGHT_SHAPE)
+        and weight.dtype in {torch.float32}
+        and weight.layout == torch.strided
+        and weight.device.type in DEVICES
+        and not weight.is_inference()
+        and not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def _launch(input, packed_weight, bias):
@@ -799,8 +814,7 @@ def _pack(weight):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        sizes = ()
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
     return packed
 
 
@@ -834,8 +848,7 @@ def _pack_for_gradient(weight):
             enable_fp_fusion=True,
         )
     if aligned and device >= 0 and len(GRAD_PACKED) < MOST_LAUNCHED:
-        sizes = ()
-        GRAD_PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
+        GRAD_PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
     return packed
 
 
@@ -955,7 +968,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_04ef3e1916883b5f"
+NAMESPACE = "convgen_fc47c92a70052f30"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1044,7 +1057,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (the weight, its address and version, what it was packed into)
+        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -1080,20 +1093,19 @@ class ModelNew(nn.Module):
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
-        For a layer whose weight does not change: an edit of it is no longer seen. It ends with
-        `unfreeze()`, `train()`, a move to another device or dtype, a load, and another weight;
-        and it does not count where a gradient of the weight is recorded, in a graph that is
-        captured or compiled, nor for what torch computes.
+        For a layer whose weight does not change: an edit that torch does not report, such as
+        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
+        move to another device or dtype, a load, another weight, and a call that records a gradient
+        of the weight. It does not count in a graph that is captured or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
-        served = weight is not None and _fits(weight.shape, WEIGHT_SHAPE)
-        served = served and weight.is_floating_point() and not weight.is_meta
-        if served and weight.device.type in DEVICES:
+        if weight is not None and _can_freeze(weight):
             packed = _pack(weight.detach())
             if weight.is_cuda:  # for whatever stream calls first
                 torch.cuda.current_stream(weight.device).synchronize()
-            self._frozen = weight, _mark(weight), packed
+            # The alias keeps the memory, so that no other weight comes to lie there.
+            self._frozen = weight, weight.detach(), _mark(weight), packed
         return self
 
     def unfreeze(self):
@@ -1111,20 +1123,19 @@ class ModelNew(nn.Module):
         self._frozen = None
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *args, **kwargs):
         self._frozen = None
-        super()._load_from_state_dict(*arguments)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self):
         return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
-        of, mark, packed = self._frozen
-        if of is not weight or mark != _mark(weight):
+        of, _, mark, packed = self._frozen
+        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
+        if recorded or of is not weight or mark != _mark(weight):
             self._frozen = None
-            return None
-        if torch.is_grad_enabled() and weight.requires_grad:
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():
             return None  # the graph may outlive it
