@@ -29,8 +29,23 @@ FEW_ROW_DOUBLES = (
 MOST_STAGED = 16  # of a single input's elements; above it five of seven tiles spilled (sm_90)
 # Products of a loop, steps times those of each, that ptxas unrolls: with 128 sums at 64 positions,
 # whose operands both lie in shared memory, it then spills 24 to 728 bytes (7 of 7 tiles, Triton
-# 3.7, sm_90; none of 13 with more).
+# 3.7, sm_90; none of 13 with more). At 128 positions one of four tiles did, in float32.
 UNROLLED_PRODUCTS = 72
+# Where operands pass through registers, a loop that ptxas unrolls spills 24 to 912 bytes if its
+# sums and operands are as many registers as these, and its inputs more: in 16 bits one of more than
+# SHORT steps (6 of 6 tiles, Triton 3.6, sm_80 and sm_89), whose products may be more; in wider
+# elements 3 of 9, another having 255 registers.
+CROWDED = {2: 88, 4: 88, 8: 64}  # by bytes of an element
+UNROLLED_INPUTS = {2: 3, 4: 5, 8: 3}
+SHORT = 8
+UNROLLED_SHORT_PRODUCTS = 240  # of 16 bits
+# The most inputs of a block of groups in float64: 4 of 5 tiles of eight spilled 600 bytes.
+MOST_DOUBLE_GROUPS = 5
+# Tensor memory of an SM of sm_100: columns of sums of 64 rows, two for each, four where a step adds
+# to one more often than LONG_CHAIN. None of 85 tiles with rows takes more, in 25 kernels of 271 it
+# was more than there is (Triton 3.6 and 3.7): those compile, and cannot be launched.
+TENSOR_COLUMNS = 512
+LONG_CHAIN = 3
 WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 # Where operands pass through registers: registers of a thread for each of what it holds of its
 # sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
@@ -50,6 +65,10 @@ EXPECTED_FRAGMENTS = 30
 OTHER_REGISTERS = 48
 OTHER_GROUPED = 32
 STAGE_GROUPED = 12  # each stage beyond two
+MASKED = 1.5  # of an element of a group, where a step may have more channels than are left
+# Registers of an input that is loaded by itself; fitted to 14 tiles of `ieee` (Triton 3.6).
+ELEMENT = 3
+LATE_ELEMENT = 7
 # The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
 MARGIN = 56
 MARGIN_GROUPED = 16
@@ -92,11 +111,23 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
         addresses += accumulators // 4  # lanes without an output are masked
     if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
         narrow = 2 if spec.element.itemsize == 2 else 1
+        if not _fills_steps(spec, tile):  # what a mask leaves out is chosen once it is loaded
+            operands += round(MASKED * tile.block_m * depth / threads)
         return OTHER_GROUPED + accumulators + operands // narrow
     # Channels that do not come in 16 bytes are loaded element by element, each with its address.
     if spec.layout == "channels_last" and not comes_in_vectors(spec):
-        addresses += 3 * tile.block_m * tile.block_k // threads
+        addresses += _element_registers(spec) * tile.block_m * tile.block_k // threads
     return OTHER_REGISTERS + accumulators + operands + addresses
+
+
+def _element_registers(spec: ConvTransposeSpec) -> int:
+    """Return registers of an input that is loaded by itself, beside its value.
+
+    With channels of run time those are an address and a mask of each, which the products of
+    CUDA cores, many instructions each, keep for longer.
+    """
+    on_cores = spec.product is not None and spec.product.rate == "fp32"
+    return LATE_ELEMENT if on_cores and spec.in_channels is None else ELEMENT
 
 
 def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
@@ -206,6 +237,8 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
         return 0
     if tile.boxed and not boxes_fit(spec, tile, target):
         return 0
+    if target.has_tensor_memory and not _sums_fit(spec, form, tile, target):
+        return 0
     if form.rows > 1 and not tile.boxed:
         if not _rows_fit(spec, form, tile, target):
             return 0
@@ -228,6 +261,15 @@ def boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
     return whole and target.multiplies_from_shared and tile.block_m >= 16 * tile.num_warps
 
 
+def _sums_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether tensor memory holds the sums of several rows, which lie there with their buffers."""
+    if form.rows == 1 or not from_shared(spec, tile, target):
+        return True
+    buffers = 4 if form.products > LONG_CHAIN * form.rows else 2
+    columns = form.rows * form.columns(tile) * tile.block_m // WGMMA_ROWS
+    return columns * buffers <= TENSOR_COLUMNS
+
+
 def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
     """Whether Triton can lay out groups of inputs for a product.
 
@@ -245,8 +287,11 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         return False
     held, roomy = accumulators_of(spec, form, tile), None not in spec.spatial
     if not target.multiplies_from_shared:
+        if _unrolls_fragments(spec, form, tile):
+            return False
         if spec.dtype == "float64":
-            return held <= FEW_ROW_DOUBLES
+            grouped = form.span > 1 and form.inputs > MOST_DOUBLE_GROUPS
+            return held <= FEW_ROW_DOUBLES and not grouped
         return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
     one = form.inputs == 1
     staged = tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
@@ -257,21 +302,42 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         return False
     if tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
         return False
-    crowded = tile.block_m == WGMMA_ROWS and held >= MOST_ROW_ACCUMULATORS and not one
-    if crowded and input_from_shared(spec, form, tile, target) and _is_unrolled(spec, form, tile):
-        return False
+    crowded = held >= MOST_ROW_ACCUMULATORS and not one and target.is_hopper
+    crowded = crowded and (tile.block_m == WGMMA_ROWS or spec.dtype == "float32")
+    if crowded and input_from_shared(spec, form, tile, target):
+        steps = _steps(spec, form, tile)
+        if steps is not None and steps * form.products <= UNROLLED_PRODUCTS:
+            return False
     # Each output of a strided layer has its own address.
     apart = spec.stride[-1] > 1 and form.family == "gather"
     roomy = roomy and spec.dtype != "float64" and not apart
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 
 
-def _is_unrolled(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
-    """Whether ptxas unrolls the loop over the steps, as they are few, and moves sums about."""
-    if spec.in_channels is None:
+def _unrolls_fragments(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
+    """Whether ptxas unrolls the loop over the steps, and their loads leave it no registers."""
+    steps = _steps(spec, form, tile)
+    if steps is None or is_staged(spec, form) or form.span > 1:
         return False
-    blocks = -(-spec.in_channels // spec.groups // tile.block_k)
-    return form.taps * blocks * form.products <= UNROLLED_PRODUCTS
+    size = spec.element.itemsize
+    held = accumulators_of(spec, form, tile) + fragments_of(spec, form, tile)
+    if held < CROWDED[size] or form.inputs <= UNROLLED_INPUTS[size]:
+        return False
+    if size == 2:
+        return steps > SHORT and steps * form.products <= UNROLLED_SHORT_PRODUCTS
+    return steps * form.products <= UNROLLED_PRODUCTS
+
+
+def _steps(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float | None:
+    """Return steps of the loop, on average over the phases; None if run time knows."""
+    if spec.in_channels is None:
+        return None
+    return form.taps * -(-spec.in_channels // spec.groups // tile.block_k)
+
+
+def _fills_steps(spec: ConvTransposeSpec, tile: Tile) -> bool:
+    """Whether the input channels of a group come in whole steps, so that none is masked."""
+    return spec.in_channels is None or spec.in_channels // spec.groups % tile.block_k == 0
 
 
 def _margin(form: Form, target: GpuTarget) -> int:

@@ -80,6 +80,11 @@ class GpuTarget:
         return self.compute_capability[0] in (9, 10)
 
     @property
+    def has_tensor_memory(self) -> bool:
+        """Whether sums of matrix instructions lie in a memory of their own: those of tcgen05 do."""
+        return self.compute_capability[0] == 10
+
+    @property
     def is_hopper(self) -> bool:
         """Whether its matrix instructions, wgmma, run on beside the code that follows them."""
         return self.compute_capability[0] == 9

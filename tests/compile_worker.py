@@ -2,7 +2,7 @@
 
 A process of its own: once Triton is imported for interpreting it cannot compile. Reads JSON lines
 `[spec, target]`, or with a tile, prints a JSON line for each: registers of each kernel, the most of
-the others.
+the others, "tensor" being columns of tensor memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from convgen import find_target, parse
 from convgen.compiler import compile_kernel
 from convgen.cubin import compile_for, read_launches
 from convgen.plan import Tile
+from planned import tensor_columns
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
             "registers": [binary.registers for binary in binaries],
             "spills": max(binary.spills for binary in binaries),
             "shared": max(binary.shared for binary in binaries),
+            "tensor": max(tensor_columns(binary) for binary in binaries),
         }
         print(json.dumps(row), flush=True)
 

@@ -5,7 +5,7 @@
 
 Layers, layouts, dtypes and targets are multiplied out, kernels compiled on every core, equal ones
 once; the measured tiles of the package are left aside. It exits 1 if a kernel spills that
-planned.py's reasons leave out, or takes more shared memory than its target has.
+planned.py's reasons leave out, or takes more shared or tensor memory than its target has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from convgen import TARGETS, ConvTransposeSpec, find_target, parse
 from convgen.choices import MODEL_ALONE
 from convgen.compiler import compile_kernel
 from convgen.cubin import capability_of, compile_text, compilers, module_name
-from planned import reason_for
+from planned import TENSOR_COLUMNS, reason_for, tensor_columns
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,8 @@ def compiled(text: str, dtype: str, name: str, capability: int) -> dict[str, Any
         binary = compile_text(text, dtype, name, capability)
     except Exception as error:  # the report has it; the others should be compiled all the same
         return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-    return {each: getattr(binary, each) for each in ("registers", "spills", "shared")}
+    row = {each: getattr(binary, each) for each in ("registers", "spills", "shared")}
+    return row | {"tensor": tensor_columns(binary)}
 
 
 def main() -> None:
@@ -110,7 +111,7 @@ def report(rows: list[dict[str, Any]]) -> int:
     bad = 0
     for row in rows:
         most = find_target(row["target"]).shared_per_block
-        fits = "failed" not in row and row["shared"] <= most
+        fits = "failed" not in row and row["shared"] <= most and row["tensor"] <= TENSOR_COLUMNS
         if fits and not row["spills"]:
             continue
         reason = None
@@ -121,7 +122,8 @@ def report(rows: list[dict[str, Any]]) -> int:
             continue
         bad += 1
         takes = row.get("failed") or (
-            f"{row['registers']} registers, {row['spills']} bytes, {row['shared']} shared"
+            f"{row['registers']} registers, {row['spills']} bytes, {row['shared']} shared, "
+            f"{row['tensor']} columns of tensor memory"
         )
         print(f"{row['target']:8} {takes}: {row['tile']}\n    {row['spec']}")
     for reason, count in reasons.items():
