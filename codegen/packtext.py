@@ -18,11 +18,12 @@ from .accesstext import AccessText
 from .hosttext import HostNames
 from .index import Coordinate, Mask, masks_of, unflatten
 from .kernel import ONE, Kernel, define_program
-from .kerneltext import TRITON_DTYPES, cast, list_text, packed_shape, size_lines
+from .kerneltext import TRITON_DTYPES, cast, packed_shape
 from .packing import grouped_reach, grouped_tap, kernel_extents, packed_grouping, packed_taps
 from .plan import NOMINAL_CHANNELS, GridCoordinate, KernelPlan
 from .printer import Scribe
 from .sizes import AXES, Size, Sizes
+from .sizetext import list_text, size_lines
 from .spec import MEMORY_FORMATS, ConvTransposeSpec
 from .wrappertext import grid_text
 

@@ -1,0 +1,106 @@
+"""The sizes of a kernel as lines of the file: constants, arguments, locals.
+
+Stage 5, part of render. Input: `Sizes`, and the `Scribe` that knows which of them a kernel reads;
+output: text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+
+from sympy import Expr, Symbol
+
+from .index import FloorDiv
+from .printer import WIDTH, Scribe, bare
+from .sizes import BLOCKS, Size, Sizes
+
+_COMMENTS = {
+    "BLOCK_M": "output positions of a tile",
+    "BLOCK_N": "output channels of a tile",
+    "BLOCK_K": "input channels of a step",
+    "BOX_N": "images of a tile",
+    "BOX_D": "positions of a tile along axis d",
+    "BOX_H": "positions of a tile along axis h",
+    "BOX_W": "positions of a tile along axis w",
+    "BOX_L": "positions of a tile along axis l",
+    "PHASE": "outputs of a phase: ceil(output / stride)",
+    "ROW": "positions of a row, an even number: Triton then sees runs of them",
+    "SPAN": "neighbouring inputs of a row, taken together",
+    "PHASES": "neighbouring outputs of a row, computed together",
+    "PHASE_LANES": "PHASES, up to a power of two",
+    "ROWS": "neighbouring rows of outputs, computed together",
+    "BLOCKS": "blocks of ROWS rows",
+    "ROWS_IN": "rows of inputs from a block to the next",
+    "DILATION": "inputs from a kernel index to the next",
+    "OFFSET": "outputs of a row's first group that lie before the row",
+    "IN_GROUPS": "groups of SPAN inputs in a row",
+    "GROUPS": "groups of PHASES outputs in a row",
+}
+_SIZES = re.compile(r"\b(ROWS|SPAN|PHASES)\b")  # of the same kernel, which the comments name
+
+
+def list_text(names: tuple[str, ...]) -> str:
+    """Return a list of names, broken where the longest line that has it would be too long."""
+    quoted = [f'"{name}"' for name in names]
+    line = f"[{', '.join(quoted)}]"
+    if len(f"    do_not_specialize_on_alignment={line},") <= WIDTH:
+        return line
+    return "[\n" + "".join(f"    {name},\n" for name in quoted) + "]"
+
+
+def size_lines(
+    sizes: Sizes, scribe: Scribe, elsewhere: Set[Symbol] = frozenset()
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the constants, arguments and locals for the sizes the kernel reads.
+
+    The constants are also those that are read `elsewhere` in the file.
+    """
+    constants: list[str] = []
+    arguments: list[str] = []
+    local_lines: list[str] = []
+    known = {size.symbol for size in sizes.table if size.value is not None and size.block is None}
+    scribe.used |= known & elsewhere
+    for size in reversed(sizes.table):
+        if size.symbol not in scribe.used:
+            continue
+        if size.block is not None:
+            scribe.used.add(sizes.named(size.block))
+            local_lines.insert(
+                0,
+                f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {sizes.named(size.block)})",
+            )
+        elif size.value is not None:
+            constants.insert(0, _constant(size, sizes, scribe))
+        elif size.definition is not None:
+            local_lines.insert(0, f"{size.text} = {scribe.text(size.definition)}")
+        elif size.name not in BLOCKS:
+            arguments.insert(0, size.text)
+    return tuple(constants), tuple(arguments), tuple(local_lines)
+
+
+def _constant(size: Size, sizes: Sizes, scribe: Scribe) -> str:
+    comment = None
+    if sizes.block is not None and size.name == "BLOCK_M":
+        what = "groups of outputs" if sizes.grouping is not None else "outputs"
+        comment = f"positions of a tile: {what}, in each of ROWS rows"
+    elif sizes.grouping is not None:
+        comment = {
+            "BLOCK_M": "positions of a tile: groups of outputs",
+            f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
+        }.get(size.name)
+    if comment is None and size.origin is not None:
+        comment = f"taps of a phase, {size.origin[1]} kernel indices apart"
+    comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
+    comment = comment or _COMMENTS.get(size.name.partition("_")[0])
+    if comment and size.prefix:
+        comment = _SIZES.sub(rf"{size.prefix}\1", comment)
+    value = str(size.value) if size.origin is None else _origin(*size.origin, size.value, scribe)
+    return f"{size.text} = tl.constexpr({value})" + (f"  # {comment}" if comment else "")
+
+
+def _origin(top: Expr, divisor: Expr, value: int | None, scribe: Scribe) -> str:
+    """Print ceil(top / divisor), whose value is known."""
+    if scribe.space.value(top - divisor * value) == 0:
+        return bare(scribe.text(FloorDiv(top, divisor)))
+    return f"triton.cdiv({scribe.text(top)}, {scribe.text(divisor)})"
