@@ -136,7 +136,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         settles=any(each.settles for each in kernels),
         unpipelined=any(each.unpipelined for each in kernels),
         functions=_functions(spec, swaps=any(each.swaps for each in kernels)),
-        interpreted=spec.dtype == "bfloat16" or constant is not None,
+        interpreted=spec.dtype == "bfloat16",
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
         kernels=kernels,
         precompiled=precompiled,

@@ -32,7 +32,7 @@ _COMMENTS = {
     "ROWS": "neighbouring rows of outputs, computed together",
     "BLOCKS": "blocks of ROWS rows",
     "ROWS_IN": "rows of inputs from a block to the next",
-    "DILATION": "inputs from a kernel index to the next",
+    "DILATION": "outputs from a kernel index to the next",
     "OFFSET": "outputs of a row's first group that lie before the row",
     "IN_GROUPS": "groups of SPAN inputs in a row",
     "GROUPS": "groups of PHASES outputs in a row",

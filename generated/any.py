@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: 5e8a0598a52bf2866b9bbba6e25e54b7b2a00fe60e0aaecdde499c0cce47165a
+# body sha256: 479934d14a43a46baf6a9d094080e402b729f1390291b2fa533b0b9674d9e183
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -49,6 +49,7 @@ CONFIGS = [
 ]
 if triton.knobs.runtime.interpret:
     del CONFIGS[1:]
+STAGES = [config.num_stages for config in CONFIGS]  # as planned; the device may want others
 
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (None, None, None, None)
@@ -303,11 +304,11 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 6, GROUPS * PHASES.value, 1
+    taps, rows = 6, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -575,8 +576,8 @@ def _launch(input, packed_weight, bias):
             f"call it once with an input {tuple(input.shape)} before the capture"
         )
     with torch.cuda.device_of(x):
-        for config in CONFIGS:
-            config.num_stages = _num_stages(config.num_stages)
+        for config, stages in zip(CONFIGS, STAGES, strict=False):
+            config.num_stages = _num_stages(stages)
         conv_transpose2d_kernel[grid](
             x,
             packed_weight,
@@ -709,7 +710,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_df6bd4bb0416ed88"
+NAMESPACE = "convgen_e296460f3416955d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

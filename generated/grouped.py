@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 222a6e3db8a2cc74742a3e8cac5bb47b0db6d6e1bed01675f013a0f802cbd0bc
+# body sha256: a6a70dbe27d1e0e667eb10d73895dfe7b6145a4b99636d870a818cc3ac419d8f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -53,8 +53,6 @@ PACK_TAPS = tl.constexpr(64)  # taps of a tile that is packed
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_IN = tl.constexpr(8)  # its input channels
 
-# True in Triton's interpreter; on a GPU every branch on it is folded away.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # The interpreter has no bf16x3.
 PRECISION = tl.constexpr("ieee" if triton.knobs.runtime.interpret else "bf16x3")
 
@@ -271,11 +269,11 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 6, GROUPS * PHASE_LANES.value, SPAN.value
+    taps, rows = 6, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -664,7 +662,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_377bade590fe9d7a"
+NAMESPACE = "convgen_856c609c33f37f2f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

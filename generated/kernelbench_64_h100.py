@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: 8ae7be3598591d54ae25895d30110d07e4289f0ee9509552df19eafbf0d0fd89
+# body sha256: 0849119f7615486dd9603a02ee20a7719859b5373070574d142295181c482080
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -286,11 +286,11 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 3, GROUPS, 1
+    taps, rows = 3, GROUPS
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -699,7 +699,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f8ce08028a8dc24c"
+NAMESPACE = "convgen_d2faa76c67b9f668"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

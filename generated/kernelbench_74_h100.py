@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: f4369a95cd77fe4534ffa633425236069c71765ec7820039977d41a2aa998c2e
+# body sha256: c018b00bf24eb4e85600f0e835b2cc1145975fd998e01e38c5c900578ec855c9
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -282,11 +282,11 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 5, GROUPS, 1
+    taps, rows = 5, GROUPS
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -695,7 +695,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3d1ded6187b96830"
+NAMESPACE = "convgen_5aba1ed98320e4ed"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

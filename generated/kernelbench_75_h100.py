@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 7e43ba84322fec3c1d65aa62451f1ac632e34f0b166a51c561f375bd7e6eae22
+# body sha256: 34b9f557a6649947d454fed1aab34c87c477de5392a8ee336bb9e3d452bfa6a6
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -325,11 +325,11 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 6, GROUPS * PHASE_LANES.value, SPAN.value
+    taps, rows = 6, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -723,7 +723,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_952a1e037eadbed9"
+NAMESPACE = "convgen_c2a58fc2ed77b7ff"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: c421ce2f7fd1d9e49ba7c9ca4ae22fb8a52cd8037c05e3f240a6099318a78447
+# body sha256: 11f01e724a8875c38183b41069ba6d383cbab87339e16922bd845ff52c0efd20
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -40,7 +40,7 @@ KD = tl.constexpr(3)
 KH = tl.constexpr(3)
 KW = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-DILATION_W = tl.constexpr(2)  # inputs from a kernel index to the next
+DILATION_W = tl.constexpr(2)  # outputs from a kernel index to the next
 ROWS = tl.constexpr(4)  # neighbouring rows of outputs, computed together
 H_BLOCKS = tl.constexpr(17)  # blocks of ROWS rows
 ROWS_IN = tl.constexpr(2)  # rows of inputs from a block to the next
@@ -336,11 +336,11 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 27, GROUPS * PHASES.value, 1
+    taps, rows = 27, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -746,7 +746,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6ceaf41bc40c994e"
+NAMESPACE = "convgen_c2bef269fa84a189"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

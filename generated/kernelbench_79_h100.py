@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 2044bcee4312ea70948b3132dd699b0129819baf9f08ea3c0c179880e5a1c339
+# body sha256: c1d8ce7bb6977ee5e16048493cd52628f1dc98f0e0014acc78b8a1e750be0024
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -37,7 +37,7 @@ PHASES = tl.constexpr(4)  # neighbouring outputs of a row, computed together
 L_IN_GROUPS = tl.constexpr(65536)  # groups of SPAN inputs in a row
 L_GROUPS = tl.constexpr(65537)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-DILATION_L = tl.constexpr(2)  # inputs from a kernel index to the next
+DILATION_L = tl.constexpr(2)  # outputs from a kernel index to the next
 TAPS_L = tl.constexpr(triton.cdiv(2 * KL + 1, PHASES))  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(32)  # output channels of a tile
@@ -235,11 +235,11 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 2, GROUPS * PHASES.value, SPAN.value
+    taps, rows = 2, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -580,7 +580,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_07ef83ca87cac9f4"
+NAMESPACE = "convgen_bbcb3a18b8a0f7b7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: f98e27860f9cbc0c3b08740bc8245cc13b6a7ebdac6b4bf496bc66325d21a2b9
+# body sha256: 540227e9f6e469e186d744c4efab6c9b6d921e12defc9eef5b096fe6f012bb00
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -33,7 +33,7 @@ L_IN = tl.constexpr(131072)
 L_OUT = tl.constexpr(262145)
 KL = tl.constexpr(3)
 PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
-DILATION_L = tl.constexpr(2)  # inputs from a kernel index to the next
+DILATION_L = tl.constexpr(2)  # outputs from a kernel index to the next
 TAPS_L = tl.constexpr((2 * KL) // PHASES)  # groups of inputs that a group reads
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
@@ -208,11 +208,11 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 3, GROUPS * PHASES.value, 1
+    taps, rows = 3, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -559,7 +559,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0d3b8317fe8b0cb2"
+NAMESPACE = "convgen_397118078e6230af"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: db8a7e11eb61a9096eaba370f263d7ed0465f8c2f20bc1613703b3f1b32790ad
+# body sha256: 5383148a7ae3cffd44da141608a6311a2401dc9010b478d6cb153595ff3ddec5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -39,7 +39,7 @@ PHASES = tl.constexpr(5)  # neighbouring outputs of a row, computed together
 PHASE_LANES = tl.constexpr(8)  # PHASES, up to a power of two
 W_GROUPS = tl.constexpr(128)  # groups of PHASES outputs in a row
 OFFSET = tl.constexpr(1)  # outputs of a row's first group that lie before the row
-DILATION_W = tl.constexpr(2)  # inputs from a kernel index to the next
+DILATION_W = tl.constexpr(2)  # outputs from a kernel index to the next
 TAPS_H = tl.constexpr(triton.cdiv(KH, 5))  # taps of a phase, 5 kernel indices apart
 BLOCK_M = tl.constexpr(128)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(16)  # output channels of a tile
@@ -264,11 +264,11 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 3, GROUPS * PHASE_LANES.value, 1
+    taps, rows = 3, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -651,7 +651,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_e05bb170fd296d9a"
+NAMESPACE = "convgen_8114288cc37a7dc8"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

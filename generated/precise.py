@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 00ab563eca1bfd77047310b06b7fa1f681018e54455fc63363f009e25b095582
+# body sha256: bd34b60029427888c7bca59b6de7885075e086acfdf52a3180df606e7048f2c9
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -183,11 +183,11 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows, columns = 7, GROUPS, 1
+    taps, rows = 7, GROUPS
     shape = tuple(packed_weight.shape)
-    if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % columns:
+    if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         raise ValueError(f"this file was generated for {taps} packed taps, got {shape}")
-    weight_shape = GROUPS * (shape[2] // columns), shape[1] // rows, *WEIGHT_SHAPE[2:]
+    weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
     call = _call(input, packed_weight, weight_shape, bias, cast=False)
     _raise(_remembered_error(*call))
     tensors = (input, packed_weight, bias)
@@ -532,7 +532,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f49b97452fa4bfaf"
+NAMESPACE = "convgen_912d4dffb152f3a4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

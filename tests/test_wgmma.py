@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from convgen import emit, find_target, parse
 from convgen.compiler import plan
@@ -129,6 +130,25 @@ def test_no_kernel_for_another_card_loses_an_operand_on_a_hopper() -> None:
     tile = warpgroup_tile(DCGAN, "rtx4090")
     ((_, lost),) = worked("wgmma_worker.py", [(DCGAN, "rtx4090", tile, False)])
     assert lost != []
+
+
+@pytest.mark.interpreter
+def test_another_card_gets_the_stages_that_were_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuned file's configs serve every card of a process: after a Hopper, too."""
+    text = "ConvTranspose1d(16, 16, 3, input=(1, 16, 8), autotune=launch)"
+    module = load_module(emit(parse(text), find_target("rtx4090")), "tuned_ada", tmp_path)
+    assert hasattr(module, "_num_stages")  # its loop has something to wait for
+    planned, found = [config.num_stages for config in module.CONFIGS], []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, weight = torch.ones(1, 16, 8, device=device), torch.ones(16, 16, 3, device=device)
+    for stages in (lambda planned: 1, lambda planned: planned):
+        monkeypatch.setattr(module, "_num_stages", stages)
+        module.TUNED.clear()
+        module.conv_transpose1d(x, weight, torch.ones(16, device=device))
+        found.append([config.num_stages for config in module.CONFIGS])
+    assert found == [[1] * len(planned), planned]
 
 
 @pytest.mark.compile
