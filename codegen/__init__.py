@@ -97,10 +97,11 @@ def freeze(model: Any) -> list[str]:
     """Let the emitted layers of a torch model keep their packed weights, to serve it unchanged.
 
     A layer packs its weight at every call, by a kernel of its own, so that no edit goes unseen; a
-    frozen one launches that kernel no more, and sees no edit that torch does not report. For a
-    layer it ends with `unfreeze`, `train()`, a move to another device or dtype, a load, an edit
-    that torch reports, a call that records a gradient of the weight, and another weight or a
-    parametrization of it. It does not count in a graph that is captured or compiled.
+    frozen one launches that kernel no more, and sees no edit that torch does not report: one
+    through `weight.data`, or by a fused optimizer. For a layer it ends with `unfreeze`, `train()`,
+    a move to another device or dtype, a load, an edit that torch reports, a call that records a
+    gradient of the weight, and another weight or a parametrization of it. It does not count in a
+    graph that is captured or compiled.
 
     Args:
         model: a `torch.nn.Module`, such as `replace_layers` changed.

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 795871056cc4b112f3264a69d3a62bedd6f88666cd30e391e6aae2f1ed9c51fa
+# body sha256: 4950fef67a36682d6e9f197c89d255cd3f66f86939281099a88b5ba8a09c7133
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -407,7 +407,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -574,7 +574,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ab2279ec866b8ac6"
+NAMESPACE = "convgen_fe0e014f09c523f2"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -657,7 +657,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -669,6 +669,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -695,9 +697,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -734,8 +737,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

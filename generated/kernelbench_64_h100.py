@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: 0849119f7615486dd9603a02ee20a7719859b5373070574d142295181c482080
+# body sha256: c3f4f6a8d676a75f19d1517355554112e33ee19686dbaf0d1fe776d3c13c7b88
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -460,7 +460,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -569,7 +569,7 @@ def _pack_for_gradient(weight):
         run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
-    shape = (3, c_in, c_out // GROUPS)
+    shape = (3, c_out, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
     grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value) * triton.cdiv(c_in, GRAD_PACK_IN.value),)
     with torch.cuda.device_of(weight):
@@ -699,7 +699,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d2faa76c67b9f668"
+NAMESPACE = "convgen_ad782a026fd22c61"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -788,7 +788,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -800,6 +800,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -825,9 +827,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -864,8 +867,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 33096 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 58ae180799dbe74f6878286fbb9b05d70a3d5377069c77018a35f745f7804e3d
+# body sha256: cf137cf269c2b3b7e2ee47f943d73d39a6d70281bd4f99f6e62fcd32a97d99ab
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -467,7 +467,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -650,7 +650,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5ca4596c7c8aca0a"
+NAMESPACE = "convgen_2fc71d3c1643ebdd"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -732,7 +732,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -744,6 +744,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -769,9 +771,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -808,8 +811,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: c018b00bf24eb4e85600f0e835b2cc1145975fd998e01e38c5c900578ec855c9
+# body sha256: 09b9e0a3c53c0fbc960b09ae9044c1775216bf7bfd4dbad5512a4e7f7b85887b
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -456,7 +456,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -565,7 +565,7 @@ def _pack_for_gradient(weight):
         run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
-    shape = (5, c_in, c_out // GROUPS)
+    shape = (5, c_out, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
     grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value) * triton.cdiv(c_in, GRAD_PACK_IN.value),)
     with torch.cuda.device_of(weight):
@@ -695,7 +695,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5aba1ed98320e4ed"
+NAMESPACE = "convgen_155cc572cae4720c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -784,7 +784,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -796,6 +796,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -821,9 +823,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -860,8 +863,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

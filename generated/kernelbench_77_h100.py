@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: 11f01e724a8875c38183b41069ba6d383cbab87339e16922bd845ff52c0efd20
+# body sha256: d08eda8f67674329046195a837c872eaf168ac591f622d5dd012d0b6e9400c38
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -552,7 +552,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -746,7 +746,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c2bef269fa84a189"
+NAMESPACE = "convgen_649c61d37139a5d1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -828,7 +828,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -840,6 +840,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -865,9 +867,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -904,8 +907,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

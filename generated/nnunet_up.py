@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: da42a64de893450eb592603726f2ae1f3a86b1b92940ba82de8b0c08cd3dd031
+# body sha256: 48b8fab89d56a6f234f62e3417a759c598db4592d197982d5aeee50b43c7362b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -447,7 +447,7 @@ def _is_recorded(input, weight, bias):
 
 def _mark(weight):
     """Return what tells the states of a weight apart, as far as torch reports its changes."""
-    return weight.data_ptr(), weight._version
+    return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
@@ -623,7 +623,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_e202ea35011898af"
+NAMESPACE = "convgen_38538388ce5e8b53"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -705,7 +705,7 @@ class ModelNew(nn.Module):
         self.register_parameter("bias", torch_layer.bias)
         for name in torch_layer.__constants__:  # stride, padding and the rest
             setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its address and version, packed weight)
+        self._frozen = None  # (weight, alias of it, its mark, packed weight)
         self._warned = False
 
     def forward(self, input, output_size=None):
@@ -717,6 +717,8 @@ class ModelNew(nn.Module):
             weight = self.weight
         if "bias" not in own:
             bias = self.bias
+        if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+            self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
@@ -743,9 +745,10 @@ class ModelNew(nn.Module):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
 
         For a layer whose weight does not change: an edit that torch does not report, such as
-        through `weight.data`, is not seen while it lasts. It ends with `unfreeze()`, `train()`, a
-        move to another device or dtype, a load, another weight, and a call that records a gradient
-        of the weight. It does not count in a graph that is captured or compiled.
+        through `weight.data` or by a fused optimizer, is not seen while it lasts. It ends with
+        `unfreeze()`, `train()`, a move to another device or dtype, a load, another weight, and a
+        call that records a gradient of the weight. It does not count in a graph that is captured
+        or compiled.
         """
         self._frozen = None
         weight = self._parameters.get("weight")
@@ -782,8 +785,7 @@ class ModelNew(nn.Module):
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""
         of, _, mark, packed = self._frozen
-        recorded = torch.is_grad_enabled() and weight.requires_grad  # an optimizer may follow
-        if recorded or of is not weight or mark != _mark(weight):
+        if of is not weight or mark != _mark(weight):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -136,6 +136,10 @@ ENDS = {
         nn.utils.parametrizations.weight_norm(layer),
         layer.parametrizations.weight.original0.data.mul_(2),
     ),
+    "new data, turned": lambda layer: setattr(
+        layer.weight, "data", layer.weight.data.transpose(2, 3)
+    ),
+    "new data, negated": lambda layer: setattr(layer.weight, "data", layer.weight.data._neg_view()),
     "an edit that torch reports": double,
 }
 
@@ -174,6 +178,29 @@ def test_a_gradient_of_the_weight_ends_it(layer, x, packed):
     """What follows may be a fused optimizer's step, which counts no version."""
     layer(x).sum().backward()
     assert len(packed) == 1
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+    with torch.no_grad():
+        assert close(layer(x), want(layer, x))
+
+
+RECORDED = {
+    "of another size": lambda layer, x: layer(x, output_size=(10, 6)),
+    "with a hook of torch.func": lambda layer, x: torch.func.functional_call(layer, {}, x),
+    "compiled": lambda layer, x: torch.compile(layer, backend="aot_eager")(x),
+    "under autocast": lambda layer, x: _under_autocast(layer, x),
+}
+
+
+def _under_autocast(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return layer(x)
+
+
+@pytest.mark.parametrize("call", RECORDED)
+@pytest.mark.filterwarnings("ignore:computed by torch")
+def test_it_ends_whoever_computes_the_call_whose_gradient_is_recorded(call, layer, x):
+    """The operator or torch, as well as the layer itself."""
+    RECORDED[call](layer, x).double().sum().backward()
     torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
     with torch.no_grad():
         assert close(layer(x), want(layer, x))
