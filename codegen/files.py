@@ -1,6 +1,11 @@
 """Files on disk: read whole, written whole or not at all.
 
 Beside the stages. Input: paths and text; output: files, or an error that names the path.
+
+Two kinds of writing. A file of a project or of a folder goes to its name (`write_text`): what has
+that name is replaced, a link too. What a command was told to write, by `-o` say, goes where the
+user points (`check_output`, then `write_output`): a link stays one, a device or a pipe is written
+into, and only what the same command wrote before is overwritten.
 """
 
 from __future__ import annotations
@@ -8,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
+import secrets
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .spec import SpecError
 
-# What mkstemp calls a file that is being written, below.
-_TEMPORARY = r"\..+\.[a-z0-9_]{8}\.pyc"
+_TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
+_MOST = 1 << 26  # bytes of a file in the way that are read to tell whose it is
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
 
@@ -60,6 +67,14 @@ def remove(path: Path) -> None:
         raise ProjectError(f"cannot remove {path}: {error.strerror}") from None
 
 
+def is_regular(path: Path) -> bool:
+    """Whether a file lies at `path` itself, and no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Wait until no other build writes into `folder`; clear away what killed ones left there.
@@ -67,41 +82,142 @@ def only_writer(folder: Path) -> Iterator[None]:
     Where the system has no locks for folders, builds do not wait, and nothing is cleared away.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # no lock, or no right to write: told later
-            import fcntl
-
+        with contextlib.suppress(OSError):  # no right to write: told later
             folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            for name in os.listdir(folder):
-                if re.fullmatch(_TEMPORARY, name):
-                    Path(folder, name).unlink(missing_ok=True)
+            if stack.enter_context(_locked(folder)):
+                for name in os.listdir(folder):
+                    if re.fullmatch(_TEMPORARY, name) and is_regular(folder / name):
+                        _clear(folder / name)
         yield
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file or folder; yield whether it is held, False if there are no locks."""
+    with contextlib.ExitStack() as stack:
+        held = False
+        with contextlib.suppress(ImportError, OSError):  # no locks here, or another has this one
+            import fcntl
+
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        yield held
+
+
+def _clear(path: Path) -> None:
+    """Remove a file that was being written, unless somebody still writes it."""
+    with _locked(path, wait=False) as abandoned:
+        if abandoned:
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a text file as `write_bytes` does."""
-    write_bytes(path, text.encode(), mode)
+    write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file whole or not at all; raises ProjectError if the folder does not allow it."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises ProjectError if the folder does not allow it.
+
+    It keeps the mode of the file that it replaces; a new one has what the umask leaves.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # An ending that build backends leave out: another build may pack the folder now.
-        handle, temporary = tempfile.mkstemp(".pyc", f".{path.name}.", path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
+        mode = stat.S_IMODE(path.lstat().st_mode) if is_regular(path) else None
+        with _temporary(path, mode) as (temporary, file):
+            with file:
                 file.write(content)
-            os.chmod(temporary, mode)  # mkstemp's own is 0600
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):  # it was moved by then
-                os.unlink(temporary)
-            raise
     except OSError as error:
         raise _unwritable(path, _in_the_way(path) or error.strerror) from None
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, mode: int | None) -> Iterator[tuple[Path, BinaryIO]]:
+    """Make a file beside `path`, locked so that no build clears it away; remove it after."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            # An ending that build backends leave out: another build may pack the folder now.
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.pyc")
+            file = stack.enter_context(open(temporary, "xb"))
+            stack.callback(temporary.unlink, missing_ok=True)
+            stack.enter_context(_locked(temporary))
+            if temporary.exists():  # else a build cleared it away before it was locked
+                break
+        if mode is not None:
+            os.chmod(temporary, mode)
+        yield temporary, file
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` takes what is written into it: a device, a pipe, an open file's /dev/fd/N."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or _is_open_file(path)
+
+
+def _is_open_file(path: Path) -> bool:
+    """Whether `path` names a file by the number under which a process has it open."""
+    pointed = path.parent / os.readlink(path) if path.is_symlink() else path  # /dev/stdout
+    folders = [os.path.realpath(each.parent) for each in (path, pointed)]
+    return any(folder.startswith(("/proc/", "/dev/fd")) for folder in folders)
+
+
+def check_output(path: Path, refusal: Callable[[str], str | None], *, force: bool) -> None:
+    """Raise ProjectError if `write_output` cannot or must not write to `path`.
+
+    Args:
+        path: where a user points.
+        refusal: why a file of this text must not be overwritten, None if it may be; it is not
+            asked about streams, which are never read.
+        force: any file may be overwritten, and a link to nothing made one to a file.
+    """
+    if is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise _unwritable(path, "Permission denied")
+        return
+    real = Path(os.path.realpath(path))
+    check_writable(real)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink() and not force:
+            said = f"{path} is a link to {real}, which is not there; --force makes it"
+            raise ProjectError(said) from None
+        return
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from None
+    if stat.S_ISDIR(mode):
+        raise _unwritable(path, "it is a folder")
+    reason = None if force else refusal(_start_of(real))
+    if reason is not None:
+        raise ProjectError(f"{path} {reason}; --force overwrites it")
+
+
+def _start_of(path: Path) -> str:
+    """Return the text of a file that may be anybody's, as far as a file of convgen's could go."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST).decode("utf-8", "replace")
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write what a command was told to write to `path`, which `check_output` has allowed."""
+    if not is_stream(path):
+        write_text(Path(os.path.realpath(path)), text)
+        return
+    try:
+        # To append, as a shell's >> asks for; pipes and devices do so anyway.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from None
 
 
 def check_writable(path: Path) -> None:

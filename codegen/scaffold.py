@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import ProjectError, read_text, write_text
+from .files import ProjectError, read_text, write_output
 from .table import BACKEND
 from .targets import DEFAULT_TARGET
 
@@ -67,8 +66,7 @@ def start(root: Path) -> Started:
     _parsed(text + added, f"[tool.convgen] does not fit at the end of {path}; add it by hand")
     if not os.access(path, os.W_OK):
         raise ProjectError(f"cannot write {path}: Permission denied")
-    real = path.resolve()  # a link stays one
-    write_text(real, text + added, stat.S_IMODE(real.stat().st_mode))
+    write_output(path, text + added)
     return Started(path, _steps(document, backend))
 
 

@@ -7,12 +7,14 @@ a file, and never lose what somebody wrote.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import convgen
-from convgen.files import write_text
+from convgen.files import only_writer, write_text
 from convgen.project import ProjectError, generate, write
 from convgen.table import has_table, read_table
 from running import SMALL, make_project, rows, run
@@ -49,11 +51,31 @@ def test_a_build_writes_each_kernel_under_its_name(tmp_path):
     }
 
 
-def test_files_are_readable_by_everybody_and_end_lines_like_unix(tmp_path):
+@pytest.fixture
+def umask():
+    """Return a function that sets the umask until the test ends."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path, umask, mask, mode):
     """A temporary file is private by default; installed packages are read by other users."""
+    umask(mask)
     path = built(tmp_path, "one") / "one.py"
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == mode
     assert b"\r" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o755, 0o444])
+def test_a_file_that_is_written_anew_keeps_its_mode(tmp_path, mode):
+    path = built(tmp_path, "one") / "one.py"
+    path.chmod(mode)
+    make_project(tmp_path, rows("one", spec=f"relu | {SMALL}"))
+    assert run("build", tmp_path).exit_code == 0
+    assert path.stat().st_mode & 0o777 == mode
+    assert path.read_text("utf-8") == convgen.emit(f"relu | {SMALL}")
 
 
 def test_only_what_changed_is_written(tmp_path):
@@ -309,20 +331,41 @@ def test_one_target_in_a_list_is_still_a_list(tmp_path):
     assert str(tmp_path / "kernels" / "up_a100.py") in run("list-files", tmp_path).stdout
 
 
-def test_what_a_killed_build_left_is_cleared_away(tmp_path, monkeypatch):
+KILLED = """
+import os, pathlib, sys
+from convgen.files import write_text
+os.replace = lambda *_: os.kill(os.getpid(), 9)
+write_text(pathlib.Path(sys.argv[1]), "half a ker")
+"""
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     """A file that was being written has no use; nothing else is touched."""
     project = make_project(tmp_path, rows("up"))
-    (project / "kernels").mkdir()
-    names = []
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", lambda source, _: names.append(Path(source)))
-        write_text(project / "kernels" / "up.py", "half a ker")
-    mine = project / "kernels" / ".mine.pyc"
-    mine.write_text("mine")
-    assert names[0].exists()
+    folder = project / "kernels"
+    subprocess.run([sys.executable, "-c", KILLED, folder / "up.py"], check=False)
+    assert [path.suffix for path in folder.iterdir()] == [".pyc"]
+    (folder / ".mine.pyc").write_text("mine")
+    (folder / ".link.py.01234567.pyc").symlink_to(".mine.pyc")
     assert run("build", project).exit_code == 0
-    assert not names[0].exists()
-    assert mine.exists()
+    left = [".link.py.01234567.pyc", ".mine.pyc", "manifest.json", "up.py"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+
+
+@pytest.mark.parametrize("moment", ["os.chmod", "os.replace"])
+def test_what_is_being_written_is_not_cleared_away(tmp_path, monkeypatch, moment):
+    """Another build may begin while `emit -o` or `replace_layers` writes into its folder."""
+    path = tmp_path / "kernels" / "up.py"
+    write_text(path, "old")
+    real = getattr(os, moment.removeprefix("os."))
+
+    def meanwhile(*arguments):
+        with only_writer(path.parent):
+            return real(*arguments)
+
+    monkeypatch.setattr(moment, meanwhile)
+    write_text(path, "new")
+    assert contents(path.parent) == {"up.py": "new"}
 
 
 def test_a_hook_can_fail_when_a_file_changed(tmp_path):
