@@ -9,6 +9,7 @@ it takes no memory of the GPU.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,11 +26,12 @@ import click
 from . import __version__
 from .benchcases import CEILINGS, Case, Way
 from .benchreport import finished, judged, row_of
-from .files import write_text
+from .files import is_stream, write_output
 from .spec import SpecError
 
 WORKER = (sys.executable, "-m", "convgen.benchworker")
 MESSAGE = 300  # characters of a dead worker's last words
+_REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # how a report begins
 
 
 def require(*modules: str, extra: str) -> None:
@@ -48,7 +50,7 @@ def run(
         cases: the layers.
         ways: what to compare, in the order in which they run.
         output: the file to write the report to, first empty and then anew after each way: an
-            interrupted run leaves what it measured.
+            interrupted run leaves what it measured. A stream gets the last one alone.
         choices: measured tiles for convgen's files, which come before the package's own.
 
     Raises:
@@ -73,9 +75,14 @@ def run(
 
 
 def _saved(report: dict[str, Any], output: Path | None) -> dict[str, Any]:
-    if output is not None:
-        write_text(output, json.dumps(report) + "\n")
+    if output is not None and (report["complete"] or not is_stream(output)):
+        write_output(output, json.dumps(report) + "\n")
     return report
+
+
+def not_a_report(text: str) -> str | None:
+    """Return why a report must not take the place of a file of `text`, None of another report."""
+    return None if _REPORT.match(text) else "is no report of convgen bench"
 
 
 def measure(

@@ -75,7 +75,7 @@ def emit(
 ) -> None:
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
     from .compiler import compile_kernel
-    from .files import write_text
+    from .files import write_output
     from .sources import destinations, resolve
 
     statements = resolve(spec, flags)
@@ -84,7 +84,7 @@ def emit(
     sources = [compile_kernel(s.spec, s.target, choices=measured) for s in statements]
     for source, path in zip(sources, paths, strict=True):
         if path is not None:
-            write_text(path, source.text)
+            write_output(path, source.text)
         elif not as_json:
             click.echo(source.text, nl=False)
         if path is not None and not as_json:
@@ -208,6 +208,7 @@ def compile_command(
     type=click.Choice([NO_CHOICES]),
     help="`none` leaves the package's measured tiles out of the candidates.",
 )
+@click.option("--force", is_flag=True, help="Overwrite a file that has no choices.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def tune(
@@ -215,6 +216,7 @@ def tune(
     output: Path,
     tiles: int,
     choices: str | None,
+    force: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -234,8 +236,8 @@ def tune(
     rows = []
     workers, gpus = gpu_executor()
     with workers, click.progressbar(length=len(specs), file=sys.stderr) as bar:
-        known = choices != NO_CHOICES
-        for row in run(specs, target, output, workers, tiles, gpus, known=known):
+        given = {"known": choices != NO_CHOICES, "force": force}
+        for row in run(specs, target, output, workers, tiles, gpus, **given):
             rows.append(row)
             bar.update(1)
     if as_json:
@@ -311,6 +313,7 @@ def families(as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="File for bars and roofline, as SVG; needs matplotlib.",
 )
+@click.option("--force", is_flag=True, help="Overwrite files that bench did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def bench(
@@ -322,6 +325,7 @@ def bench(
     choices: Path | None,
     output: Path | None,
     plot: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Time CASES beside torch, on the GPU at hand: a spec, a .convgen file or a .json file.
@@ -329,23 +333,24 @@ def bench(
     Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
     over torch's default and over its fastest way, errors against float64.
     """
-    from .bench import run
+    from .bench import not_a_report, run
     from .benchcases import read_cases, read_ways
-    from .benchplot import draw_plot, require_matplotlib
+    from .benchplot import draw_plot, not_a_plot, require_matplotlib
     from .benchreport import table
     from .choices import choices_at
-    from .files import check_writable, write_text
+    from .files import check_output, write_output
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:
         choices_at(choices)  # the workers read them, but a bad file should stop the run
     if plot is not None:
         require_matplotlib()
-    for path in filter(None, (output, plot)):
-        check_writable(path)
+    for path, refusal in ((output, not_a_report), (plot, not_a_plot)):
+        if path is not None:
+            check_output(path, refusal, force=force)
     report = run(found, chosen, output, choices)
     if plot is not None:
-        write_text(plot, draw_plot(report))
+        write_output(plot, draw_plot(report))
     if as_json:
         click.echo(json.dumps(report))
     else:

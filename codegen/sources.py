@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import ProjectError, on_disk
+from .files import check_output
 from .flags import spec_from_flags
 from .language import parse_document
 from .render import is_generated
@@ -81,8 +81,8 @@ def destinations(
 
     Raises:
         SpecError: there is no place for a file.
-        ProjectError: a file in the way was not made by convgen, and `force` does not say to
-            overwrite it.
+        ProjectError: it cannot be written there, or a file in the way was not made by convgen, and
+            `force` does not say to overwrite it.
     """
     several = len(statements) > 1
     if output in (None, "-"):
@@ -105,6 +105,10 @@ def destinations(
 
 def _free(path: Path, force: bool) -> Path:
     """Return `path` if an emitted file may be written there."""
-    if os.path.exists(path) and not force and not is_generated(on_disk(path)):
-        raise ProjectError(f"{path} was not made by convgen; --force overwrites it")
+    check_output(path, _not_generated, force=force)
     return path
+
+
+def _not_generated(text: str) -> str | None:
+    """Return why an emitted file must not take the place of a file of `text`, None if it may."""
+    return None if is_generated(text) else "was not made by convgen"

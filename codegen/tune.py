@@ -31,7 +31,7 @@ from typing import Any
 
 from .choices import Choices, key_of, read_choices, shipped, text_of
 from .compiler import compile_kernel
-from .files import check_writable, write_text
+from .files import check_output, is_stream, write_output
 from .gradient import gradient_refusal, input_gradient
 from .language import parse
 from .phases import decompose
@@ -116,23 +116,27 @@ def tune(
     gpus: int = 1,
     *,
     known: bool = True,
+    force: bool = False,
 ) -> Iterator[Row]:
     """Measure each spec that `output` does not have yet; write and yield its row when it is done.
 
     Args:
         specs: what to tune; sizes left open stand at nominal values.
         target: what the kernels are compiled for; the executor's GPUs should be such.
-        output: the file of choices, made or added to.
+        output: the file of choices, made or added to; a stream gets them when all are measured.
         executor: runs `measure`; its workers have one GPU each.
         count: candidates a spec.
         gpus: workers of `executor`: so far ahead of its measuring each one compiles.
         known: tiles that the package has measured are candidates too.
+        force: overwrite `output` if it is no file of choices.
 
     Raises:
-        SpecError: `output` is of another target or device, or no candidate of a spec runs.
+        SpecError: `output` is no file of choices, or of another target or device, or cannot be
+            written; no candidate of a spec runs.
     """
-    rows, measured = _read(output, target)
-    check_writable(output)
+    check_output(output, lambda text: None, force=force)  # what it holds is checked by `_read`
+    streams = is_stream(output)
+    rows, measured = ([], None) if streams else _read(output, target, force=force)
     done = {row["spec"] for row in rows}
     keys = [key for key in dict.fromkeys(map(key_of, specs)) if key not in done]
     futures: list[Future[Row]] = [
@@ -149,8 +153,11 @@ def tune(
             )
         measured = where
         rows.append(row)
-        write_text(output, text_of(target.name, measured, rows))
+        if not streams:
+            write_output(output, text_of(target.name, measured, rows))
         yield row
+    if streams and measured is not None:
+        write_output(output, text_of(target.name, measured, rows))
 
 
 def _ahead(keys: Sequence[str], gpus: int) -> list[tuple[str, ...]]:
@@ -158,11 +165,18 @@ def _ahead(keys: Sequence[str], gpus: int) -> list[tuple[str, ...]]:
     return [tuple(keys[at + gpus : at + gpus + 1]) for at in range(len(keys))]
 
 
-def _read(output: Path, target: GpuTarget) -> tuple[list[Row], dict[str, str] | None]:
-    """Return the rows a file has already; none if there is no file."""
+def _read(
+    output: Path, target: GpuTarget, *, force: bool
+) -> tuple[list[Row], dict[str, str] | None]:
+    """Return the rows a file has already; none if there is no file, or one that `force` is for."""
     if not output.exists():
         return [], None
-    found = read_choices(output)
+    try:
+        found = read_choices(output)
+    except SpecError as error:
+        if force:
+            return [], None
+        raise SpecError(f"{error}; --force overwrites it", "output") from None
     if found.target != target.name:
         raise SpecError(f"{output} has choices for {found.target}, not {target.name}", "output")
     data = json.loads(output.read_text(encoding="utf-8"))

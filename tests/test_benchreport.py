@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import pytest
@@ -145,7 +147,7 @@ def test_what_does_not_apply_is_listed(measured):
 def test_the_file_is_written_after_each_way(measured, tmp_path, monkeypatch):
     """An interrupted run of an hour must leave what it measured."""
     texts = []
-    monkeypatch.setattr(bench, "write_text", lambda path, text: texts.append(json.loads(text)))
+    monkeypatch.setattr(bench, "write_output", lambda path, text: texts.append(json.loads(text)))
     run("bench", *measured, "-o", tmp_path / "out.json")
     ways = [list(text["cases"][0]["ways"]) for text in texts]
     assert ways == [list(TIMES)[:count] for count in range(len(TIMES) + 1)]
@@ -164,6 +166,34 @@ def test_file_and_plot_are_written(measured, tmp_path):
     for text in ("The Card", "float32: times faster than", "torch's default", "TFLOP/s"):
         assert text in picture
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_report_takes_the_place_of_a_report_alone(measured, tmp_path, monkeypatch):
+    """Before an hour of measuring, not after it; of a plot likewise."""
+    report, plot = tmp_path / "out.json", tmp_path / "out.svg"
+    options = ("-o", report, "--plot", plot)
+    for path, kind in ((report, "report"), (plot, "plot")):
+        path.write_text('{"schema": 1, "command": "tune"}' if kind == "report" else "<svg></svg>")
+        with monkeypatch.context() as patch:
+            patch.setattr(bench, "answers", None)  # nothing is measured
+            done = run("bench", *measured, *options)
+        said = f"error: {path} is no {kind} of convgen bench; --force overwrites it\n"
+        assert (done.exit_code, done.stderr) == (2, said)
+        assert path.stat().st_size < 40
+        assert run("bench", *measured, *options, "--force").exit_code == 0
+        assert run("bench", *measured, *options).exit_code == 0
+    report.write_text(json.dumps(json.loads(report.read_text()), indent=2))
+    assert run("bench", *measured, *options).exit_code == 0
+
+
+def test_a_pipe_gets_one_report(measured, tmp_path):
+    """What is written after each way would be several documents."""
+    os.mkfifo(tmp_path / "report")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "report").read_text)
+        assert run("bench", *measured, "-o", tmp_path / "report").exit_code == 0
+        assert json.loads(read.result(20))["complete"] is True
+    assert (tmp_path / "report").is_fifo()
 
 
 def test_a_report_with_hardly_a_time_is_still_drawn_and_printed(measured, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -195,6 +196,31 @@ def test_a_file_of_another_target_is_refused(tmp_path):
     with pytest.raises(SpecError, match="has choices for a100, not h100"):
         list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
     assert json.loads(output.read_text("utf-8"))["target"] == "a100"
+
+
+def test_what_is_no_file_of_choices_is_overwritten_only_with_force(tmp_path):
+    output = tmp_path / "choices.json"
+    output.write_text("mine")
+    with pytest.raises(SpecError, match=r"is no file of choices .*; --force overwrites it"):
+        list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
+    assert output.read_text() == "mine"
+    list(tune([parse(LAYER)], H100, output, Remembering(), 4, force=True))
+    assert list(read_choices(output).table) == [key_of(parse(LAYER))]
+    # What it has is kept: nothing is measured again.
+    assert list(tune([parse(LAYER)], H100, output, NoExecutor(), 4, force=True)) == []
+
+
+def test_a_pipe_gets_all_choices_at_once(tmp_path):
+    """It is neither read nor replaced, nor written to after each spec."""
+    output = tmp_path / "choices"
+    os.mkfifo(output)
+    texts = [LAYER.replace("8, 32", f"{batch}, 32") for batch in (1, 2)]
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(output.read_text)
+        list(tune([parse(text) for text in texts], H100, output, Remembering(), 4))
+        found = json.loads(read.result(20))["choices"]
+    assert {row["spec"] for row in found} == {key_of(parse(text)) for text in texts}
+    assert output.is_fifo()
 
 
 def test_without_a_gpu_the_command_says_so(tmp_path: Path):
