@@ -97,7 +97,7 @@ def emit(
                 "target": source.plan.target.name,
                 "family": source.plan.family,
                 "path": None if path is None else str(path),
-                "body_sha256": source.body_sha256,
+                "sha256": source.sha256,
                 "text": source.text,
             }
             for statement, source, path in zip(statements, sources, paths, strict=True)

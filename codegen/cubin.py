@@ -78,7 +78,7 @@ class Launch:
 
 def module_name(source: KernelSource) -> str:
     """Return the name to load a file under, so that a profiler can tell it from others."""
-    return f"convgen_{source.body_sha256[:16]}"
+    return f"convgen_{source.sha256[:16]}"
 
 
 def read_launches(text: str) -> tuple[Launch, ...]:

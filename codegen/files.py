@@ -22,7 +22,7 @@ from typing import BinaryIO
 from .spec import SpecError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
-_MOST = 1 << 26  # bytes of a file in the way that are read to tell whose it is
+_MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
 
@@ -201,8 +201,8 @@ def check_output(path: Path, refusal: Callable[[str], str | None], *, force: boo
 def _start_of(path: Path) -> str:
     """Return the text of a file that may be anybody's, as far as a file of convgen's could go."""
     try:
-        with path.open("rb") as file:
-            return file.read(_MOST).decode("utf-8", "replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST)
     except OSError as error:
         raise ProjectError(f"cannot read {path}: {error.strerror}") from None
 

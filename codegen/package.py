@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .files import ProjectError, on_disk
-from .render import HEADER_LINE, environment
+from .files import ProjectError, is_regular, on_disk
+from .render import HEADER_LINE, environment, with_hash
 from .table import Kernel, Table
 from .targets import find_target
 
@@ -78,8 +78,7 @@ def package_text(table: Table) -> str | None:
             names=", ".join(f'"{name}"' for name in sorted(names)),
         )
     )
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    return f"{HEADER_LINE}{__version__}. DO NOT EDIT.\n# body sha256: {digest}\n\n{body}"
+    return with_hash(f"{HEADER_LINE}{__version__}. DO NOT EDIT.\n", f"\n{body}")
 
 
 def _kernel(files: list[Kernel]) -> KernelText:
@@ -136,7 +135,7 @@ def manifest_is_intact(text: str) -> bool:
 def read_precompiled(path: Path) -> dict[str, dict[str, Any]]:
     """Return the machine code that the manifest at `path` lists, none if it is not as written."""
     try:
-        content = _content(on_disk(path)) if path.is_file() else None
+        content = _content(on_disk(path)) if is_regular(path) else None
     except OSError as error:
         raise ProjectError(f"cannot read {path}: {error.strerror}") from None
     rows = (content or {}).get("precompiled")

@@ -7,6 +7,7 @@ compares a build with the disk and `write` is the one function that writes it.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .files import (
     EditedError,
     ProjectError,
     bytes_on_disk,
+    is_regular,
     on_disk,
     only_writer,
     remove,
@@ -30,7 +32,7 @@ from .package import (
     read_precompiled,
 )
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
-from .render import body_is_intact, is_generated
+from .render import around_hash, is_as_generated, is_generated, with_hash
 from .table import Table, read_table
 from .targets import find_target
 
@@ -63,7 +65,8 @@ class Drift:
 
     Attributes:
         missing: files of the build that are not there.
-        changed: files of the build that are there with another text.
+        changed: files of the build that are there with another text, or as links: no build makes
+            one, and where it leads is not the project's.
         extra: generated files that no kernel names.
         kept: those of them that `write` left in place, as they were edited since.
     """
@@ -108,24 +111,29 @@ def files(table: Table) -> list[Path]:
 
 def _licensed(text: str, license: str | None) -> str:
     """Return a generated file with its licence below the first line of the header."""
-    if license is None:
+    parts = around_hash(text)
+    if license is None or parts is None:
         return text
-    first, _, rest = text.partition("\n")
-    return f"{first}\n# SPDX-License-Identifier: {license}\n{rest}"
+    first, _, below = parts[0].partition("\n")
+    return with_hash(f"{first}\n# SPDX-License-Identifier: {license}\n{below}", parts[1])
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the file at `path` is as a build wrote it."""
+    """Whether the file at `path`, or the one that a link there leads to, is as a build wrote it."""
+    if not path.is_file():
+        return False
     if path.suffix == CUBIN:
         return seal_is_intact(bytes_on_disk(path))
     text = on_disk(path)
-    return manifest_is_intact(text) if path.name == MANIFEST else body_is_intact(text)
+    return manifest_is_intact(text) if path.name == MANIFEST else is_as_generated(text)
 
 
 def check(build: Build) -> Drift:
     """Compare a build with the disk; raises ProjectError if its folder cannot be read."""
     try:
-        missing = tuple(path for path in build.contents if not path.is_file())
+        missing = tuple(
+            path for path in build.contents if not (is_regular(path) or path.is_symlink())
+        )
         changed = tuple(
             path
             for path, content in build.contents.items()
@@ -137,6 +145,8 @@ def check(build: Build) -> Drift:
 
 
 def _differs(path: Path, content: str | bytes) -> bool:
+    if path.is_symlink():
+        return True
     return content != (on_disk(path) if isinstance(content, str) else bytes_on_disk(path))
 
 
@@ -144,15 +154,16 @@ def write(build: Build, *, force: bool = False) -> Drift:
     """Bring the folder in line with the build; return what was done, as the drift it had.
 
     Raises:
-        EditedError: a file in the way was not made by convgen or was edited since; nothing is
-            written then, unless `force`.
-        ProjectError: a folder is in the way, or the folder cannot be written.
+        EditedError: a file in the way, or the one that a link there leads to, was not made by
+            convgen or was edited since; nothing is written then, unless `force`.
+        ProjectError: a folder, device or pipe is in the way, or the folder cannot be written.
     """
     with only_writer(build.output):
         drift = check(build)
         for path in drift.missing:
-            if path.is_dir():
-                raise ProjectError(f"{path} is a folder; a file has to go there")
+            if os.path.lexists(path):
+                kind = "a folder" if path.is_dir() else "a device or a pipe"
+                raise ProjectError(f"{path} is {kind}; a file has to go there")
         for path in drift.changed:
             if not force and not is_intact(path):
                 raise EditedError(
@@ -175,7 +186,7 @@ def _extra(build: Build) -> tuple[Path, ...]:
         path
         for pattern in ("*.py", f"*.sm_*{CUBIN}")
         for path in sorted(build.output.glob(pattern))
-        if path not in build.contents and path.is_file()
+        if path not in build.contents and is_regular(path)
     ]
     listed = read_precompiled(build.output / MANIFEST)
     return tuple(path for path in found if path.name in listed or _is_ours(path))
@@ -193,19 +204,22 @@ def generated_below(folder: Path) -> list[Path]:
     Raises:
         ProjectError: a file cannot be read.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if is_regular(path)]
     kernels = [path for path in files if path.suffix in (".py", CUBIN) and _is_ours(path)]
     return kernels + [path for path in files if path.name == MANIFEST and is_intact(path)]
 
 
 def unified_diff(build: Build, drift: Drift) -> str:
-    """Return the diff from the disk to the build."""
+    """Return the diff from the disk to the build; what a link leads to is not shown."""
     lines: list[str] = []
     for path in (*drift.missing, *drift.changed, *drift.extra):
+        if path.is_symlink():
+            lines.append(f"a link, not a file: {path}\n")
+            continue
         if path.suffix == CUBIN:
             lines.append(f"machine code differs: {path}\n")
             continue
-        old = on_disk(path).splitlines(True) if path.is_file() else []
+        old = on_disk(path).splitlines(True) if is_regular(path) else []
         new = build.texts.get(path, "").splitlines(True)
         lines += difflib.unified_diff(old, new, str(path), str(path))
     return "".join(lines)

@@ -15,7 +15,7 @@ from typing import Any
 from .files import check_output
 from .flags import spec_from_flags
 from .language import parse_document
-from .render import is_generated
+from .render import is_as_generated, is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
 from .table import read_document
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
@@ -81,8 +81,8 @@ def destinations(
 
     Raises:
         SpecError: there is no place for a file.
-        ProjectError: it cannot be written there, or a file in the way was not made by convgen, and
-            `force` does not say to overwrite it.
+        ProjectError: it cannot be written there, or a file in the way was not made by convgen, or
+            was edited since, and `force` does not say to overwrite it.
     """
     several = len(statements) > 1
     if output in (None, "-"):
@@ -105,10 +105,12 @@ def destinations(
 
 def _free(path: Path, force: bool) -> Path:
     """Return `path` if an emitted file may be written there."""
-    check_output(path, _not_generated, force=force)
+    check_output(path, _somebody_s, force=force)
     return path
 
 
-def _not_generated(text: str) -> str | None:
+def _somebody_s(text: str) -> str | None:
     """Return why an emitted file must not take the place of a file of `text`, None if it may."""
-    return None if is_generated(text) else "was not made by convgen"
+    if not is_generated(text):
+        return "was not made by convgen"
+    return None if is_as_generated(text) else "was edited since convgen made it"

@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# body sha256: d656afb264aeebf30b26dc04f2f1ed27465724d4b4593bcabaafc6952030f2fc
+# sha256 of the other lines: 6efbe648fb8e83f9e8b3210c256d9b4340bf276750bc5133c4ac4214b3f71ddb
 
 """ConvTranspose2d as a Triton kernel.
 

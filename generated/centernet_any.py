@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# body sha256: 35b3fe6634767f9817f36b6d94651e52615d7b84eae4176045414d4831e31a47
+# sha256 of the other lines: 5ba539285b02bf01fc684fff16dfda0d52c765168510e65c4d71db9c80957918
 
 """ConvTranspose2d as a Triton kernel.
 

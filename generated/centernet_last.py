@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# body sha256: 872c55ce27821c293e8567ace0729dfd7658d8061a4bd8b3b8fd33be581ce4b3
+# sha256 of the other lines: 097469968c6e691441b7fdb58fb0045e68ebd3759b886cb5eed2c3dc1560df7c
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# body sha256: bb083ec79addb2813e7cece40084fb7100b7f89af49ccfb7929e9da9effa47d8
+# sha256 of the other lines: fb9548da1af5137e179554560cc18a6ad90213741280cdd8e419e6fc0950b65f
 
 """ConvTranspose2d as a Triton kernel.
 

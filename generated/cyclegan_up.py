@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# body sha256: d0e5ff4b07059d51c9a9b23ff90c64c9b52fd8d3c6efadcc78e839ad1d03c878
+# sha256 of the other lines: 8749212343ac6231c42c7f64b1e8d27e13c8e27a318e8f37e612e44c2dc8aa15
 
 """ConvTranspose2d as a Triton kernel.
 

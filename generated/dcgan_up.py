@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# body sha256: c367eca9413184f965538037c6c307845f53c1f36799055ccecf552613ef5529
+# sha256 of the other lines: ee5ecff1c242544ae80d1a3369b86aa0e7162748bb62ee0387cbe68151dd7116
 
 """ConvTranspose2d as a Triton kernel.
 

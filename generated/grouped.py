@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# body sha256: 11e0d4b1be86c03af3d00bdbcb949ee503b4295ab8991887e3f94a0185b5d1e7
+# sha256 of the other lines: 33916568bef967cb86a64b25f5386b9582ab80fe5873d26e63cdf1304c616982
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# body sha256: 4950fef67a36682d6e9f197c89d255cd3f66f86939281099a88b5ba8a09c7133
+# sha256 of the other lines: 1d129da058ab914c9fb4f230cedd0d16206426843becbd8ea401e68cecd50ca7
 
 """ConvTranspose1d as a Triton kernel.
 

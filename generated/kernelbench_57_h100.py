@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# body sha256: 65fe7cefd5e465f6f638d8f307cf6cb5437adebf62a17842a4b34e0a66aa25af
+# sha256 of the other lines: cf8ed2c57c5644fed769c52ac5f098d950475e833763cceeffe7eef05aab49f0
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# body sha256: 791efec5f67c6724ced8efc1078709381f697d501803aea758f6f3e198af3c7c
+# sha256 of the other lines: 1a729f30557c9484b5915171e4db29b05896e62c040bad7422a15a24baa3eda2
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 5680 programs in about 22 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# body sha256: 01be61edcc03a35d6cf7bee23f2b4ef61c90154235624242da184053754220c4
+# sha256 of the other lines: e8f0e3ec77c3f908776e9005a19bb7c707c05501a52577eb6afa18332a7a0e42
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# body sha256: 4a598d7721e052b5b24101562707da905f8124b4506b6ec9c4fc9cf8f6b72240
+# sha256 of the other lines: 54cb24521fb1b162ebf62742dcd3a357c85e5fe652ca414d06627b1de9d79b49
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 55560 programs in about 145 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: 91e925a475b002493593b43e2fac7c70d4f5a6661b3fb7e728a8d75b1e361837
+# sha256 of the other lines: da30b80c6975ddc579256b4600e00c5700b4c99addbc2909fc433b60da5b4ad1
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# body sha256: c3f4f6a8d676a75f19d1517355554112e33ee19686dbaf0d1fe776d3c13c7b88
+# sha256 of the other lines: 37291461cab92cf99d7ebb8c518c7fb777239116bb468c53af7095bcbc5cffaa
 
 """ConvTranspose1d as a Triton kernel.
 

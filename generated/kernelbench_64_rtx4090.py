@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 16 deep, 4 warps, 4 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# body sha256: b065548f98ce76abc6cc084ba77a2efbccf5725aa2400e25299659b463d1e928
+# sha256 of the other lines: 8531c4e8c09ac4044074d611763c7295c0a7ae6ceb4ac38fa764fe098a749959
 
 """ConvTranspose1d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# body sha256: c87ce0a91cd191bdde9b496bc1c690885728f11218051ef6c2ceb294be4250c1
+# sha256 of the other lines: 4539ba105e9897ac702b6158374f4f3f2fb49c14e05691e8df5e779fa25cd52c
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 16712 programs in about 65 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)' --target rtx4090
-# body sha256: fe1a98cef4fa081241c4e1a03ebd735dd4b65e276bcc7c27abb4c83f8eebe95a
+# sha256 of the other lines: c20ecf7c386d0ef403f93902b28b8faa76a4c152b2f38f39c10e1ca9466b1c5c
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# body sha256: 0d302af23fa3d7e7384c643ff5a23485ae66bec52131a3c9cb633e3c28c040d1
+# sha256 of the other lines: 9e0be66d58deeb3c9aaf869b87e0af645df6cda42ba9a0b9321016d2e45efd52
 
 """ConvTranspose3d as a Triton kernel.
 

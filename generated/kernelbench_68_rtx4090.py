@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# body sha256: 8d20217c4e617ca49c55f34070b81c54ae709f5519a3d12b2e14cd63d304ef43
+# sha256 of the other lines: 7e82ae249127c0f288ec2be524838142a9fee772006cfc4f7fbdcc3e629b5231
 
 """ConvTranspose3d as a Triton kernel.
 

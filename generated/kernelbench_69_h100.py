@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# body sha256: 8264ea5718d33654342b8afad6d50e1ef3ece997b68571d4e8da1144eb148909
+# sha256 of the other lines: 022c0eb1755cb69c857ec99acf1f2776303254c91fc62afd06755e23605fca93
 
 """ConvTranspose2d as a Triton kernel.
 

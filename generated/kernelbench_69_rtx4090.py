@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 33856 programs in about 132 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: 9919c84ab8cb90190f8ef3f46b36c9381734ea941170ad2a1f4507d00d0911dd
+# sha256 of the other lines: 0a6d4d98e81b99d085eb0adbf26ae2f7a6109bf19fe389797d30b0b84ab2945d
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# body sha256: 519fec59906d922f53665703fd764ac6d5e1232736882ff9d7b1b5505ee8d658
+# sha256 of the other lines: e9a0f890822b532ca594f1b2d1b946c861c5b8c27addffb2add07adc77bff699
 
 """ConvTranspose3d as a Triton kernel.
 

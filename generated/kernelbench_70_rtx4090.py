@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 60032 programs in about 234 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# body sha256: 09da5c35423251cbbec1ed784fa7ceb32c1f5c387545757b52ca1f5597816200
+# sha256 of the other lines: 75fdeb34a5a74aaaeed3a692bc0454dd217465287ef11a1c6c9596ad89e949db
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: b7eb0cf5392048dae25625cec04f210403a13a101200e537292d807f30dfa224
+# sha256 of the other lines: e194e45774ca6d1b267feb3cf34b39366b167898595526ca3136dfd76dca9884
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 33096 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: cf137cf269c2b3b7e2ee47f943d73d39a6d70281bd4f99f6e62fcd32a97d99ab
+# sha256 of the other lines: 3566a770b172fa10a86f25d41b1e788e72e25f254b8954e0a086d2baa13098c8
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 6.55 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# body sha256: d87fa71c69fe03dff63634bd384d9b795ca1987dc0163e75d92f629cf12b7870
+# sha256 of the other lines: 0fe911776529b454dcfb07b664a627e5b0058feb4972f729b19099050e9ec384
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# body sha256: 985fee3076b183b6ed3999bbc81b14040307b611dd299ff95a6be83984a095a2
+# sha256 of the other lines: 35644d8468696d3b9a6e8f198580f5c0129bd72c77b442101788e292cc03b0c3
 
 """ConvTranspose3d as a Triton kernel.
 

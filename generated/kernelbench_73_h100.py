@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# body sha256: a8f8eed3a94dd69ceed04d3438bc7d637b279268994835145ae179d65c6b59a9
+# sha256 of the other lines: a377afeb25584d4003f5c1538b70d6f9b5d84ecf947a0b889e2f2832dda004ab
 
 """ConvTranspose3d as a Triton kernel.
 

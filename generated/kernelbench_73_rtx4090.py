@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: 17e3656c7964b5b956976a5c985b51a261009d8a0fcef383ceed9ddcd6ab1abb
+# sha256 of the other lines: d93d9b8fa370dff3036bc59174e0be72111a6ab8d9322805e3e4009a7c8a8630
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# body sha256: 09b9e0a3c53c0fbc960b09ae9044c1775216bf7bfd4dbad5512a4e7f7b85887b
+# sha256 of the other lines: 2f51a25b77de09905cd0e212dfd039f9ceb9eec570d650c41d8b35a17526ee04
 
 """ConvTranspose1d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 187b05db67715343fb7d37c1d0a15d7af481246ff1ce29e8ef9f094bc4310249
+# sha256 of the other lines: f9b5cfa84afae2787ae5a3a83ab133214fed5489d76de43542bb8454f49856a1
 
 """ConvTranspose1d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# body sha256: 1d828d25f46bb2d25c2a0afc65320fb3c8fad2d4bdfe409883941d7bcad10b7c
+# sha256 of the other lines: ebb4b93f1b0be3633ebf84e53fdbec7412abe728a277dd11b8347016a8abda62
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# body sha256: e4ec3afd01ce0af41076a9288f7ad34fb04200e26fd750cf5b28ecacfa7d9012
+# sha256 of the other lines: 26c70c39b86a2c6fdddc76ae17b0ce90296bc12e052a367ad9aeaefbc1413ebe
 
 """ConvTranspose2d as a Triton kernel.
 

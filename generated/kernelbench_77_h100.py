@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# body sha256: d08eda8f67674329046195a837c872eaf168ac591f622d5dd012d0b6e9400c38
+# sha256 of the other lines: 7061665f3d271929511d5709f9d4445270a04872f549ba55feecaa96d1d85b90
 
 """ConvTranspose3d as a Triton kernel.
 

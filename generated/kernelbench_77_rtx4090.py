@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# body sha256: db490bbc92bbf4ca4b2c204abade869968c9944e42cae2512902c755df65f06e
+# sha256 of the other lines: 5edc1191291ec725c76114bcc3892fc7c72a744ebe81b2d546a4a6cf5bb3ed4f
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# body sha256: a065563dd915f97cac2531b6545f0b86a6ab4dd951b5cd380ed72cb0219fd5e3
+# sha256 of the other lines: 4e8063dc46b327110e05859e3b42f33f5b1158695164c9b36bf8b6e15ea1e5a6
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# body sha256: 4db10861f8af84f7099f3ff08a75b5070170b966d7c62cd234461cd626d25e5b
+# sha256 of the other lines: bcbb11dc56b959d9a08de35c221fc8f97041d8991265bcdab2f3fb1144fcef7d
 
 """ConvTranspose2d as a Triton kernel.
 

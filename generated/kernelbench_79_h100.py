@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# body sha256: 2d82343d91a64731c25582ce541a4e60fcaa27a61703f5d2f4815ea4e6713d4a
+# sha256 of the other lines: 0d1b710f6ec3e5971ea7a9b960916742e0616f94cfd991b5fb12c3d560855372
 
 """ConvTranspose1d as a Triton kernel.
 

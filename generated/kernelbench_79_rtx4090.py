@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# body sha256: 789512909b6b56141dc690917192919cc56ebf0ff3c563d79032e2b0866d827d
+# sha256 of the other lines: e611a0e7be10a3a22983ef1e780a512197c88d2d296531f0be93bc77532686fe
 
 """ConvTranspose1d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# body sha256: d89cb487aa78cd7d60a400260aa3ac7e057a063cac23a996fad9cb0965385bfc
+# sha256 of the other lines: 2dac817744323215d9a124b5c4ec2358e70c85525e298c18ef73ec70916d2bfc
 
 """ConvTranspose2d as a Triton kernel.
 

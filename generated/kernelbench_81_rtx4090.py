@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# body sha256: e46965bfaad58bc0376af013c45e36ee77b6a94fd64edaa4cc62a970cd75ed3b
+# sha256 of the other lines: 6cdcb31e592304c136b7a98a29b858366cf22122ecf8a56b8bb974898976b3f9
 
 """ConvTranspose2d as a Triton kernel.
 

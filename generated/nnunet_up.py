@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# body sha256: 48b8fab89d56a6f234f62e3417a759c598db4592d197982d5aeee50b43c7362b
+# sha256 of the other lines: bfbe286b9ce0b6576a7e9dbb37c4ea1a9faf05a6031cfd332558ea898fb0c2e9
 
 """ConvTranspose3d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# body sha256: 67c66852517a2e961f666391a6758fb95c62b82be08fed4e3ba52973cdef37ec
+# sha256 of the other lines: b068f9ea9cf66be5bc36152a3bde1b2658611c3605c1f415b1d4b8337c0d5749
 
 """ConvTranspose1d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 65928 programs in about 258 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
-# body sha256: debf743455b91b1f33fd33ec783f0b042d3b69ea6e7a16e731ed0115f29d9a4e
+# sha256 of the other lines: 1fc181402eacef4b142db8e4f2dfb3990db1bae211d73144ed50178147fa55be
 
 """ConvTranspose2d as a Triton kernel.
 

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# body sha256: b9aa6f45f5ed62311e8148f10a32758a69ac49318232644b7dbab24076dc8ae9
+# sha256 of the other lines: 5bf45b41a4447c0550699025c61890b55717e904e6cd747a5bb4544cad9a046d
 
 """ConvTranspose2d as a Triton kernel.
 

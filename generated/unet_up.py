@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# body sha256: a69e4cfb72a6d1dbc12372603e81e4eb7766bd6f52f73c55f7915d00fd4938e2
+# sha256 of the other lines: 806ea9da975685207a2b85686f7c17cab03cacd7e320c8fdb88aff0d928e7b75
 
 """ConvTranspose2d as a Triton kernel.
 

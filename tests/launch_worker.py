@@ -63,7 +63,7 @@ def recorded(module: ModuleType) -> dict[str, tuple[Any, Recorder]]:
 def launched(source: KernelSource, capability: int, folder: Path) -> str:
     """Return the key of what the wrapper launches for tensors of nominal sizes."""
     spec, problem = source.plan.spec, problem_of(source.plan.spec, source.plan.phases)
-    module = load_module(source.text, f"by_wrapper_{source.body_sha256[:8]}", folder)
+    module = load_module(source.text, f"by_wrapper_{source.sha256[:8]}", folder)
     kernel, recorder = recorded(module)[f"conv_transpose{spec.rank}d_kernel"]
     element = {"dtype": getattr(torch, spec.dtype), "device": "meta"}
     x = torch.empty((problem.batch, problem.in_channels, *problem.extents), **element)

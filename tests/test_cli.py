@@ -101,6 +101,20 @@ def test_a_foreign_file_is_overwritten_only_with_force(tmp_path):
     assert run("emit", tmp_path / "two.convgen", "-o", tmp_path).exit_code == 0
 
 
+@pytest.mark.parametrize("place", ["\n# target", "\n\n", "\nimport torch\n"])
+def test_an_edited_file_is_overwritten_only_with_force(tmp_path, place):
+    """Somebody began with an emitted file: an edit in its header counts too."""
+    path = tmp_path / "up.py"
+    edited = convgen.emit(SMALL).replace(place, f"\n# mine{place}", 1)
+    path.write_text(edited, "utf-8")
+    done = run("emit", SMALL, "-o", path)
+    said = f"error: {path} was edited since convgen made it; --force overwrites it\n"
+    assert (done.exit_code, done.stderr) == (2, said)
+    assert path.read_text("utf-8") == edited
+    assert run("emit", SMALL, "-o", path, "--force").exit_code == 0
+    assert path.read_text("utf-8") == convgen.emit(SMALL)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -232,7 +246,7 @@ def test_json_has_a_schema(tmp_path):
         assert list(data) == ["schema", "command", *names]
         assert (data["schema"], data["command"], done.stderr) == (1, words[0], "")
     (kernel,) = json.loads(run("emit", f"up = {SMALL}", "--json").stdout)["kernels"]
-    assert kernel.pop("body_sha256") in kernel["text"]
+    assert kernel.pop("sha256") in kernel["text"]
     assert kernel.pop("family") in {family.name for family in FAMILIES}
     assert kernel == {
         "name": "up",

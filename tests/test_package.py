@@ -24,7 +24,7 @@ from jinja2 import meta
 from convgen import oracle, parse
 from convgen.package import MANIFEST, SCHEMA
 from convgen.project import ProjectError, files, generate
-from convgen.render import body_is_intact, environment
+from convgen.render import environment, is_as_generated
 from convgen.table import read_table
 from running import make_project, rows, run
 
@@ -65,7 +65,7 @@ def test_the_package_is_clean_text_with_an_intact_header(tmp_path: Path, table: 
     """By the header a later build knows it for its own; users' linters read it too."""
     build = generate(make_project(tmp_path, table))
     text = build.texts[build.output / "__init__.py"]
-    assert body_is_intact(text)
+    assert is_as_generated(text)
     assert max(map(len, text.splitlines())) <= 100
     command = [sys.executable, "-m", "ruff", "format", "--check", "--line-length=100", "-"]
     assert subprocess.run(command, input=text.encode(), check=False).returncode == 0
@@ -254,7 +254,7 @@ def test_the_licence_is_the_second_line_of_every_file(tmp_path: Path) -> None:
     for path, text in build.texts.items():
         if path.name != MANIFEST:
             assert text.splitlines()[1] == "# SPDX-License-Identifier: MIT OR Apache-2.0"
-            assert body_is_intact(text)
+            assert is_as_generated(text)
 
 
 @pytest.mark.parametrize("value", ['""', '"a\\nb"', "3", '"é"'])

@@ -27,14 +27,14 @@ from convgen.kerneltext import KernelText
 from convgen.language import parse
 from convgen.packtext import PackText
 from convgen.relayouttext import RelayoutText
-from convgen.render import environment, render
+from convgen.render import environment, is_as_generated, render
 from convgen.wrappertext import WrapperContext
 from drawing import draw, each_form
 
 ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
 RENDERED = ("module.py.jinja", "parts/header.jinja")  # render() asks for these by name
-ADDED = {"namespace", "body_sha256"}  # by render(), to the fields of FileContext
+ADDED = {"namespace"}  # by render(), to the fields of FileContext
 LOOPED = {"kernel", "pack"}  # what module.py.jinja includes templates for, one after the other
 
 # Beside random ones: what they do not draw, which is autotune, pipelines and targets.
@@ -282,14 +282,38 @@ def test_files_are_clean_text(texts):
         assert [line for line in body if len(line) > 100] == []
 
 
-def test_the_header_s_hash_is_of_all_that_follows(texts):
-    """By it `build` tells an edited file from its own: header, one empty line, body."""
+def test_the_header_s_hash_is_of_all_other_lines(texts):
+    """By it `build` tells an edited file from its own: header, hash, one empty line, body."""
     for text in texts:
         header, _, body = text.partition("\n\n")
-        assert all(line.startswith("# ") for line in header.splitlines())
-        assert (
-            header.splitlines()[-1] == f"# body sha256: {hashlib.sha256(body.encode()).hexdigest()}"
-        )
+        *lines, last = header.splitlines(keepends=True)
+        assert all(line.startswith("# ") for line in [*lines, last])
+        digest = hashlib.sha256("".join([*lines, "\n", body]).encode()).hexdigest()
+        assert last == f"# sha256 of the other lines: {digest}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# spec: ", "# my spec: "),
+        ("\n\n", "\n# mine\n\n"),
+        ("\n\n", "\nimport mine\n"),
+        ("\n\n", "\nimport mine\n\n"),
+        ("\n# target", "\n\n# target"),
+        ("# sha256 of the other lines: ", "# sha256 of the other lines: 0"),
+        ("# sha256 of the other lines: ", "# body sha256: "),
+        ("# sha256 of the other lines: ", f"# sha256 of the other lines: {'0' * 64}\n# sha256 of "),
+        ("import torch\n", "import torch\nimport mine\n"),
+    ],
+)
+def test_an_edit_of_any_line_is_seen(texts, old, new):
+    """In the header too, and where an import would go: below the header's last line."""
+    assert is_as_generated(texts[0])
+    edited = texts[0].replace(old, new, 1)
+    assert edited != texts[0]
+    assert not is_as_generated(edited)
+    assert not is_as_generated(texts[0] + "# mine\n")
+    assert not is_as_generated(texts[0].partition("\n")[2])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import re
 import pytest
 
 import convgen
-from convgen.render import body_of
 from convgen.rules import RULES, check_rules
 
 PLAIN = "ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), grid=2)"
@@ -41,6 +40,7 @@ CLEAN = (
     "ConvTranspose3d(8, 16, (1, 2, 3), stride=(1, 2, 2), layout=channels_last, autotune=launch)",
 )
 
+HASH = "# sha256 of the other lines: "
 emitted = functools.cache(convgen.emit)
 
 
@@ -52,9 +52,9 @@ def edited(text, pattern, replacement):
 
 
 def rehashed(text):
-    """Return `text` with a header that fits its body."""
-    digest = hashlib.sha256(body_of(text).encode()).hexdigest()
-    return edited(text, r"^# body sha256: .*", f"# body sha256: {digest}")
+    """Return `text` with the hash that fits its lines."""
+    digest = hashlib.sha256(edited(text, rf"^{HASH}.*\n", "").encode()).hexdigest()
+    return edited(text, rf"^{HASH}.*", f"{HASH}{digest}")
 
 
 def complaining(text):
@@ -265,13 +265,13 @@ def test_a_breach_is_seen_by_its_rule_alone(rule, spec, pattern, replacement):
         pytest.param(r"\A", "\n", id="empty first line"),
         *(
             pytest.param(rf"^# {key}: .*\n", "", id=f"no {key}")
-            for key in ("spec", "target", "family", "grid", "regenerate", "body sha256")
+            for key in ("spec", "target", "family", "grid", "regenerate", HASH[2:-2])
         ),
         pytest.param(r"^# spec: .*", "# spec: ", id="empty spec"),
         pytest.param(r"^# target: .*", r"\g<0>\n\g<0>", id="two targets"),
         pytest.param(r"^GROUPS = 1$", "GROUPS = 2", id="edited body"),
-        pytest.param(r"^# body sha256: .{8}", "# body sha256: 01234567", id="edited hash"),
-        pytest.param(r"\n\n", "\n # a line that no hash covers\n", id="line beside the hash"),
+        pytest.param(rf"^{HASH}.{{8}}", f"{HASH}01234567", id="edited hash"),
+        pytest.param(r"\n\n", "\n # a line\n", id="line below the hash"),
     ],
 )
 def test_a_header_that_does_not_fit_is_seen(pattern, replacement):
