@@ -76,14 +76,15 @@ def replace_layers(
             None is the dtype of each layer's parameters.
         folder: where the files go; None is a folder that is removed when the process ends. A model
             that is pickled whole is loaded by importing them: give a folder that can be imported
-            from. Checkpoints need none.
+            from, and that nobody else may write to. Checkpoints need none.
 
     Returns:
         The text of the spec of each replaced layer, by the layer's name in `named_modules()`.
 
     Raises:
         SpecError: an argument is none of these; a lazy layer is not initialised; a file in `folder`
-            was edited or cannot be written. The model is as it was then.
+            was edited or cannot be written; others may write to `folder`. The model is as it was
+            then.
 
     Warns:
         UserWarning: layers stay as they are, each with the reason.

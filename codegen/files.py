@@ -22,6 +22,7 @@ from typing import BinaryIO
 from .spec import SpecError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
@@ -113,20 +114,22 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a text file as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), private=private)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file whole or not at all; raises ProjectError if the folder does not allow it.
 
-    It keeps the mode of the file that it replaces; a new one has what the umask leaves.
+    It keeps the mode of the file that it replaces; a new one has what the umask leaves. Nobody else
+    may change a `private` one, as `check_private` wants it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = stat.S_IMODE(path.lstat().st_mode) if is_regular(path) else None
-        with _temporary(path, mode) as (temporary, file):
+        with _temporary(path) as (temporary, file):
+            like = path.lstat() if is_regular(path) else os.fstat(file.fileno())
+            os.chmod(temporary, stat.S_IMODE(like.st_mode) & ~(_OTHERS_WRITE * private))
             with file:
                 file.write(content)
             os.replace(temporary, path)
@@ -135,7 +138,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, mode: int | None) -> Iterator[tuple[Path, BinaryIO]]:
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Make a file beside `path`, locked so that no build clears it away; remove it after."""
     with contextlib.ExitStack() as stack:
         while True:
@@ -146,8 +149,6 @@ def _temporary(path: Path, mode: int | None) -> Iterator[tuple[Path, BinaryIO]]:
             stack.enter_context(_locked(temporary))
             if temporary.exists():  # else a build cleared it away before it was locked
                 break
-        if mode is not None:
-            os.chmod(temporary, mode)
         yield temporary, file
 
 
@@ -228,6 +229,46 @@ def check_writable(path: Path) -> None:
     folder = next((each for each in path.parents if os.path.exists(each)), Path())
     if not os.access(folder, os.W_OK):
         raise _unwritable(path, f"{folder} does not allow it")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, unless it is there, into which others may not write; raises ProjectError."""
+    try:
+        path.mkdir(0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, _in_the_way(path / "file") or error.strerror) from None
+
+
+def check_private(path: Path) -> None:
+    """Raise ProjectError if others than root may change a file, or what lies in a folder.
+
+    To a folder with the sticky bit, as /tmp has it, others may add files, but not change those of
+    somebody else: a file in one needs a check of its own.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ProjectError(f"cannot read {path}: {error.strerror}") from None
+    if not hasattr(os, "geteuid"):  # no modes here
+        return
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ProjectError(f"{path} belongs to another user; use a place of your own")
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    shared = found.st_mode & stat.S_IWGRP and not _has_one_member(found.st_gid, found.st_uid)
+    if (shared or found.st_mode & stat.S_IWOTH) and not sticky:
+        raise ProjectError(f"others may write to {path}; use a place of your own, or chmod go-w it")
+
+
+def _has_one_member(group: int, user: int) -> bool:
+    """Whether a group is the user's private one, as many systems give to each."""
+    import grp
+    import pwd
+
+    try:
+        found, name = grp.getgrgid(group), pwd.getpwuid(user).pw_name
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 def _unwritable(path: Path, reason: str | None) -> ProjectError:

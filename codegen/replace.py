@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import shutil
@@ -24,12 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from . import emit
-from .files import EditedError, on_disk, write_text
-from .loading import import_file
+from .files import (
+    EditedError,
+    ProjectError,
+    check_private,
+    is_regular,
+    make_folder,
+    on_disk,
+    write_text,
+)
+from .loading import module_of
 from .localgpu import local_target
 from .spec import ConvTransposeSpec, SpecError, shown
 
 DEVICES = ("cpu", "cuda", "meta")  # where a layer may lie now; its kernel runs on CUDA
+# Process to its own folder: a forked one has its parent's entry too, whose folder may go first.
+_OWN: dict[int, Path] = {}
 
 
 def replace_layers(
@@ -172,28 +181,46 @@ def _target_at(device: Any) -> str | None:
 
 
 def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any:
-    """Write the file of a spec, unless it is there, and import it, unless it was."""
+    """Write the file of a spec, unless it is there, and load its text, unless it was.
+
+    Raises:
+        EditedError: what lies there is another file.
+        ProjectError: others may change it, or cannot be written there.
+    """
     try:
         text = emit(spec)
     except SpecError as error:  # no launch grid holds it
         raise _LeftError(str(error)) from None
-    path = Path(folder or _own_folder()).resolve() / f"{_stem(spec, text)}.py"
+    home = Path(folder or _own_folder()).resolve()
+    make_folder(home)
+    check_private(home)
+    path = home / f"{_stem(spec, text)}.py"
     if not os.path.lexists(path):
-        write_text(path, text)
-    elif on_disk(path) != text:
+        write_text(path, text, private=True)
+    elif not is_regular(path) or on_disk(path) != text:
         raise EditedError(f"{path} was edited: move it, or give another folder")
+    check_private(path)  # what is pickled is imported from there
     name = _module_name(path) if folder else path.stem
     if name not in sys.modules:
-        sys.modules[name] = import_file(path, name)  # where pickle looks classes up
+        sys.modules[name] = module_of(text, path, name)  # where pickle looks classes up
     return sys.modules[name]
 
 
-@functools.cache
-def _own_folder() -> str:
-    """Return a folder that lives as long as the process: Triton reads a kernel's source there."""
-    folder = tempfile.mkdtemp(prefix="convgen_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _own_folder() -> Path:
+    """Return a folder that lives as long as this process; a new one if it is gone by now."""
+    process = os.getpid()
+    try:
+        check_private(_OWN[process])
+    except (KeyError, ProjectError):
+        _OWN[process] = Path(tempfile.mkdtemp(prefix="convgen_"))
+        atexit.register(_remove, _OWN[process], process)
+    return _OWN[process]
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Remove the folder of a process at its end, which is not that of one forked from it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stem(spec: ConvTransposeSpec, text: str) -> str:

@@ -4,18 +4,22 @@ What would break it: a file for each layer, a file written over somebody's work,
 name that nothing can import, a folder that stays when the process ends.
 """
 
+import importlib.util
+import linecache
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 
 import convgen
-from convgen import SpecError
-from convgen.files import EditedError
+from convgen import SpecError, replace
+from convgen.files import EditedError, ProjectError, check_private
 
 pytestmark = pytest.mark.interpreter
 
@@ -78,6 +82,162 @@ def test_a_pickled_model_is_loaded_where_its_folder_can_be_imported(
         model, x, want = torch.load("model.pt", weights_only=False)
         print(torch.allclose(model(x), want), "convgen" in sys.modules)"""
     assert child(code, tmp_path, PYTHONPATH=str(tmp_path)) == ["True", "False"]
+
+
+PLANTED = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+def planted_bytecode(path):
+    """Put code of somebody else's where Python expects that of `path`; return where."""
+    evil = path.with_name("evil.py")
+    evil.write_text(PLANTED)
+    where = Path(importlib.util.cache_from_source(path))
+    py_compile.compile(evil, where, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    evil.unlink()
+    return where
+
+
+def written(folder):
+    return next(path for path in folder.iterdir() if path.suffix == ".py")
+
+
+def fresh(folder, monkeypatch):
+    """Let the next call load the files of a folder again."""
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
+            monkeypatch.delitem(sys.modules, name)
+
+
+def test_what_runs_is_the_text_that_was_compared(tmp_path, x, device, monkeypatch):
+    """Not bytecode from beside it, nor what stands in the file a moment later."""
+    convgen.replace_layers(up(device), folder=tmp_path)
+    path = written(tmp_path)
+    planted_bytecode(path)
+    fresh(tmp_path, monkeypatch)
+    model = nn.Sequential(up(device))
+    want = model(x)
+    real = replace.on_disk
+
+    def then_swapped(name):
+        text = real(name)
+        name.write_text(PLANTED)
+        return text
+
+    monkeypatch.setattr(replace, "on_disk", then_swapped)
+    convgen.replace_layers(model, folder=tmp_path)
+    assert path.read_text() == PLANTED
+    linecache.checkcache()
+    assert torch.allclose(model(x), want)  # Triton reads the kernel's lines at its first call
+    assert not (tmp_path / "ran").exists()
+
+
+def test_planted_bytecode_would_run_if_it_were_imported(tmp_path, device, monkeypatch):
+    """Else the test above proves nothing."""
+    convgen.replace_layers(up(device), folder=tmp_path)
+    planted_bytecode(written(tmp_path))
+    child(f"import {written(tmp_path).stem}", tmp_path, PYTHONPATH=str(tmp_path))
+    assert (tmp_path / "ran").exists() or (tmp_path / "__pycache__" / "ran").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path, device, monkeypatch, mode):
+    """Whatever they put there would be imported, by a pickle at the latest."""
+    monkeypatch.setattr("convgen.files._has_one_member", lambda group, user: False)
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(mode)
+    model = up(device)
+    with pytest.raises(
+        ProjectError, match=f"^others may write to {folder}; use a place of your own"
+    ):
+        convgen.replace_layers(model, folder=folder)
+    assert type(model) is nn.ConvTranspose2d
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_belongs_to_somebody_else_is_refused(tmp_path, device, what):
+    convgen.replace_layers(up(device), folder=tmp_path)
+    path = tmp_path if what == "folder" else written(tmp_path)
+    os.chown(path, 12345, -1)
+    with pytest.raises(ProjectError, match=f"^{path} belongs to another user"):
+        convgen.replace_layers(up(device), folder=tmp_path)
+
+
+def test_a_folder_like_tmp_serves_for_files_of_one_s_own(tmp_path, device, monkeypatch):
+    """Others may add files there, but not change any of ours; ours may not be open to them."""
+    monkeypatch.setattr("convgen.files._has_one_member", lambda group, user: False)
+    tmp_path.chmod(0o1777)
+    before = os.umask(0)
+    try:
+        convgen.replace_layers(up(device), folder=tmp_path)
+    finally:
+        os.umask(before)
+    path = written(tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.chmod(0o666)
+    with pytest.raises(ProjectError, match=f"^others may write to {path};"):
+        convgen.replace_layers(up(device), folder=tmp_path)
+
+
+@pytest.mark.parametrize("members", [[], ["me"], ["me", "you"]])
+def test_a_group_of_one_is_no_others(tmp_path, monkeypatch, members):
+    """Many systems give each user such a group, and a umask that lets it write."""
+    monkeypatch.setattr("pwd.getpwuid", lambda user: SimpleNamespace(pw_name="me"))
+    for name in ("me", "us"):
+        group = SimpleNamespace(gr_name=name, gr_mem=members)
+        monkeypatch.setattr("grp.getgrgid", lambda number, group=group: group)
+        tmp_path.chmod(0o770)
+        if name == "me" and "you" not in members:
+            check_private(tmp_path)
+        else:
+            with pytest.raises(ProjectError, match="others may write"):
+                check_private(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_is_not_read(tmp_path, device, kind):
+    convgen.replace_layers(up(device), folder=tmp_path)
+    path = written(tmp_path)
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.rename(tmp_path / "there")
+        path.symlink_to("there")
+    with pytest.raises(EditedError, match=f"^{path} was edited"):
+        convgen.replace_layers(up(device), folder=tmp_path)
+
+
+FORK = """if True:
+    import inspect, os, pathlib, sys, torch, convgen
+
+    def replaced(channels):
+        model = torch.nn.ConvTranspose1d(channels, 2, 3)
+        convgen.replace_layers(model)
+        return pathlib.Path(inspect.getfile(type(model)))
+
+    mine = replaced(1)
+    child = os.fork()
+    if child == 0:
+        other = replaced(2)
+        print(other.parent != mine.parent, other.exists(), other.parent.stat().st_mode & 0o77)
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
+    print(mine.exists(), replaced(3).parent == mine.parent)
+    import shutil
+    shutil.rmtree(mine.parent)
+    again = replaced(4)
+    print(again.parent != mine.parent, again.exists(), again.parent.stat().st_mode & 0o77)
+"""
+
+
+def test_a_forked_process_leaves_its_parent_s_folder(tmp_path):
+    """And has one of its own; one that is gone is not made again under the known name."""
+    said = child(FORK, tmp_path, TMPDIR=str(tmp_path))
+    assert said == ["True", "True", "0", "True", "True", "True", "True", "0"]
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("convgen_")] == []
 
 
 def test_the_own_folder_goes_with_the_process(tmp_path):
