@@ -16,13 +16,13 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from .spec import SpecError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
@@ -122,14 +122,16 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file whole or not at all; raises ProjectError if the folder does not allow it.
 
-    It keeps the mode of the file that it replaces; a new one has what the umask leaves. Nobody else
-    may change a `private` one, as `check_private` wants it.
+    It keeps the mode of the file that it replaces; a new one has what the umask leaves, and a new
+    `private` one may be changed by nobody else, as `check_private` wants it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path) as (temporary, file):
-            like = path.lstat() if is_regular(path) else os.fstat(file.fileno())
-            os.chmod(temporary, stat.S_IMODE(like.st_mode) & ~(_OTHERS_WRITE * private))
+        kept = stat.S_IMODE(path.lstat().st_mode) if is_regular(path) else None
+        new = 0o644 if private else 0o666
+        with _temporary(path, new if kept is None else kept) as (temporary, file):
+            if kept is not None:  # the umask may have taken some of it
+                os.chmod(temporary, kept)
             with file:
                 file.write(content)
             os.replace(temporary, path)
@@ -138,13 +140,13 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def _temporary(path: Path, mode: int) -> Iterator[tuple[Path, BinaryIO]]:
     """Make a file beside `path`, locked so that no build clears it away; remove it after."""
     with contextlib.ExitStack() as stack:
         while True:
             # An ending that build backends leave out: another build may pack the folder now.
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.pyc")
-            file = stack.enter_context(open(temporary, "xb"))
+            file = stack.enter_context(open(temporary, "xb", opener=partial(os.open, mode=mode)))
             stack.callback(temporary.unlink, missing_ok=True)
             stack.enter_context(_locked(temporary))
             if temporary.exists():  # else a build cleared it away before it was locked
