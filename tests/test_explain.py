@@ -60,6 +60,8 @@ def test_the_brief_s_problem():
     assert plan["grid"] == "(tile, image)"
     assert "parallelism over the batch" in plan["why this grid"]
     assert plan["why this tile"].startswith("lowest model time of ")
+    first = kernel["stages"]["candidates"][f"gather {plan['tile']}"]
+    assert first.endswith(" ms, 65928 programs, 257.53 waves, 21603.3 MB asked for")
 
 
 @pytest.mark.parametrize("target", [target.name for target in convgen.TARGETS])
