@@ -14,11 +14,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from convgen import (
-    bench,
-)
+from convgen import bench, parse
+from convgen.benchcases import Case
 from convgen.benchplot import draw_plot
-from convgen.benchreport import least_flops, table
+from convgen.benchreport import judged, least_flops, row_of, table
 from convgen.compiler import plan
 from convgen.costs import layer_flops
 from convgen.plan import problem_of
@@ -94,6 +93,34 @@ def test_the_figures_are_what_their_names_say(measured):
         "lowest_case": "b",
     }
     assert summary["of_floor"]["geometric_mean"] == pytest.approx((0.625 * 0.5) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "floor_ms", "bound"),
+    [
+        # 10 images of 20 x 50, 1 x 1: 2 * 10^4 operations a pair of channels; twice as many inputs
+        # as outputs. 40 to 20 channels are 16 MFLOP, at 100 TFLOP/s 0.16 us, and 4 * (400 000 +
+        # 800 + 200 000) bytes, at 1000 GB/s 2.4032 us.
+        ("float32", 40, 2.4032e-3, "memory"),
+        ("float16", 40, 1.2016e-3, "memory"),
+        # 800 to 400: 6.4 GFLOP, 64 us, and 4 * (8 000 000 + 320 000 + 4 000 000) bytes, 49.28 us.
+        ("float32", 800, 64e-3, "compute"),
+        # In float16 32 us, and 24.64 us.
+        ("float16", 800, 32e-3, "compute"),
+        # 600 to 300: 3.6 GFLOP, 36 us, and 4 * (6 000 000 + 180 000 + 3 000 000) bytes, 36.72 us.
+        ("float32", 600, 36.72e-3, "memory"),
+    ],
+)
+def test_the_floor_is_of_compute_or_of_memory(dtype, channels, floor_ms, bound):
+    """With one of the two alone a time that leaves something out would pass for a fast one."""
+    layer = f"ConvTranspose2d({channels}, {channels // 2}, 1, bias=False"
+    spec = parse(f"{layer}, input=(10, {channels}, 20, 50), dtype={dtype})")
+    row = row_of(Case("a", spec), FACTS)
+    assert row["floor_ms"] == pytest.approx(floor_ms)
+    assert row["bound"] == bound
+    assert "refused" in judged({"ms": 0.99 * floor_ms, "relative_error": 0.0}, row["floor_ms"])
+    fine = {"ms": 1.01 * floor_ms, "relative_error": 0.0}
+    assert judged(fine, row["floor_ms"]) == fine
 
 
 def test_a_time_below_the_floor_is_refused(measured):

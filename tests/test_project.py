@@ -6,14 +6,18 @@ a file, and never lose what somebody wrote.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import convgen
+from convgen.choices import text_of
 from convgen.files import only_writer, write_text
 from convgen.project import ProjectError, generate, write
 from convgen.table import has_table, read_table
@@ -26,6 +30,16 @@ def contents(folder: Path) -> dict[str, str]:
     """Return name to text of everything in `folder` but the manifest, hidden files too."""
     paths = (path for path in folder.iterdir() if path.name != "manifest.json")
     return {path.name: path.read_text("utf-8") for path in paths}
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """Open a folder as another process would: locks of this one's are not its own."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def built(folder: Path, *names: str) -> Path:
@@ -279,23 +293,48 @@ def test_a_folder_that_cannot_be_read_is_no_bug(tmp_path, monkeypatch, command):
     assert f"cannot read {tmp_path / 'kernels'}: Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize("key", ["output", "specs"])
+@pytest.mark.parametrize("key", ["output", "specs", "choices"])
 def test_a_project_stays_inside_its_folder(tmp_path, key):
     """A table copied from elsewhere must not write into, or read from, the folder next door."""
     (tmp_path / "next_door").mkdir()
     (tmp_path / "next_door" / "a.convgen").write_text(f"up = {SMALL}\n")
+    (tmp_path / "next_door" / "a.json").write_text(text_of("rtx4090", {"device": "a card"}, []))
     (tmp_path / "downstream").mkdir()
     (tmp_path / "downstream" / "link").symlink_to(tmp_path / "next_door")
     for place in ("../next_door", str(tmp_path / "next_door"), "link", "a/../../next_door"):
-        value = {"output": f'"{place}"', "specs": f'["{place}/a.convgen"]'}[key]
+        value = {
+            "output": f'"{place}"',
+            "specs": f'["{place}/a.convgen"]',
+            "choices": f'"{place}/a.json"',
+        }[key]
         table = {"output": '"kernels"', "specs": "[]"} | {key: value}
-        text = f"output = {table['output']}\nspecs = {table['specs']}"
+        text = "\n".join(f"{name} = {value}" for name, value in table.items())
         done = run("build", make_project(tmp_path / "downstream", text))
         assert done.exit_code == 2
         assert f"{key} must stay inside the project" in done.stderr
         if place == "link" and key == "output":
             assert f"which is {tmp_path / 'next_door'}" in done.stderr
-    assert [path.name for path in (tmp_path / "next_door").iterdir()] == ["a.convgen"]
+    names = {path.name for path in (tmp_path / "next_door").iterdir()}
+    assert names == {"a.convgen", "a.json"}
+
+
+def test_a_build_waits_for_another_one(tmp_path):
+    """Else it takes the file that the other is writing for one that a killed build left."""
+    fcntl = pytest.importorskip("fcntl")
+    folder = make_project(tmp_path, rows("a")) / "kernels"
+    folder.mkdir()
+    half = folder / ".b.py.abcd1234.pyc"
+    half.write_text("half a ker")
+    build = generate(tmp_path)
+    second = threading.Thread(target=write, args=(build,), daemon=True)
+    with open_folder(folder) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        second.start()
+        second.join(0.3)  # what it has to write takes it some milliseconds
+        assert second.is_alive()
+        assert contents(folder) == {half.name: "half a ker"}
+    second.join(60)
+    assert contents(folder) == {"a.py": build.texts[folder / "a.py"]}
 
 
 @pytest.mark.parametrize(
@@ -396,7 +435,6 @@ def test_one_target_in_a_list_is_still_a_list(tmp_path):
 
 KILLED = """
 import os, pathlib, sys
-from convgen.files import write_text
 os.replace = lambda *_: os.kill(os.getpid(), 9)
 write_text(pathlib.Path(sys.argv[1]), "half a ker")
 """

@@ -77,6 +77,9 @@ KERNEL_BODY = r"^    # The tile of this program$"
 WRAPPER_BODY = r"^    grid = "
 REGISTRATION = r"^# The operator's namespace"
 LAUNCH_GRID = r"\[grid\]"
+# From a kernel's body to its launch; the kernel asks for axes 0 and 1 itself.
+FOUR_AXES = r"^(    # The tile of this program\n)((?:.|\n)*?_kernel)\[grid\]"
+FOUR_IDS = "    depth = tl.program_id(2) + tl.program_id(3)\n"
 LAUNCH_END = r"enable_fp_fusion=True,"
 END = r"\Z"
 
@@ -191,7 +194,8 @@ LOOPS = [
 GRID = [
     mutation("grid", catches, spec, pattern, replacement)
     for catches, spec, pattern, replacement in (
-        ("four dimensions", PLAIN, LAUNCH_GRID, "[(1, 1, 1, 1)]"),
+        ("four dimensions", PLAIN, FOUR_AXES, r"\g<1>" + FOUR_IDS + r"\g<2>[(1, 1, 1, 1)]"),
+        ("four dimensions, of which two are asked for", PLAIN, LAUNCH_GRID, "[(1, 1, 1, 1)]"),
         ("no dimension", PLAIN, LAUNCH_GRID, "[()]"),
         ("number", PLAIN, LAUNCH_GRID, "[8]"),
         ("grid from a function", PLAIN, LAUNCH_GRID, "[tuple(shape)]"),

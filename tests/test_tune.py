@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,20 +118,6 @@ def test_a_worker_without_processes_does_not_compile_while_it_measures(monkeypat
     assert started == [key_of(parse(LAYER))]
 
 
-def test_what_the_file_has_is_not_measured_again(tmp_path):
-    output = tmp_path / "h100.json"
-    output.write_text(text_of("h100", MEASURED, rows(LAYER)), "utf-8")
-    before = output.read_bytes()
-    assert list(tune([parse(LAYER)], H100, output, NoExecutor(), 4)) == []
-    assert output.read_bytes() == before
-
-
-def test_a_file_that_cannot_be_written_stops_it_before_it_measures(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(SpecError, match="file is a file, not a folder"):
-        list(tune([parse(LAYER)], H100, tmp_path / "file" / "h100.json", NoExecutor(), 4))
-
-
 class Remembering(Executor):
     """Measures nothing: remembers what it was asked for, and answers at once."""
 
@@ -143,6 +130,30 @@ class Remembering(Executor):
         done: Future[Any] = Future()
         done.set_result(row)
         return done
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    """What the file has is neither measured again nor lost when the next row is written."""
+    output, other = tmp_path / "h100.json", LAYER.replace("8, 32", "4, 32")
+    known = rows(LAYER)[0] | {"ms": 0.25}
+    output.write_text(text_of("h100", MEASURED, [known]), "utf-8")
+    executor = Remembering()
+    made = list(tune([parse(LAYER), parse(other)], H100, output, executor, 4))
+    assert [job[0] for job in executor.jobs] == [key_of(parse(other))]
+    assert made == rows(other)
+    found = json.loads(output.read_text("utf-8"))
+    assert sorted(found["choices"], key=lambda row: row["ms"]) == [known, *rows(other)]
+    assert found["measured"] == MEASURED
+    # And with nothing left to do it leaves the file alone.
+    before = output.read_bytes()
+    assert list(tune([parse(LAYER), parse(other)], H100, output, NoExecutor(), 4)) == []
+    assert output.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_stops_it_before_it_measures(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SpecError, match="file is a file, not a folder"):
+        list(tune([parse(LAYER)], H100, tmp_path / "file" / "h100.json", NoExecutor(), 4))
 
 
 @pytest.mark.parametrize(("gpus", "ahead"), [(1, ["B", "C", None]), (2, ["C", None, None])])
@@ -162,6 +173,21 @@ def test_tiles_that_do_not_fit_are_not_timed():
     with compilers() as pool:
         fits = [pool.submit(_fits, LAYER, "rtx4090", tile) for tile in (TILE, large)]
         assert [job.result() for job in fits] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("spills", "shared", "fits"),
+    [
+        (tuning.MOST_SPILLS, 99 * 1024, True),  # all that a block of an RTX 4090 may have
+        (tuning.MOST_SPILLS + 1, 0, False),
+        (0, 99 * 1024 + 1, False),
+    ],
+)
+def test_tiles_that_spill_are_not_timed_either(monkeypatch, spills, shared, fits):
+    """Their loop goes to local memory: a time of theirs says nothing of the tile."""
+    binary = SimpleNamespace(spills=spills, shared=shared)
+    monkeypatch.setattr("convgen.cubin.compile_for", lambda *of: binary)
+    assert _fits(LAYER, "rtx4090", TILE) is fits
 
 
 def test_a_worker_ends_when_its_work_does(root: Path):
