@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -172,20 +171,6 @@ def test_an_edited_file_stops_the_build(tmp_path):
     with pytest.raises(SystemExit, match=re.escape(f"convgen: error: {path} was not generated")):
         generate_into(project)
     assert tree(project) == before
-
-
-def test_two_builds_at_once_leave_whole_files(tmp_path, builder, build_python):
-    project = make_package(tmp_path / "project", WAYS["hatchling"])
-    code = "import sys, hatchling.build as backend; backend.build_wheel(sys.argv[1])"
-    running = [
-        subprocess.Popen([build_python, "-c", code, tmp_path / str(i)], cwd=project)
-        for i in range(2)
-    ]
-    assert [process.wait(300) for process in running] == [0, 0]
-    texts = generate(project).texts
-    assert tree(project / KERNELS) == {path.name: text.encode() for path, text in texts.items()}
-    one, other = ((tmp_path / str(i) / "small_up-0.1.0-py3-none-any.whl") for i in range(2))
-    assert one.stat().st_size == other.stat().st_size
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -21,7 +21,6 @@ from convgen.explain import explain
 from convgen.forms import form_of
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
-from convgen.resources import use_of
 from convgen.spec import SpecError
 from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import concrete, verify
@@ -244,17 +243,17 @@ def test_something_is_shipped():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_tiles_fit_their_layers_and_cards(name):
+def test_shipped_tiles_serve_their_layers(name):
+    """What a plan takes is what the file says; a tile that its layer cannot have raises."""
     target = find_target(name.removesuffix(".json"))
-    table = shipped(target.name).table
-    for text, measured in table.items():
-        spec = parse(text)
-        assert key_of(spec) == text
+    text = (files("convgen") / "choices" / name).read_text("utf-8")
+    for row in json.loads(text)["choices"]:
+        spec = parse(row["spec"])
+        assert key_of(spec) == row["spec"]  # else nothing finds it
         made = plan(spec, target)
-        assert made.tile == measured.tile
-        form = form_of(spec, made.phases, problem_of(spec, made.phases), made.tile)
-        assert use_of(spec, form, made.tile, target).shared <= target.shared_per_block
-        assert measured.ms >= made.cost.roofline_ms * 0.99, text
+        assert dataclasses.asdict(made.tile) == {"rows": 1, "relayout": False, **row["tile"]}
+        # No clock measured less than the data sheet allows, but for its rounding.
+        assert row["ms"] >= made.cost.roofline_ms * 0.99, row["spec"]
         # Without a GPU `convgen verify` runs the tile on a smaller layer, which it has to serve.
         small = concrete(spec, small=True)
         phases = decompose(small)
