@@ -92,12 +92,9 @@ WORK: dict[str, tuple[str, str, dict[str, object], int, float, int, Callable[[],
         lambda: 18 * (step(128 * 32 * c.LOAD_COPY[4], 64 * 32 * 4) + dot(128, 64, 32) / H100)
         + 128 * 64 * c.STORE,
     ),
-    "two groups, of 32 channels each: a tile of each": (
-        f"{LAYER}, groups=2", "h100", BLOCKS | {"block_n": 32}, 512, 9,
-        512 * 4 * (9 * (128 + 32) * 32 + 128 * 32),
-        lambda: 9 * (
-            step(128 * 32 * c.LOAD_POSITIONS[4][1], 32 * 32 * 4) + dot(128, 32, 32) / H100
-        ) + 128 * 32 * c.STORE,
+    "two groups, of 32 channels each: a tile of 64 columns for each": (
+        f"{LAYER}, groups=2", "h100", BLOCKS, 512, 9, 512 * 4 * (9 * (128 + 64) * 32 + 128 * 64),
+        lambda: 9 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * c.STORE,
     ),
     "images of 3 x 3 share tiles: 72 positions in tiles of 32": (
         LAYER.replace("64, 64, 64)", "64, 3, 3)"), "h100", BLOCKS | {"block_m": 32}, 3, 18,

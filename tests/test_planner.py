@@ -11,7 +11,7 @@ import math
 
 import pytest
 
-from convgen import find_target, parse
+from convgen import find_target, parse, registers
 from convgen.compiler import plan
 from convgen.phases import decompose
 from convgen.plan import Candidate, Cost, Tile
@@ -105,6 +105,45 @@ def test_a_tie_has_a_stated_winner() -> None:
     ]
     blocks = {(c.tile.block_m, c.tile.block_n, c.tile.block_k, c.tile.span) for c in ranking}
     assert blocks == {(32, 2, 4, 4)}
+
+
+# ---- what fits ----
+
+TINY = parse("ConvTranspose1d(16, 16, 3, bias=False, input=(1, 16, 32))")
+# 32 * 16 sums, (32 + 16) * 16 operands, of 128 threads; two stages have one step in flight.
+FITS = Tile(block_m=32, block_n=16, block_k=16, num_warps=4, num_stages=2)
+REGISTERS = registers.OTHER_REGISTERS + 4 + 6
+SHARED = (32 + 16) * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "shared", "ranked"),
+    [(0, SHARED, True), (-1, SHARED, False), (0, SHARED - 1, False)],
+)
+def test_what_just_fits_is_ranked(more: int, shared: int, ranked: bool) -> None:
+    """On a made-up card, whose threads have the margin of the estimate and what the tile takes."""
+    card = dataclasses.replace(
+        find_target("a100"),
+        registers_per_thread=REGISTERS + registers.MARGIN + more,
+        shared_per_block=shared,
+    )
+    tiles = [found.tile for found in rank_tiles(TINY, decompose(TINY), card)]
+    assert (FITS in tiles) == ranked
+
+
+@pytest.mark.parametrize(
+    ("autotune", "varied"),
+    [("blocks", {"block_m", "block_n", "block_k"}), ("launch", {"num_warps", "num_stages"})],
+)
+def test_an_autotuned_file_varies_blocks_or_the_launch(autotune: str, varied: set[str]) -> None:
+    """The first of up to six is the model's; the rest differ from it in one of the two alone."""
+    spec = parse(f"ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), autotune={autotune})")
+    made = plan(spec, find_target("h100"))
+    first, *others = map(dataclasses.asdict, made.tuned)
+    assert made.tuned[0] == made.ranking[0].tile
+    assert 1 <= len(others) <= 5
+    differing = {name for other in others for name in other if other[name] != first[name]}
+    assert differing <= varied
 
 
 # ---- grids ----
