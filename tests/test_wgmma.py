@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from convgen import emit, find_target, parse
-from convgen.compiler import plan
+from convgen.compiler import compile_kernel, plan
 from convgen.loading import load_module
 from convgen.table import read_table
 from running import worked
@@ -84,6 +84,33 @@ def test_only_a_file_for_a_hopper_waits_in_its_kernel(layer: str) -> None:
         if "\n        x = round_to_tf32(x)" in kernel:  # in the loop
             assert hopper == ("settle(tl.dot(" in kernel), target
             assert hopper != ("num_stages=_num_stages(" in text), target
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("family", ["gather", "window"])
+def test_rows_that_a_dilation_parts_wait_for_each_other(family: str, dilation: int) -> None:
+    """Each product is waited for after which nothing else in the step reads its sum.
+
+    By hand: row r of a block reads the inputs r, r + d and r + 2 d. Rows a multiple of d apart have
+    inputs in common, others never have: those are d chains of products, each with an end.
+    """
+    size = "input=(8, 64, 64, 64), layout=channels_last"
+    text = f"ConvTranspose2d(64, 64, 3, dilation=({dilation}, 1), {size})"
+    spec, target = parse(text), find_target("h100")
+    tile = next(
+        c.tile
+        for c in plan(spec, target).ranking
+        if (c.tile.family, c.tile.rows, c.tile.relayout) == (family, 4, False)
+    )
+    kernel = compile_kernel(spec, target, tile).text.partition("def pack_weight(")[0]
+    products = re.findall(r"(acc_\d) = (settle\()?tl\.dot\(.*, (acc_\d), ", kernel)
+    assert len(products) == 4 * 3
+    assert all(target == addend for target, _, addend in products)
+    waits = [(n, acc) for n, (acc, settled, _) in enumerate(products) if settled]
+    assert len(waits) == dilation
+    assert waits[-1][0] == len(products) - 1
+    assert len({int(acc.removeprefix("acc_")) % dilation for _, acc in waits}) == dilation
+    assert not any(acc == later for n, acc in waits for later, *_ in products[n + 1 :])
 
 
 @pytest.mark.parametrize(
