@@ -335,3 +335,21 @@ def test_a_model_is_frozen_as_a_whole(device):
     assert all(model[number]._frozen is None for number in (0, 2))
     with pytest.raises(SpecError, match=r"model must be a torch\.nn\.Module, got 3"):
         convgen.freeze(3)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_another_stream_waits_for_a_frozen_weight(file, x, device):
+    """It is packed on the stream of the freeze, and read on whichever one a call comes from."""
+    layer = file.ModelNew(device=device).eval()
+    layer(x)  # compiles, which would outlast the sleep
+    before, after = torch.cuda.Stream(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(before):
+        torch.cuda._sleep(10**8)
+        layer.weight.mul_(2)
+        layer.freeze()
+    with torch.cuda.stream(after):
+        got = layer(x)
+    torch.cuda.synchronize()
+    assert close(got, want(layer, x))

@@ -433,6 +433,19 @@ def test_opcheck_of_both_operators(text, load, device):
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_a_gradient_s_fake_has_its_strides(layout, load, device):
+    """Whatever the strides of what it comes from: a compiler plans memory with them."""
+    module = load(f"{OPEN[:-1]}, layout={layout})")
+    grad, weight = torch.randn(2, 6, 5, 6, dtype=torch.float64), leaves("cpu", ())[1]
+    for format in (torch.contiguous_format, torch.channels_last):
+        given = grad.contiguous(memory_format=format).to(device), weight.to(device)
+        fake = module.INPUT_GRADIENT(*(tensor.to("meta") for tensor in given))
+        real = module.INPUT_GRADIENT(*given)
+        assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+@pytest.mark.interpreter
 @pytest.mark.parametrize("text", [LAYER, OPEN])
 @pytest.mark.parametrize("backend", ["aot_eager", "eager"])
 def test_a_compiled_step_is_one_graph_and_calls_the_kernel(
@@ -480,10 +493,24 @@ def test_no_images_have_a_gradient_of_their_shape(shape, load, device):
 
 @pytest.mark.interpreter
 def test_sizes_out_of_the_kernel_s_reach_are_torch_s(load):
-    """Offsets beyond int32 would wrap round; the layer's kernel may reach farther than its own."""
-    module = load(OPEN)
-    assert module._serves_gradient((2, 6, 5, 6), (2, 4, 5, 6))
-    assert not module._serves_gradient((2, 6, 2**17, 2**17), (2, 4, 2**17, 2**17))
+    """Offsets beyond int32 would wrap round; the layer's kernel may reach farther than its own.
+
+    Each bound alone: images are an axis of the grid, which has 65535 programs, and an image's last
+    element is 16 channels of a block on. By hand, 16 * 2**14 * (2**13 - 8) = 2**31 - 2**21 is
+    within, 16 * 2**14 * 2**13 = 2**31 is not.
+    """
+    module = load("ConvTranspose2d(4, 6, 3, padding=1)", ("gather", 1, 1))
+    assert module.GRAD_BLOCK_K.value == module.GRAD_BLOCK_N.value == 16
+
+    def serves(batch, h, w):
+        return module._serves_gradient((batch, 6, h, w), (batch, 4, h, w))
+
+    assert serves(2, 5, 6)
+    assert serves(65535, 5, 6)
+    assert not serves(65536, 5, 6)
+    assert serves(1, 2**14, 2**13 - 8)
+    assert not serves(1, 2**14, 2**13)
+    assert not serves(65536, 2**14, 2**13)
 
 
 def test_what_compiles_a_file_takes_the_layer_s_own_kernel_first():

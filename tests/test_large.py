@@ -5,6 +5,7 @@ What would break it: an int32 base, a tile offset that wraps, a grid axis past i
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_known_sizes_choose_the_width_of_offsets() -> None:
         assert "tl.cast(position, tl.int64)" in text
         # As many positions as outputs; of groups there are fewer, and int32 counts them.
         assert ("tl.cast(tile, tl.int64)" in text) != form.startswith("polyphase")
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_positions_are_int64_from_where_int32_ends(beyond: bool) -> None:
+    """Positions are the start of a tile and a lane: the last tile may hang over the last one.
+
+    A tile before 2**31 all of int32 holds; from the first position that it does not, none may be
+    computed in it. Blocks divide 2**31, so that no tile hangs over it.
+    """
+    block = 512  # no tile has more positions
+    length = 2**31 + 1 if beyond else 2**31 - 2 * block
+    spec = parse(f"ConvTranspose1d(1, 1, 1, bias=False, input=(1, 1, {length}))")
+    text = each_form(spec)["gather 1"].text
+    found = re.search(r"BLOCK_M = tl.constexpr\((\d+)\)", text)
+    assert found is not None
+    assert block % int(found[1]) == 0
+    assert ("position = tl.cast(tile, tl.int64) * BLOCK_M" in text) == beyond
+    assert ("position = tile * BLOCK_M" in text) != beyond
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convgen import ConvTransposeSpec, oracle, parse
+from convgen import ConvTransposeSpec, find_target, oracle, parse
 from convgen.caveats import CAVEATS
-from convgen.compiler import compile_kernel
+from convgen.compiler import compile_kernel, plan
 from convgen.loading import load_module
 from drawing import forms
 
@@ -209,19 +210,25 @@ def test_packing_reads_and_writes_nothing_outside(
         assert given.is_unchanged()
 
 
+# Elements from an aligned address of input, packed weight, bias and output.
+PLACES = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 2, 0, 0), (0, 0, 3, 0), (2, 2, 2, 1)]
+
+
 @pytest.mark.interpreter
 def test_addresses_of_any_alignment(layer: Layer, hostile: Callable[..., HostileTorch]) -> None:
     """Wide loads of what is aligned to 2 or 4 bytes fail on a GPU, or read a neighbour.
 
-    The aligned calls come first and last: what is compiled for one must not serve the other.
+    One tensor alone too: the others then say nothing of it. The aligned calls come first and last:
+    what is compiled for one must not serve the other.
     """
     x, w, b = layer.tensors()
     packed, want = layer.file.pack_weight(w), layer.want(x, w, b)
-    for first in (BAND, BAND + 1, BAND + 2, BAND + 3, BAND):
-        memory = hostile(math.nan, first)
-        given = [Buffer(tensor, math.nan, first).tensor for tensor in (x, packed, b)]
+    for *moved, output in [*PLACES, PLACES[0]]:
+        memory = hostile(math.nan, BAND + output)
+        pairs = zip((x, packed, b), moved, strict=True)
+        given = [Buffer(tensor, math.nan, BAND + away).tensor for tensor, away in pairs]
         size = x.element_size()
-        assert all(t.data_ptr() % 16 == first * size % 16 for t in given)
+        assert [t.data_ptr() % 16 for t in given] == [away * size % 16 for away in moved]
         assert torch.equal(layer.packed(*given), want)
         assert memory.made[0].is_unchanged_outside()
 
@@ -320,6 +327,71 @@ def test_expanded_axes(axis: int, layer: Layer) -> None:
     assert 0 in view.stride()
     want = layer.want(view.contiguous(), weight.contiguous(), b)
     assert torch.equal(layer.function(view, weight, b), want)
+
+
+@pytest.fixture
+def poisoned_loads(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked loads give NaN where their mask is false and they name nothing else.
+
+    A GPU leaves in a register what was there; the interpreter puts a zero, as most kernels want.
+    """
+    if device == "cuda":
+        pytest.skip("the interpreter's loads are what is poisoned")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    def poisoned(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> Any:
+        found = load(self, ptrs, mask, other, *rest, **options)
+        if other is None:
+            # bfloat16 is held as bits
+            nan = math.nan if np.issubdtype(found.data.dtype, np.floating) else 0x7FC0
+            found.data = np.where(mask.data, found.data, np.array(nan, dtype=found.data.dtype))
+        return found
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", poisoned)
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("poisoned_loads")
+def test_what_a_masked_load_leaves_out_is_zero_by_its_own_words(layer: Layer) -> None:
+    """Padding, and channels beyond the last one, of inputs and of weights that are packed."""
+    x, w, b = layer.tensors()
+    assert torch.equal(layer.function(x, w, b), layer.want(x, w, b))
+
+
+MASKED = {  # kernels whose loads are their own; boxes have zeros by the unit that loads them
+    "stencil": ("1d(3, 3, 4, 2, 1, groups=3, input=(2, 3, 16))", "stencil", "rtx4090"),
+    "a stencil of rows": ("2d(3, 3, 3, 1, 1, groups=3, input=(1, 3, 5, 8))", "stencil", "rtx4090"),
+    "copy": ("2d(16, 6, 3, padding=1, input=(2, 16, 3, 5))", "gather", "h100"),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("poisoned_loads")
+@pytest.mark.parametrize("name", MASKED)
+def test_what_other_loads_leave_out_is_zero_too(name: str, tmp_path: Path, device: str) -> None:
+    text, family, target = MASKED[name]
+    spec, gpu = parse(f"ConvTranspose{text}"), find_target(target)
+    wanted = family, name == "copy"
+    ranking = plan(spec, gpu).ranking
+    tile = next(c.tile for c in ranking if (c.tile.family, c.tile.relayout) == wanted)
+    file = load_module(compile_kernel(spec, gpu, tile).text, "masked", tmp_path)
+    layer = Layer(spec, family, file, device)
+    x, w, b = layer.tensors()
+    assert torch.equal(layer.function(x, w, b), layer.want(x, w, b))
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("poisoned_loads")
+def test_a_load_without_words_for_the_rest_is_seen(layer: Layer, tmp_path: Path) -> None:
+    """Breaks if the two tests above could not fail: here the words are taken out."""
+    text = Path(layer.file.__file__).read_text("utf-8")
+    assert "_mask, other=0.0)" in text
+    bare = load_module(text.replace("_mask, other=0.0)", "_mask)"), "bare", tmp_path)
+    x, w, b = layer.tensors()
+    poisoned = getattr(bare, f"conv_transpose{layer.spec.rank}d")(x, w, b)
+    assert poisoned.isnan().any()
 
 
 @pytest.mark.gpu

@@ -202,18 +202,23 @@ def drawn_tiles(text: str) -> list[tuple[str, Tile]]:
 @pytest.mark.compile
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_tiles_take_what_was_estimated(dtype: str) -> None:
-    """The planner leaves out what would not fit; what spills or fails would be seen by users."""
+    """The planner leaves out what would not fit; what spills or fails would be seen by users.
+
+    An estimate far above leaves out tiles that fit: a buffer too many is 4 KB or more.
+    """
     pairs = [pair for text in COMPILED for pair in drawn_tiles(f"{text}, dtype={dtype})")]
     jobs = [(text, "h100", dataclasses.asdict(tile)) for text, tile in pairs]
+    spare = []
     for (text, tile), row in zip(pairs, worked("compile_worker.py", jobs), strict=True):
         spec = parse(text)
         phases = decompose(spec)
         form = form_of(spec, phases, problem_of(spec, phases), tile)
-        where = f"{tile}: {text}"
+        use, where = use_of(spec, form, tile, H100), f"{tile}: {text}"
         assert row["spills"] <= 8, where
-        # What is far from any limit may take more, to be transposed.
-        assert row["shared"] <= max(2**15, use_of(spec, form, tile, H100).shared + 256), where
-        assert row["registers"][0] <= max(128, use_of(spec, form, tile, H100).registers + 16), where
+        assert row["shared"] <= use.shared + 256, where
+        assert use.registers - 64 <= row["registers"][0] <= use.registers + 16, where
+        spare.append(use.shared - row["shared"])
+    assert sum(bytes <= 256 for bytes in spare) >= 0.9 * len(spare)
 
 
 @pytest.mark.compile

@@ -4,9 +4,11 @@ Results are compared on integers in -2..2, where every dtype sums exactly, with 
 float64; errors with what torch itself raises. On a machine with a GPU the same tests run there.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +233,42 @@ def test_sizes_beyond_int32_are_refused_before_memory_is_taken(text, shape, load
             function(x, weight, b)
 
 
+def is_served(layer, *shape):
+    """Whether a call of an input of that shape is; nothing is computed or kept."""
+    _, w, b = layer.tensors(channels=shape[1])
+    x = torch.empty(shape, device="meta")
+    x = x.contiguous(memory_format=LAST[2]) if layer.spec.layout == "channels_last" else x
+    with contextlib.suppress(ValueError):
+        return layer.function(x, w.to("meta"), b if b is None else b.to("meta")) is not None
+    return False
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_the_last_lane_of_the_widest_image_has_an_offset_below_int32s_limit(layout, load):
+    """The last tile hangs over the end of the positions, and its lanes are added up all the same.
+
+    A layer of one tap, so that an output is a position: its tile's last one, and of that the last
+    channel of a block.
+    """
+    layer = load(f"ConvTranspose2d(3, 3, 1, bias=False, layout={layout})")
+    low, high = 1, 2**31  # served, and not
+    assert is_served(layer, 1, 3, 1, low)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_served(layer, 1, 3, 1, middle) else (low, middle)
+    block = layer.file.BLOCK_M.value
+    last = -(-low // block) * block - 1
+    channel = max(layer.file.BLOCK_K.value, layer.file.BLOCK_N.value) - 1
+    far = channel * low + last if layout == "channels_first" else 3 * last + channel
+    assert 2**31 - 2**18 < far < 2**31
+
+
+def test_as_many_images_as_a_grid_has_programs_are_served(load):
+    layer = load("ConvTranspose2d(3, 3, 1, bias=False)")
+    assert is_served(layer, 65535, 3, 1, 1)
+    assert not is_served(layer, 65536, 3, 1, 1)
+
+
 def test_channels_beyond_int32_are_refused_too(load):
     """A program reads the weights of a block of channels, each of which has all input channels."""
     layer = load("ConvTranspose1d(None, 6, 3, stride=2, bias=False)")
@@ -263,6 +301,19 @@ def test_pack_weight_rounds_to_tf32_and_only_for_tf32(load, device):
     assert [bits & 0xFFFFFFFF for bits in after.view(torch.int32).tolist()] == [*ROUNDED.values()]
     exact = load(one.format(", precision=ieee")).file.pack_weight(before.view(-1, 1, 1)).flatten()
     assert torch.equal(exact.view(torch.int32), before.view(torch.int32))
+
+
+def test_inputs_half_way_between_two_tf32_numbers_go_away_from_zero(load, device):
+    """As cuDNN rounds them, in the kernel's loop: of one channel and a weight of 1."""
+    layer = load("ConvTranspose1d(kernel_size=1, bias=False)")
+    assert "x = round_to_tf32(x)" in Path(layer.file.__file__).read_text("utf-8")
+    near_one = {k: v for k, v in ROUNDED.items() if 0x3F800000 <= k & 0x7FFFFFFF < 0x40000000}
+    assert len(near_one) == 4
+    bits = torch.tensor(list(near_one), device=device).to(torch.int32)
+    got = layer.function(bits.view(torch.float32)[None, None], torch.ones(1, 1, 1, device=device))
+    assert [n & 0xFFFFFFFF for n in got.flatten().view(torch.int32).tolist()] == [
+        *near_one.values()
+    ]
 
 
 def test_the_same_file_can_be_loaded_twice_and_again(tmp_path, load, monkeypatch):
