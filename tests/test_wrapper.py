@@ -311,9 +311,8 @@ def test_inputs_half_way_between_two_tf32_numbers_go_away_from_zero(load, device
     assert len(near_one) == 4
     bits = torch.tensor(list(near_one), device=device).to(torch.int32)
     got = layer.function(bits.view(torch.float32)[None, None], torch.ones(1, 1, 1, device=device))
-    assert [n & 0xFFFFFFFF for n in got.flatten().view(torch.int32).tolist()] == [
-        *near_one.values()
-    ]
+    found = [number & 0xFFFFFFFF for number in got.flatten().view(torch.int32).tolist()]
+    assert found == [*near_one.values()]
 
 
 def test_the_same_file_can_be_loaded_twice_and_again(tmp_path, load, monkeypatch):
