@@ -9,7 +9,7 @@ what needs them loads when it is first used.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 __version__ = "0.1.0"
 
@@ -44,9 +44,11 @@ def emit(spec: ConvTransposeSpec | str, target: GpuTarget | str | None = None) -
     """
     from .compiler import compile_kernel
 
-    if isinstance(target, str):
+    # A subclass could print itself as it likes, into the file.
+    if target is not None and type(target) is not GpuTarget:
         target = find_target(check_target(target))
-    return compile_kernel(spec if isinstance(spec, ConvTransposeSpec) else parse(spec), target).text
+    layer = spec if type(spec) is ConvTransposeSpec else parse(cast(str, spec))
+    return compile_kernel(layer, target).text
 
 
 def replace_layers(

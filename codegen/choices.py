@@ -29,6 +29,7 @@ from typing import Any
 
 from .plan import Measured, MeasuredGradient, Tile
 from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, shown
+from .values import check_choice
 
 SCHEMA = 1
 
@@ -146,8 +147,6 @@ def _read(text: str, name: str) -> Choices:
         }
         target = _target_of(data["target"], name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SpecError):
-            raise
         raise SpecError(
             f"{name} is no file of choices as convgen tune writes it: {_reason(error)}", "choices"
         ) from None
@@ -180,23 +179,16 @@ def _reason(error: Exception) -> str:
 
 
 def tile_of(row: Any) -> Tile:
-    """Return the tile that a file's object describes; raises ValueError if it is none."""
+    """Return the tile that a file's object describes; raises SpecError if it is none."""
+    from .families import FAMILIES
+
     names = [field.name for field in dataclasses.fields(Tile)]
     given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}
     if set(given) != set(names):
-        raise ValueError(f"a tile has {', '.join(names)}")
-    for name, value in row.items():
-        if name == "family":
-            continue
-        if name == "relayout":
-            if not isinstance(value, bool):
-                raise ValueError(f"relayout of a tile is true or false, got {value!r}")
-            continue
-        if not isinstance(value, int) or not 1 <= value <= 1024:
-            raise ValueError(f"{name} of a tile is a number from 1 to 1024, got {value!r}")
-        if name != "num_stages" and value & (value - 1):
-            raise ValueError(f"{name} of a tile is a power of two, got {value}")
-    return Tile(**row)
+        raise SpecError(f"a tile has {', '.join(names)}")
+    tile = Tile(**row)
+    check_choice("family of a tile", tile.family, tuple(family.name for family in FAMILIES))
+    return tile
 
 
 def text_of(target: str, measured: dict[str, str], rows: list[dict[str, Any]]) -> str:

@@ -26,6 +26,7 @@ from .spec import (
     nearest,
     shown,
 )
+from .values import text_of
 
 MAX_TEXT = 64 * 1024  # bytes
 MAX_NESTING = 20
@@ -71,7 +72,7 @@ def parse(text: str) -> ConvTransposeSpec:
 
 def parse_document(text: str) -> Document:
     """Read the text of a `.convgen` file; raises SpecError as `parse` does."""
-    _check_text(text)
+    text = _checked_text(text)
     # `(0): ` stands before a layer in what print(nn.Sequential(…)) shows.
     text = re.sub(r"(?m)^\([0-9]+\):[ \t]*", "", textwrap.dedent(text).lstrip(" \t").rstrip())
     reader = _Reader(text)
@@ -114,11 +115,14 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
         raise SpecError(f"not readable as Python syntax: {reason}") from None
 
 
-def _check_text(text: object) -> None:
-    if not isinstance(text, str):
-        raise SpecError(f"a layer is described by a text, got {type(text).__name__}")
+def _checked_text(given: object) -> str:
+    """Return `given` as an exact str, if it is text and not too long."""
+    text = text_of(given)
+    if text is None:
+        raise SpecError(f"a layer is described by a text, got {type(given).__name__}")
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
         raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
+    return text
 
 
 def _lines(text: str) -> list[str]:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from .spec import SpecError, shown
+from .values import visible
 
 _CLASS = re.compile(r"ConvTranspose([123])d")
 
@@ -22,6 +23,13 @@ def read_module(module: Any) -> dict[str, Any]:
         raise SpecError(
             f"module must be a torch.nn.ConvTranspose1d, 2d or 3d, got {shown(names[0])}", "module"
         )
+    try:
+        return _arguments(module, int(matches[0].group(1)))
+    except AttributeError as error:  # a class of that name, which need not be torch's
+        raise SpecError(f"module must be initialised: {visible(str(error))}", "module") from None
+
+
+def _arguments(module: Any, rank: int) -> dict[str, Any]:
     if "Uninitialized" in type(module.weight).__name__:
         raise SpecError("module must be initialised: call a lazy one once", "module")
     if module.padding_mode != "zeros":
@@ -29,13 +37,13 @@ def read_module(module: Any) -> dict[str, Any]:
             f"padding_mode must be zeros, got {shown(module.padding_mode)}", "padding_mode"
         )
     return {
-        "rank": int(matches[0].group(1)),
+        "rank": rank,
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
-        "kernel_size": tuple(module.kernel_size),
+        "kernel_size": module.kernel_size,
         "stride": module.stride,
-        "padding": tuple(module.padding),
-        "output_padding": tuple(module.output_padding),
+        "padding": module.padding,
+        "output_padding": module.output_padding,
         "groups": module.groups,
         "bias": module.bias is not None,
         "dilation": module.dilation,

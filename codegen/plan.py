@@ -7,6 +7,7 @@ computed from the spec and the target's row, none is asked of a machine.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,8 +16,9 @@ from sympy import Expr
 from .grouping import Grouping
 from .phases import AxisPhases
 from .rows import RowBlock
-from .spec import ConvTransposeSpec
+from .spec import ConvTransposeSpec, SpecError, shown
 from .targets import GpuTarget
+from .values import check_integer, text_of
 
 # Sizes that a spec leaves to run time stand at these while a tile is chosen.
 NOMINAL_BATCH = 8
@@ -24,6 +26,14 @@ NOMINAL_CHANNELS = 64
 NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
 SINGLE = ("gather", "window")  # families whose positions are single outputs, not groups of a row
 DEPTHWISE = ("direct", "stencil")  # families whose channels are groups of their own
+# Of a tile's numbers, from what no kernel has less of to what no GPU or kernel has more of.
+TILE_RANGES = (
+    *((block, 1, 1024) for block in ("block_m", "block_n", "block_k")),
+    ("num_warps", 1, 32),  # 1024 threads a block
+    ("num_stages", 1, 16),
+    ("span", 1, 16),
+    ("rows", 1, 16),
+)
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
 
 
@@ -50,6 +60,28 @@ class Tile:
     span: int = 1
     rows: int = 1
     relayout: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that it is a tile at all; whether it serves a layer and fits a GPU, planning does.
+
+        Raises:
+            SpecError: a field is of another type or out of range; it names the field.
+        """
+        for name, low, high in TILE_RANGES:
+            value = check_integer(f"{name} of a tile", getattr(self, name), low, high)
+            if name not in ("num_stages", "rows") and value & (value - 1):
+                raise SpecError(f"{name} of a tile must be a power of two, got {value}", name)
+            object.__setattr__(self, name, value)
+        family = text_of(self.family)
+        if family is None or not re.fullmatch("[a-z][a-z0-9_]{0,39}", family):
+            raise SpecError(
+                f"family of a tile must be the name of a family, got {shown(self.family)}", "family"
+            )
+        object.__setattr__(self, "family", family)
+        if type(self.relayout) is not bool:
+            raise SpecError(
+                f"relayout of a tile must be true or false, got {shown(self.relayout)}", "relayout"
+            )
 
     @property
     def depthwise(self) -> bool:

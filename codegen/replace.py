@@ -35,6 +35,7 @@ from .files import (
 from .loading import module_of
 from .localgpu import local_target
 from .spec import ConvTransposeSpec, SpecError, shown
+from .values import text_of
 
 DEVICES = ("cpu", "cuda", "meta")  # where a layer may lie now; its kernel runs on CUDA
 # Process to its own folder: a forked one has its parent's entry too, whose folder may go first.
@@ -49,7 +50,7 @@ def replace_layers(
     folder: str | os.PathLike[str] | None,
 ) -> dict[str, str]:
     """Do `convgen.replace_layers`, which says what these are; nothing is changed on an error."""
-    _check_arguments(model, target, precision, dtype, folder)
+    target, precision, dtype = _checked_arguments(model, target, precision, dtype, folder)
     specs: dict[str, ConvTransposeSpec] = {}
     left: dict[str, str] = {}
     classes: dict[ConvTransposeSpec, type] = {}
@@ -83,11 +84,12 @@ class _LeftError(Exception):
     """A layer stays torch's; the message says why."""
 
 
-def _check_arguments(
+def _checked_arguments(
     model: Any, target: str | None, precision: str | None, dtype: str | None, folder: object
-) -> None:
+) -> tuple[str | None, str | None, str | None]:
+    """Return target, precision and dtype, each None or an exact str."""
     _check_module(model)
-    if dtype not in (None, "float16", "bfloat16"):
+    if dtype is not None and text_of(dtype) not in ("float16", "bfloat16"):
         raise SpecError(
             f"dtype must be None, that of the parameters, or float16 or bfloat16, for autocast, "
             f"got {shown(dtype)}",
@@ -97,8 +99,13 @@ def _check_arguments(
     if folder is not None and not is_path:
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
     # A spec's own checks and messages; the layer does not matter.
-    ConvTransposeSpec(
+    checked = ConvTransposeSpec(
         rank=1, kernel_size=(1,), target=target, precision=precision, dtype=dtype or "float32"
+    )
+    return (
+        checked.target,
+        None if precision is None else checked.precision,
+        None if dtype is None else checked.dtype,
     )
 
 

@@ -10,7 +10,6 @@ output_padding + 1` outputs (torch.nn.ConvTranspose2d, "Shape").
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,10 @@ from typing import Any
 from .dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
 from .pointwise import POINTWISE, Stage, find_pointwise
 from .targets import TARGETS
+from .values import SpecError as SpecError  # where all modules find it
+from .values import check_choice, check_integer, entries_of, number_of, text_of
+from .values import nearest as nearest
+from .values import shown as shown
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
@@ -49,74 +52,30 @@ MAX_SIZE = 2**40 - 1
 MAX_ELEMENTS = 2**62  # of one tensor: byte offsets stay inside int64
 
 
-class SpecError(ValueError):
-    """A description that is not a transposed convolution convgen can emit.
-
-    Attributes:
-        argument: the argument at fault, None if it is the whole text.
-    """
-
-    def __init__(self, message: str, argument: str | None = None) -> None:
-        super().__init__(message)
-        self.argument = argument
-
-
-def shown(value: object) -> str:
-    """Return `value` as an error message prints it: never longer than a line."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
-        return "an integer of more than 30 digits"
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        return "a value with a number of more than 4300 digits"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(name: str, known: tuple[str, ...]) -> str:
-    """Return ` (did you mean …?)` for a name close to one in `known`, else nothing."""
-    close = difflib.get_close_matches(name[:40], known, n=3)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-def _integer(argument: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SpecError(
-            f"{argument} must be an integer from {low} to {high}, got {shown(value)}", argument
-        )
-    return value
-
-
 def _per_axis(argument: str, value: object, rank: int, low: int, high: int) -> tuple[int, ...]:
-    if isinstance(value, (tuple, list)):
-        if len(value) != rank:
-            raise SpecError(
-                f"{argument} must be one integer or {rank} of them, got {shown(tuple(value))}",
-                argument,
-            )
-        return tuple(_integer(argument, entry, low, high) for entry in value)
-    return (_integer(argument, value, low, high),) * rank
-
-
-def _choice(argument: str, value: object, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        hint = nearest(value, allowed) if isinstance(value, str) else ""
+    entries = entries_of(value)
+    if entries is None:
+        return (check_integer(argument, value, low, high),) * rank
+    if len(entries) != rank:
         raise SpecError(
-            f"{argument} must be one of {', '.join(allowed)}, got {shown(value)}{hint}", argument
+            f"{argument} must be one integer or {rank} of them, got {shown(entries)}", argument
         )
-    return value
+    return tuple(check_integer(argument, entry, low, high) for entry in entries)
 
 
 def check_target(value: object) -> str:
     """Return `value` if it names a GPU of the table; raises SpecError."""
-    return _choice("target", value, tuple(target.name for target in TARGETS))
+    return check_choice("target", value, tuple(target.name for target in TARGETS))
 
 
 def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) -> Stage:
     """Check a pipeline stage's numbers against its row; raises SpecError naming the stage."""
     known = tuple(row.name for row in POINTWISE)
+    given_name, name = name, text_of(name) or ""
     if name not in known:
         raise SpecError(
-            f"unknown stage {shown(name)}{nearest(name, known)}; the stages are {', '.join(known)}",
+            f"unknown stage {shown(given_name)}{nearest(name, known)}; "
+            f"the stages are {', '.join(known)}",
             name,
         )
     parameters = find_pointwise(name).parameters
@@ -133,10 +92,8 @@ def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) 
         value = given.get(parameter.name, parameter.default)
         if value is None:
             raise SpecError(f"{signature} needs {parameter.name}", name)
-        number = math.nan
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**128:
-            number = float(value)
-        if not abs(number) <= 3.4e38:  # so that NaN is refused, too
+        number = number_of(value)
+        if number is None or abs(number) > 3.4e38:
             raise SpecError(
                 f"{parameter.name} of {name} must be a finite float32 number, got {shown(value)}",
                 name,
@@ -194,7 +151,7 @@ class ConvTransposeSpec:
     after: tuple[Stage, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        _integer("rank", self.rank, 1, 3)
+        self._set("rank", check_integer("rank", self.rank, 1, 3))
         self._check_geometry()
         self._check_channels()
         self._check_input()
@@ -202,6 +159,9 @@ class ConvTransposeSpec:
 
     def _set(self, argument: str, value: object) -> None:
         object.__setattr__(self, argument, value)
+
+    def _choose(self, argument: str, allowed: tuple[str, ...]) -> None:
+        self._set(argument, check_choice(argument, getattr(self, argument), allowed))
 
     def _check_geometry(self) -> None:
         limits = {
@@ -236,30 +196,32 @@ class ConvTransposeSpec:
                 )
 
     def _check_channels(self) -> None:
-        _integer("groups", self.groups, 1, MAX_CHANNELS)
+        self._set("groups", check_integer("groups", self.groups, 1, MAX_CHANNELS))
         for argument in ("in_channels", "out_channels"):
             channels = getattr(self, argument)
             if channels is None:
                 continue
-            _integer(argument, channels, 1, MAX_CHANNELS)
+            channels = check_integer(argument, channels, 1, MAX_CHANNELS)
+            self._set(argument, channels)
             if channels % self.groups:
                 raise SpecError(
                     f"{argument} must be divisible by groups, got {channels} and {self.groups}",
                     "groups",
                 )
-        if not isinstance(self.bias, bool):
+        if type(self.bias) is not bool:
             raise SpecError(f"bias must be True or False, got {shown(self.bias)}", "bias")
 
     def _check_input(self) -> None:
         if self.input is None:
             return
-        entries = self.input
-        if not isinstance(entries, (tuple, list)) or len(entries) != self.rank + 2:
+        entries = entries_of(self.input)
+        if entries is None or len(entries) != self.rank + 2:
             raise SpecError(
-                f"input must be (batch, channels, {self.rank} spatial sizes), got {shown(entries)}",
+                f"input must be (batch, channels, {self.rank} spatial sizes), "
+                f"got {shown(self.input)}",
                 "input",
             )
-        sizes = tuple(e if e is None else _integer("input", e, 1, MAX_SIZE) for e in entries)
+        sizes = tuple(e if e is None else check_integer("input", e, 1, MAX_SIZE) for e in entries)
         channels = sizes[1]
         if channels is not None and self.in_channels is None:
             self._set("in_channels", channels)
@@ -289,30 +251,29 @@ class ConvTransposeSpec:
                 raise SpecError(f"input asks for a tensor of {elements} elements", "input")
 
     def _check_own(self) -> None:
-        _choice("dtype", self.dtype, tuple(row.name for row in DTYPES))
+        self._choose("dtype", tuple(row.name for row in DTYPES))
         if self.precision is None:
             self._set("precision", "tf32" if self.dtype == "float32" else None)
         else:
-            _choice("precision", self.precision, tuple(row.name for row in PRECISIONS))
+            self._choose("precision", tuple(row.name for row in PRECISIONS))
             if self.dtype != "float32":
                 raise SpecError(
                     f"precision is for dtype float32 only, dtype is {self.dtype}", "precision"
                 )
-        _choice("layout", self.layout, LAYOUTS)
+        self._choose("layout", LAYOUTS)
         if self.layout == "channels_last" and self.rank == 1:
             raise SpecError("layout channels_last needs rank 2 or 3, rank is 1", "layout")
         if self.grid is not None:
-            _integer("grid", self.grid, 1, 3)
+            self._set("grid", check_integer("grid", self.grid, 1, 3))
         if self.target is not None:
-            check_target(self.target)
-        _choice("autotune", self.autotune, AUTOTUNES)
+            self._set("target", check_target(self.target))
+        self._choose("autotune", AUTOTUNES)
         for place in ("before", "after"):
-            stages = getattr(self, place)
-            if not isinstance(stages, (tuple, list)) or not all(
-                isinstance(stage, Stage) for stage in stages
-            ):
-                raise SpecError(f"{place} must be a tuple of Stage, got {shown(stages)}", place)
-            checked = (make_stage(stage.name, tuple(stage.values), {}) for stage in stages)
+            stages = entries_of(getattr(self, place))
+            if stages is None or not all(issubclass(type(each), Stage) for each in stages):
+                got = shown(getattr(self, place))
+                raise SpecError(f"{place} must be a tuple of Stage, got {got}", place)
+            checked = (make_stage(each.name, tuple(each.values), {}) for each in stages)
             self._set(place, tuple(checked))
 
     @property

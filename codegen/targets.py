@@ -15,8 +15,12 @@ To add a GPU, add one row to ``TARGETS``, with a comment that cites where its fi
   accumulation at half the FP16-accumulation rate that is usually advertised for them.
 """
 
+import dataclasses
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from .values import SpecError, check_integer, entries_of, number_of, shown, text_of
 
 _KB: Final = 1024
 _MB: Final = 1024 * 1024
@@ -74,6 +78,12 @@ class GpuTarget:
     tflops_fp64: float
     tensor_share: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Check every field, as a row may be a user's: its name stands in the files made for it."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            object.__setattr__(self, field.name, _checked(field, value))
+
     @property
     def multiplies_from_shared(self) -> bool:
         """Whether matrix instructions read operands from shared memory: wgmma and tcgen05 do."""
@@ -104,6 +114,33 @@ class GpuTarget:
     def warps_per_sm(self) -> int:
         """Most warps resident on one SM."""
         return self.threads_per_sm // _WARP_SIZE
+
+
+def _checked(field: dataclasses.Field[Any], value: object) -> object:
+    """Return the value of a GPU's field, of exactly its type; raises SpecError."""
+    where = f"{field.name} of a GpuTarget"
+    if field.type in (int, "int"):
+        return check_integer(where, value, 1, 2**62)
+    if field.name == "compute_capability":
+        entries = entries_of(value)
+        if entries is None or len(entries) != 2:
+            raise SpecError(f"{where} must be (major, minor), got {shown(value)}", field.name)
+        return tuple(check_integer(where, entry, 0, 99) for entry in entries)
+    if field.type in (float, "float"):
+        number = number_of(value)
+        if number is None or number <= 0:
+            raise SpecError(
+                f"{where} must be a finite positive number, got {shown(value)}", field.name
+            )
+        return number
+    text = text_of(value)
+    if text is None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.()+-]{0,63}", text):
+        raise SpecError(
+            f"{where} must be a text of 1 to 64 ASCII letters, digits and ' _.()+-', "
+            f"got {shown(value)}",
+            field.name,
+        )
+    return text
 
 
 # Common to all rows:
@@ -235,7 +272,8 @@ def find_target(name: str) -> GpuTarget:
     Raises:
         KeyError: If no row has that name.
     """
+    text = text_of(name)
     for target in TARGETS:
-        if target.name == name:
+        if target.name == text:
             return target
     raise KeyError(name)
