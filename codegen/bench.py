@@ -28,8 +28,9 @@ from .benchcases import CEILINGS, Case, Way
 from .benchreport import finished, judged, row_of
 from .files import is_stream, write_output
 from .spec import SpecError
+from .workers import PYTHON, environment
 
-WORKER = (sys.executable, "-m", "convgen.benchworker")
+WORKER = (*PYTHON, "-m", "convgen.benchworker")
 MESSAGE = 300  # characters of a dead worker's last words
 _REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # how a report begins
 
@@ -120,7 +121,11 @@ def answers(
             said = Path(folder, "messages")
             with said.open("wb") as messages:
                 worker = subprocess.Popen(
-                    [*command, folder], stdout=subprocess.PIPE, stderr=messages, text=True
+                    [*command, folder],
+                    stdout=subprocess.PIPE,
+                    stderr=messages,
+                    text=True,
+                    env=environment(),
                 )
             with worker:
                 try:

@@ -1,6 +1,6 @@
 """The worker of bench: a process that measures one way on many cases.
 
-    python -m convgen.benchworker FOLDER
+    python -P -m convgen.benchworker FOLDER
 
 Stage 2 of bench; needs torch, triton and a CUDA GPU. Input: FOLDER/jobs, a JSON line a job; output:
 a JSON line an answer, on stdout. A process of its own for each way, as torch keeps the first cuDNN

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import json
 import linecache
-import multiprocessing
 import os
 import re
 import subprocess
@@ -27,6 +26,7 @@ from .render import KernelSource
 from .resources import resident
 from .sources import Statement
 from .targets import GpuTarget
+from .workers import spawn_context
 
 KERNEL = "_kernel"  # what the kernel's name ends with
 STAGES = "_num_stages"  # what decides about the stages of a launch, templates/parts/stages.jinja
@@ -223,8 +223,7 @@ def compilers(spared: int = 0) -> ProcessPoolExecutor:
 
     They start afresh: a process that has Triton for interpreting cannot compile.
     """
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max(1, cores() - spared), mp_context=context)
+    return ProcessPoolExecutor(max(1, cores() - spared), mp_context=spawn_context())
 
 
 def cores() -> int:

@@ -39,6 +39,7 @@ from .plan import Candidate, Measured, MeasuredGradient, Tile
 from .spec import ConvTransposeSpec, SpecError
 from .targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
+from .workers import spawn_context
 
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
 MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
@@ -70,7 +71,7 @@ def gpu_executor() -> tuple[Executor, int]:
     """Return an executor with one process for each GPU that torch sees, and how many that are."""
     import torch
 
-    context = multiprocessing.get_context("spawn")
+    context = spawn_context()
     numbers, gpus = context.SimpleQueue(), torch.cuda.device_count()
     for number in range(gpus):
         numbers.put(number)
