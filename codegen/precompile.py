@@ -4,15 +4,14 @@ Part of a build; needs triton, but no torch and no GPU. Input: a `Table`, and th
 file; output: a `Cubin` for each file and architecture, which the file hands to Triton at run time.
 
 Triton compiles in processes of their own: build backends may hold anything, and what they set for
-Triton must not reach the code. Code that lies there already, made by the same Triton of the same
-text, is not made again.
+Triton must not reach the code. Every build compiles, also one that only checks, and compares bytes:
+the hashes beside the code have no key, so whoever swaps the code can write them anew.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -100,15 +99,12 @@ def _shared(arch: str) -> int:
     return max(target.shared_per_block for target in TARGETS if target.arch == arch)
 
 
-def precompile(
-    table: Table, texts: dict[Path, str], previous: dict[str, dict[str, Any]]
-) -> dict[Path, Cubin]:
+def precompile(table: Table, texts: dict[Path, str]) -> dict[Path, Cubin]:
     """Return the machine code that `table` asks for, by the path that it goes to.
 
     Args:
         table: the project's.
         texts: the files' text.
-        previous: rows of the manifest that lies there, by the name of the machine code's file.
 
     Raises:
         ProjectError: Triton is not here, or a kernel cannot be precompiled.
@@ -119,8 +115,8 @@ def precompile(
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:  # a mere folder of that name has none
         raise ProjectError(
-            "aot of [tool.convgen] needs triton, which is not installed here; "
-            "name it in requires of [build-system]",
+            f"cannot make or check the machine code that aot asks for ({len(wanted)} files): it "
+            "needs triton, which is not installed here; name it in requires of [build-system]",
             "aot",
         )
     for job in wanted:
@@ -130,22 +126,7 @@ def precompile(
                 f"{job.kernel.spec.autotune} compiles on the GPU at hand",
                 "aot",
             )
-    made = {job.path: _reused(job, texts, previous.get(job.path.name, {})) for job in wanted}
-    missing = [job for job in wanted if made[job.path] is None]
-    made |= {job.path: c for job, c in zip(missing, _compiled(missing, texts), strict=True)}
-    return {path: cubin for path, cubin in made.items() if cubin is not None}
-
-
-def _reused(job: Job, texts: dict[Path, str], row: dict[str, Any]) -> Cubin | None:
-    """Return what lies there, if the same Triton and Python made it of the same text."""
-    try:
-        maker = {"triton": importlib.metadata.version("triton"), "python": _python()}
-        content = job.path.read_bytes() if job.path.is_file() else b""
-    except (importlib.metadata.PackageNotFoundError, OSError):
-        return None
-    same = maker | {"source_sha256": _digest(texts[job.kernel.path].encode())}
-    unedited = seal_is_intact(content) and row.get("sha256") == _digest(content)
-    return Cubin(content, row) if unedited and row == row | same else None
+    return {job.path: cubin for job, cubin in zip(wanted, _compiled(wanted, texts), strict=True)}
 
 
 def _python() -> str:

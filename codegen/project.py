@@ -90,7 +90,7 @@ def generate(root: Path) -> Build:
         target, precompiled = find_target(kernel.target), kernel in shipping
         source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
         texts[kernel.path] = _licensed(source.text, table.license)
-    cubins = precompile(table, texts, read_precompiled(table.output / MANIFEST))
+    cubins = precompile(table, texts)
     package = package_text(table)
     if package is not None:
         texts[table.output / "__init__.py"] = _licensed(package, table.license)

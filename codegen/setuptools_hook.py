@@ -108,6 +108,7 @@ def _shipping(base: type[Any], generated: Generated) -> type[Any]:
         def finalize_options(self) -> None:
             """Add what discovery does not find: data, and packages that only exist since now."""
             super().finalize_options()
+            self.force = True  # else a newer file in build/ is shipped, whatever is in it
             folders = self.distribution.package_dir or {}
             packages = self.distribution.packages or []
             package = owned_package(generated.output, folders, packages)

@@ -74,13 +74,13 @@ through_setuptools = pytest.mark.parametrize(
 )
 
 
-def wheel_again(builder: Builder, project: Path, *edit: str) -> list[str]:
+def wheel_again(builder: Builder, project: Path, *edit: str) -> dict[str, bytes]:
     """Change the project's table from `edit[0]` to `edit[1]`, build, and return what is shipped."""
     path = project / "pyproject.toml"
     assert edit[0] in path.read_text()
     path.write_text(path.read_text().replace(*edit))
     shutil.rmtree(project / "dist")
-    return sorted(name for name in builder.wheel(project, "--wheel") if "dist-info" not in name)
+    return {k: v for k, v in builder.wheel(project, "--wheel").items() if "dist-info" not in k}
 
 
 @through_setuptools
@@ -92,10 +92,12 @@ def test_a_kernel_that_is_gone_is_not_shipped(tmp_path, builder, name):
         seal = hashlib.sha256(b"machine code").hexdigest()
         code = f"machine code\nconvgen sha256 {seal}\n"  # as an earlier table asked for
         (kernels / "up.sm_90.cubin").write_text(code)
+        (kernels / "after.py").write_text("import anything\n")  # newer than the kernel
     _, mark, row = (project / "pyproject.toml").read_text().partition("[[tool.convgen.kernel]]")
     shipped = wheel_again(builder, project, mark + row, "")
     files = ("__init__.py", "_kernels/after.py", "_kernels/manifest.json")
-    assert shipped == [f"small_up/{file}" for file in files]
+    assert sorted(shipped) == [f"small_up/{file}" for file in files]
+    assert shipped["small_up/_kernels/after.py"] == (project / KERNELS / "after.py").read_bytes()
 
 
 @through_setuptools
@@ -112,7 +114,7 @@ def test_kernels_of_a_folder_that_was_the_output_are_not_shipped(tmp_path, build
     shipped = wheel_again(builder, project, f'"{KERNELS}"', f'"{output}"')
     folder = output.removeprefix("src/")
     kernels = [f"{folder}/{file}" for file in GENERATED] if output.startswith("src/") else []
-    assert shipped == ["small_up/__init__.py", *kernels, "small_up/vendored.py"]
+    assert sorted(shipped) == ["small_up/__init__.py", *kernels, "small_up/vendored.py"]
 
 
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,14 @@ from typing import Any
 import pytest
 
 from building import KERNELS, TABLE, WAYS, Builder, inside, lend_triton, make_package, tree
-from convgen import TARGETS, parse
+from convgen import TARGETS, parse, precompile
 from convgen.choices import text_of
-from convgen.precompile import jobs
+from convgen.hooks import generate_into
+from convgen.precompile import Cubin, Job, jobs, seal_is_intact
 from convgen.project import check, generate, write
 from convgen.table import read_table
 from convgen.targets import ARCHITECTURES
-from running import make_project, run
+from running import make_project, run, start
 
 pytestmark = pytest.mark.compile
 
@@ -52,6 +54,26 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(built: Path, tmp_path: Path) -> Path:
     return copied(built, make_project(tmp_path / "project", ONE))
+
+
+@pytest.fixture(scope="module")
+def codes() -> dict[Any, Cubin]:
+    """Machine code of this module's tests, by text and architecture."""
+    return {}
+
+
+@pytest.fixture
+def remembered(codes: dict[Any, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile a text once, in tests of what is written where."""
+    compiled = precompile._compiled
+
+    def remember(wanted: list[Job], texts: dict[Path, str]) -> list[Cubin]:
+        keys = [(texts[job.kernel.path], job.arch) for job in wanted]
+        if not codes.keys() >= set(keys):
+            codes.update(zip(keys, compiled(wanted, texts), strict=True))
+        return [codes[key] for key in keys]
+
+    monkeypatch.setattr(precompile, "_compiled", remember)
 
 
 def copied(built: Path, project: Path) -> Path:
@@ -211,7 +233,8 @@ OTHERS = {  # files of that name that others have
 
 
 @pytest.mark.parametrize(
-    "what", ["another card", "edited code", "edited row", "another Triton", *OTHERS]
+    "what",
+    ["another card", "edited code", "edited row", "another Triton", "another kernel", *OTHERS],
 )
 def test_triton_compiles_where_the_code_does_not_match(
     project: Path, tmp_path: Path, what: str
@@ -225,10 +248,13 @@ def test_triton_compiles_where_the_code_does_not_match(
         path.write_text(path.read_text().replace('"num_warps"', '"warps"'))
     elif what == "another Triton":
         rewrite_manifest(project, triton="3.0.0")
+    elif what == "another kernel":
+        rewrite_manifest(project, kernel="../escaped")
     elif what in OTHERS:
         (project / "kernels" / "manifest.json").write_bytes(OTHERS[what])
-    found = used(project / "kernels" / "up.py", 80 if what == "another card" else 90, tmp_path)
-    assert found["found"] == [False]
+    capability, cache = 80 if what == "another card" else 90, tmp_path / "cache"
+    assert used(project / "kernels" / "up.py", capability, cache)["found"] == [False]
+    assert list(tmp_path.rglob("*escaped*")) == []  # nothing outside the kernel's folder
 
 
 def test_a_key_of_another_kernel_is_never_asked_for(project: Path, tmp_path: Path) -> None:
@@ -240,22 +266,49 @@ def test_a_key_of_another_kernel_is_never_asked_for(project: Path, tmp_path: Pat
 # ---- later builds ----
 
 
-def test_code_that_lies_there_is_not_made_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A build with nothing new to do takes no longer than one without machine code."""
-
-    def run_triton(*_: object, **__: object) -> None:
-        raise AssertionError("Triton was asked")
-
-    monkeypatch.setattr("subprocess.run", run_triton)
-    assert not check(generate(project))
-    for other in ({"triton": "3.0.0"}, {"python": "cpython-310 linux x86_64"}):
-        rewrite_manifest(project, **other)  # its key would not be this one's
-        with pytest.raises(AssertionError, match="Triton was asked"):
-            generate(project)
+def swap_code(project: Path) -> None:
+    """Change machine code as somebody does who knows all of the hashes, none of which has a key."""
+    path, row = project / "kernels" / CODE, manifest(project)["precompiled"][CODE]
+    code = bytearray(path.read_bytes()[: row["size"]])
+    code[0x800:0x810] = bytes(16)
+    code += f"\nconvgen sha256 {hashlib.sha256(code).hexdigest()}\n".encode()
+    assert seal_is_intact(bytes(code))
+    path.write_bytes(code)
+    rewrite_manifest(project, sha256=hashlib.sha256(code).hexdigest())
 
 
+def test_swapped_code_is_found_and_replaced(project: Path) -> None:
+    """It would run on every user's GPU, and stay in Triton's cache after the package is gone."""
+    before = tree(project / "kernels")
+    swap_code(project)
+    swapped = tree(project / "kernels")
+    assert swapped[CODE] != before[CODE]
+    done = run("build", "--check", project)
+    assert done.exit_code == 1
+    words = [line.rpartition("/")[2] for line in done.stderr.splitlines()]
+    assert words == [CODE, "manifest.json", "3 files, 2 differ"]
+    assert tree(project / "kernels") == swapped
+    generate_into(project)  # as every build hook does
+    assert tree(project / "kernels") == before
+
+
+@pytest.mark.usefixtures("remembered")
+def test_a_row_of_another_kernel_is_found(project: Path) -> None:
+    rewrite_manifest(project, kernel="../escaped")
+    done = run("build", "--check", project)
+    assert done.exit_code == 1
+    assert f"changed {project / 'kernels' / 'manifest.json'}" in done.stderr
+
+
+def test_the_code_is_checked_in_ten_seconds_a_file(built: Path) -> None:
+    """Seconds of the processor: the cores may have other work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert start("build", "--check", built).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+@pytest.mark.usefixtures("remembered")
 def test_a_killed_build_does_not_stop_the_next_one(project: Path) -> None:
     """It may have written the code and not the manifest; nobody has edited anything."""
     before = tree(project / "kernels")
@@ -266,6 +319,7 @@ def test_a_killed_build_does_not_stop_the_next_one(project: Path) -> None:
     assert tree(project / "kernels") == before
 
 
+@pytest.mark.usefixtures("remembered")
 def test_code_that_no_manifest_lists_is_removed(project: Path) -> None:
     """A wheel would ship it for ever."""
     stale = project / "kernels" / "up.sm_80.cubin"
@@ -275,6 +329,7 @@ def test_code_that_no_manifest_lists_is_removed(project: Path) -> None:
     assert sorted(tree(project / "kernels")) == ["manifest.json", "mine.sm_80.cubin", "up.py", CODE]
 
 
+@pytest.mark.usefixtures("remembered")
 def test_a_new_spec_replaces_the_code(project: Path) -> None:
     make_project(project, ONE.replace("stride=2", "stride=1"))
     drift = check(generate(project))
@@ -292,6 +347,7 @@ def test_code_that_no_row_asks_for_is_removed(project: Path) -> None:
     assert sorted(tree(project / "kernels")) == ["manifest.json", "up.py"]
 
 
+@pytest.mark.usefixtures("remembered")
 def test_edited_code_is_reported_and_kept(project: Path) -> None:
     code = project / "kernels" / CODE
     edited = code.read_bytes().replace(b"ELF", b"FLE")
@@ -352,10 +408,12 @@ def test_without_triton_the_message_says_where_to_name_it(
     (tmp_path / "site" / "triton").mkdir(parents=True)  # a mere folder is none
     found = importlib.machinery.PathFinder.find_spec("triton", [str(tmp_path / "site")])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found if spec else None)
-    done = run("build", make_project(tmp_path, ONE))
-    assert done.exit_code == 2
-    assert "needs triton" in done.stderr
-    assert "requires of [build-system]" in done.stderr
+    for words in (["build"], ["build", "--check"]):
+        done = run(*words, make_project(tmp_path, ONE))
+        assert done.exit_code == 2
+        assert "cannot make or check the machine code" in done.stderr
+        assert "needs triton" in done.stderr
+        assert "requires of [build-system]" in done.stderr
 
 
 def test_an_autotuned_kernel_cannot_be_precompiled(tmp_path: Path) -> None:
