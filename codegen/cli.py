@@ -108,17 +108,30 @@ def emit(
 @main.command()
 @_spec_options
 @_choices_option
+@click.option(
+    "--seconds",
+    default=55,
+    type=click.IntRange(1, 86400),
+    help="Most seconds that a kernel may take (55).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
-def verify(spec: str | None, choices: Path | None, as_json: bool, **flags: Any) -> None:
-    """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter."""
+def verify(
+    spec: str | None, choices: Path | None, seconds: int, as_json: bool, **flags: Any
+) -> None:
+    """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter.
+
+    What is too large to be checked in a minute and 2 GB is checked at smaller sizes, if need be
+    with a smaller kernel, stride, padding and dilation, as the report says. Exits with 1 if a
+    kernel fails, or if a part was not verified when the seconds were over.
+    """
     from .sources import resolve
 
     statements = resolve(spec, flags)
     with _torch_for("verify"):
         from .verify import verify as run
     measured = _choices(choices, statements)
-    reports = [run(s.spec, s.target, choices=measured) for s in statements]
+    reports = [run(s.spec, s.target, choices=measured, seconds=seconds) for s in statements]
     if as_json:
         print_json("verify", {"kernels": [report.as_dict() for report in reports]})
     else:

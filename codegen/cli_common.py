@@ -1,7 +1,7 @@
 """What all commands share: errors to one message and an exit code, JSON with its schema.
 
-Part of the command line. Exit codes: 0 done, 1 drift, a failed verification or output that cannot
-be written, 2 usage or spec error, 123 internal error.
+Part of the command line. Exit codes: 0 done, 1 drift, a verification that failed or did not end in
+time, or output that cannot be written, 2 usage or spec error, 123 internal error.
 """
 
 from __future__ import annotations

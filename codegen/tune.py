@@ -263,7 +263,7 @@ def _gradient_times(
     from .benchworker import draw, flipped
     from .cubin import module_name
     from .loading import laid_out, load_module
-    from .verify import concrete
+    from .standin import concrete
 
     layer = concrete(spec, small=False)
     back = input_gradient(layer)
@@ -301,7 +301,7 @@ class _Timer:
         from .benchcases import WAYS
         from .benchworker import draw, torch_call
         from .loading import laid_out
-        from .verify import concrete
+        from .standin import concrete
 
         self.spec, self.target = spec, target
         self.folder = tempfile.TemporaryDirectory()

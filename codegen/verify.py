@@ -2,14 +2,19 @@
 
 A check of stage 5's output; needs torch, triton and numpy, which the compiler does not. Input: a
 spec and a target; output: a `Report`. It runs on the GPU if there is one, else in Triton's
-interpreter at a size that the report states.
+interpreter at a size that the report states (standin.py), which bounds its time and memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import signal
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,20 +24,14 @@ import numpy as np
 
 from . import oracle
 from .choices import Choices
-from .compiler import compile_kernel, plan
+from .compiler import compile_kernel
 from .families import find_family
 from .loading import laid_out, load_module
-from .plan import problem_of
 from .spec import ConvTransposeSpec
+from .standin import stand_in
 from .targets import GpuTarget
 
-# The interpreter runs a program in milliseconds: sizes along an axis, channels of a group, groups.
-SMALL_SPATIAL = {1: 70, 2: 13, 3: 6}
-SMALL_CHANNELS = 20
-SMALL_GROUPS = 3
-# A tile's family and span may need whole vectors of these: known channels, and the last extent
-# where it is known, keep what is left of them.
-VECTOR = 8
+SECONDS = 55  # of the minute that a command may take, which has to start as well
 # The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.
 MOST_ERROR = 1.05
 # Unit roundoff u of the accumulator, allowed on top: the sums of layers with few terms and outputs
@@ -49,35 +48,51 @@ class Report:
         spec: what ran, sizes included.
         where: the GPU's name, or the interpreter.
         reduced: whether sizes were reduced for it.
-        exact: integers in -2..2 came out exactly; None with stages, which have no integers.
-        error: ||y - reference|| / ||reference|| on normal data, reference in float64.
+        reduced_geometry: whether kernel, stride, padding or dilation were.
+        exact: integers in -2..2 came out exactly; None with stages, which have no integers, and
+            where that was not verified.
+        error: ||y - reference|| / ||reference|| on normal data, reference in float64; None where it
+            was not verified.
         faithful: that error of a kernel which rounds operands to nearest and sums in one float32
             accumulator (float64 for that dtype).
-        passed: exact, and the error is `allowed`.
+        unverified: why a part was not verified, None if all was.
+        passed: all was verified, exact, and the error is `allowed`.
     """
 
     spec: str
     where: str
     reduced: bool
-    exact: bool | None
-    error: float
-    faithful: float
-    passed: bool
+    reduced_geometry: bool = False
+    exact: bool | None = None
+    error: float | None = None
+    faithful: float | None = None
+    unverified: str | None = None
+    passed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        size = " (sizes reduced for it)" if self.reduced else ""
+        reduced = " (sizes reduced for it)" if self.reduced else ""
+        if self.reduced_geometry:
+            reduced = " (sizes and geometry reduced for it)"
+        verdict = "passed" if self.passed else "FAILED"
+        if self.unverified is not None and self.exact is not False:
+            verdict = "NOT VERIFIED"
+        return f"{verdict}: {self.spec}\n  in {self.where}{reduced}: {self._findings()}"
+
+    def _findings(self) -> str:
         exact = {
             True: "exact on integers",
             False: "WRONG on integers",
             None: "not tried on integers, which stages do not keep",
         }
+        if self.unverified is not None:
+            done = "" if self.exact is None else f"{exact[self.exact]}, but "
+            return f"{done}too large: {self.unverified}, the rest was not verified"
         return (
-            f"{'passed' if self.passed else 'FAILED'}: {self.spec}\n"
-            f"  in {self.where}{size}: {exact[self.exact]}, relative error {self.error:.2e} "
+            f"{exact[self.exact]}, relative error {self.error:.2e} "
             f"against float64 (a faithful kernel: {self.faithful:.2e})"
         )
 
@@ -87,36 +102,47 @@ def verify(
     target: GpuTarget | None = None,
     seed: int = 0,
     choices: Choices | None = None,
+    seconds: int = SECONDS,
 ) -> Report:
-    """Run the emitted kernel of `spec` and compare it with the oracle.
+    """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
+
+    Takes at most 2 GB. After `seconds`, where the system has timers, it ends, and the report says
+    what was not verified.
 
     Sets TRITON_INTERPRET for this process if there is no GPU, so triton must not be imported yet.
     """
+    start = time.monotonic()
     import torch
 
     gpu = torch.cuda.is_available()
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    sized = concrete(spec, small=not gpu)
-    source = compile_kernel(
-        _run_spec(spec, sized), target, plan(spec, target, choices=choices).tile
-    )
+    found = stand_in(spec, target, choices, small=not gpu)
+    sized = found.sized
+    source = compile_kernel(found.emitted, target, found.tile)
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     if not gpu and spec.product is not None and not spec.product.interpreted:
         where += f", which has no {spec.product.name} and multiplies in ieee"
-    with tempfile.TemporaryDirectory() as folder:
-        module = load_module(source.text, "convgen_verified", Path(folder))
-        rounds = find_family(source.plan.family).products
-        exact, error, faithful = measure(sized, module, "cuda" if gpu else "cpu", seed, rounds)
-    return Report(
-        spec=str(sized),
-        where=where,
-        reduced=sized != concrete(spec, small=False),
-        exact=exact,
-        error=error,
-        faithful=faithful,
-        passed=exact is not False and error <= allowed(sized, faithful),
+    report = Report(
+        spec=str(sized), where=where, reduced=found.reduced, reduced_geometry=found.geometry
     )
+    random, device = np.random.default_rng(seed), "cuda" if gpu else "cpu"
+    try:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            # Before the clock runs: an import of Triton's that is cut short fails for good.
+            module = load_module(source.text, "convgen_verified", Path(folder))
+            stack.enter_context(_within(seconds - (time.monotonic() - start)))
+            exact = _measure_integers(sized, module, device, random)
+            report = dataclasses.replace(report, exact=exact)
+            rounds = find_family(source.plan.family).products
+            error, faithful = _measure_errors(sized, module, device, random, rounds)
+    except _OutOfTimeError:
+        return dataclasses.replace(report, unverified=f"the {seconds} s are over")
+    except MemoryError:
+        return dataclasses.replace(report, unverified="there is not enough memory")
+    passed = report.exact is not False and error <= allowed(sized, faithful)
+    return dataclasses.replace(report, error=error, faithful=faithful, passed=passed)
 
 
 def allowed(spec: ConvTransposeSpec, faithful: float) -> float:
@@ -124,53 +150,31 @@ def allowed(spec: ConvTransposeSpec, faithful: float) -> float:
     return MOST_ERROR * faithful + ROUNDOFF[spec.element.accumulator]
 
 
-def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
-    """Return `spec` with every size known, reduced for the interpreter if `small`."""
-    axes = plan(spec).phases
-    problem = problem_of(spec, axes)
-    batch, extents, groups = problem.batch, problem.extents, spec.groups
-    group_in, group_out = problem.in_channels // groups, problem.out_channels // groups
-    if small:
-        batch, groups = min(batch, 2), min(groups, SMALL_GROUPS)
-        group_in = _small(group_in, SMALL_CHANNELS, known=spec.in_channels is not None)
-        group_out = _small(group_out, SMALL_CHANNELS, known=spec.out_channels is not None)
-        extents = tuple(
-            _small(
-                extent,
-                SMALL_SPATIAL[spec.rank],
-                known=number == spec.rank - 1 and spec.spatial[number] is not None,
-                least=max(1, 1 - axis.extent_growth),
-            )
-            for number, (extent, axis) in enumerate(zip(extents, axes, strict=True))
-        )
-    return dataclasses.replace(
-        spec,
-        groups=groups,
-        in_channels=groups * group_in,
-        out_channels=groups * group_out,
-        input=(batch, groups * group_in, *extents),
-    )
+class _OutOfTimeError(BaseException):
+    """The time is over; no Exception, which Triton's interpreter would catch."""
 
 
-def _small(size: int, most: int, *, known: bool, least: int = 1) -> int:
-    """Return a size of about `most`, from `least`; of a `known` one, with the same rest."""
-    small = max(least, min(size, most))
-    if known:
-        small -= (small - size) % VECTOR
-    return small if small >= least else small + VECTOR
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """End what runs after so many seconds by _OutOfTimeError, where the system can."""
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
 
+    def end(*_: object) -> None:
+        raise _OutOfTimeError
 
-def _run_spec(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeSpec:
-    """Return `sized` with the sizes left open that `spec` leaves open: the kernel under test."""
-    open_in, open_out = spec.in_channels is None, spec.out_channels is None
-    sizes = (spec.batch, None, *spec.spatial)
-    shape = tuple(None if s is None else v for s, v in zip(sizes, sized.input or (), strict=True))
-    return dataclasses.replace(
-        sized,
-        in_channels=None if open_in else sized.in_channels,
-        out_channels=None if open_out else sized.out_channels,
-        input=shape,
-    )
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        # At once if none are left, and again, as a destructor may swallow the first.
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 5)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def measure(
@@ -181,14 +185,31 @@ def measure(
     Without matrix units a faithful kernel does not round its operands: `rounds` says if it does.
     """
     random = np.random.default_rng(seed)
-    shapes = _shapes(spec)
-    exact: bool | None = None
-    if not spec.before and not spec.after:
-        integers = [random.integers(-2, 3, shape) for shape in shapes]
-        got = run(spec, module, device, *[array.astype(np.float64) for array in integers])
-        want = oracle.scatter(spec, integers[0], integers[1], _bias(spec, integers))
-        exact = bool(np.array_equal(got, _held(spec, want.astype(np.float64))))
-    arrays = [_held(spec, random.standard_normal(shape)) for shape in shapes]
+    exact = _measure_integers(spec, module, device, random)
+    return exact, *_measure_errors(spec, module, device, random, rounds)
+
+
+def _measure_integers(
+    spec: ConvTransposeSpec, module: ModuleType, device: str, random: np.random.Generator
+) -> bool | None:
+    """Return whether integers come out exactly; None with stages."""
+    if spec.before or spec.after:
+        return None
+    integers = [random.integers(-2, 3, shape) for shape in _shapes(spec)]
+    got = run(spec, module, device, *[array.astype(np.float64) for array in integers])
+    want = oracle.scatter(spec, integers[0], integers[1], _bias(spec, integers))
+    return bool(np.array_equal(got, _held(spec, want.astype(np.float64))))
+
+
+def _measure_errors(
+    spec: ConvTransposeSpec,
+    module: ModuleType,
+    device: str,
+    random: np.random.Generator,
+    rounds: bool,
+) -> tuple[float, float]:
+    """Return the error on normal data, and that of a faithful kernel."""
+    arrays = [_held(spec, random.standard_normal(shape)) for shape in _shapes(spec)]
     got = run(spec, module, device, *arrays)
     # Of float64 layers too the reference has digits to spare, where numpy has such a type.
     precise = [array.astype(np.longdouble) for array in arrays]
@@ -201,7 +222,7 @@ def measure(
     for stage in spec.after:
         faithful = oracle.POINTWISE[stage.name](faithful, *stage.values)
     norm = _norm(reference) or 1.0
-    return exact, _norm(got - reference) / norm, _norm(_held(spec, faithful) - reference) / norm
+    return _norm(got - reference) / norm, _norm(_held(spec, faithful) - reference) / norm
 
 
 def _norm(array: oracle.Array) -> float:

@@ -22,8 +22,9 @@ from convgen.forms import form_of
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
 from convgen.spec import SpecError
+from convgen.standin import concrete
 from convgen.tiling import best_tile, rank_tiles
-from convgen.verify import concrete, verify
+from convgen.verify import verify
 from drawing import draw
 from running import make_project, run
 

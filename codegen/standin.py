@@ -1,0 +1,273 @@
+"""Stand-ins: a smaller layer of the same kind, which the oracle and the interpreter can afford.
+
+Part of verification; the compiler does not use it. Input: a spec of any size; output: a `StandIn`
+whose work and memory are bounded before anything runs.
+
+Sizes are reduced first. Where the geometry alone asks for too much it follows: padding that crops
+more than the kernel reaches, and dilation, by multiples of the stride, so that every output keeps
+its phase; then kernel, stride, dilation and padding of an axis by one factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .choices import Choices
+from .compiler import plan
+from .costs import layer_flops, work_of
+from .forms import form_of
+from .phases import decompose
+from .plan import KernelPlan, Tile, problem_of
+from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
+from .targets import GpuTarget
+
+
+class Most(NamedTuple):
+    """Sizes that are not exceeded: of an axis, channels of a group, groups, images."""
+
+    spatial: int
+    channels: int
+    groups: int
+    batch: int
+
+
+WHOLE = Most(MAX_SIZE, MAX_CHANNELS, MAX_CHANNELS, MAX_SIZE)
+# What is tried on a GPU, which computes every size if the oracle can afford it.
+LARGE = (
+    WHOLE,
+    Most(1024, MAX_CHANNELS, MAX_CHANNELS, 8),
+    Most(256, MAX_CHANNELS, MAX_CHANNELS, 4),
+    Most(64, 64, 64, 2),
+    Most(32, 64, 16, 2),
+    Most(16, 64, 16, 2),
+    Most(4, 32, 4, 1),
+)
+# And in the interpreter, which takes milliseconds a program: by the rank.
+SMALL = {
+    1: (Most(70, 20, 3, 2), Most(35, 20, 3, 2), Most(17, 20, 3, 1)),
+    2: (Most(13, 20, 3, 2), Most(6, 20, 3, 2), Most(3, 20, 3, 1)),
+    3: (Most(6, 20, 3, 2), Most(3, 20, 3, 2), Most(2, 20, 3, 1)),
+}
+# A tile's family and span may need whole vectors of these: known channels, and the last extent
+# where it is known, keep what is left of them.
+VECTOR = 8
+# What a stand-in may take. On one core of 2026 the interpreter takes 1 to 7 ms a step, twice; the
+# oracle 6 ns a product in long double and 17 us for a channel of a tap, for each product that the
+# precision takes; an element is held in about 100 bytes of intermediate results.
+MOST_STEPS = 2000
+STEP_ELEMENTS = 16384  # of the tile of a step that takes twice as long
+MOST_PRODUCTS = 500_000_000
+MOST_CHANNEL_TAPS = 300_000
+MOST_ELEMENTS = 8_000_000
+GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
+# A dilation that is reduced stays at least so large, beside at least the stride.
+LEAST_DILATION = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What runs in place of a layer.
+
+    Attributes:
+        sized: it, with every size known.
+        emitted: it, with the sizes left open that the layer leaves open: the kernel under test.
+        tile: the layer's own; where the geometry is reduced, the one that suits that.
+        reduced: whether its sizes are not the layer's.
+        geometry: whether its geometry is not the layer's.
+    """
+
+    sized: ConvTransposeSpec
+    emitted: ConvTransposeSpec
+    tile: Tile
+    reduced: bool
+    geometry: bool
+
+
+def stand_in(
+    spec: ConvTransposeSpec,
+    target: GpuTarget | None,
+    choices: Choices | None,
+    *,
+    small: bool,
+) -> StandIn:
+    """Return the largest stand-in of `spec` that can be afforded.
+
+    Args:
+        spec: the layer.
+        target: the GPU it is planned for; None is the spec's own, or the default.
+        choices: measured tiles, as of `plan`.
+        small: it runs in the interpreter.
+    """
+    whole = _sized(spec, spec, WHOLE)
+    found: StandIn | None = None
+    for geometry in _geometries(spec):
+        made: KernelPlan | None = None
+        for most in SMALL[spec.rank] if small else LARGE:
+            sized = _sized(geometry, spec, most)
+            if not _affordable(sized, small=small):
+                continue
+            emitted = _opened(spec, sized)
+            if made is None:  # its tile suits smaller sizes of the geometry, too
+                made = plan(spec if geometry is spec else emitted, target, choices=choices)
+            found = StandIn(sized, emitted, made.tile, sized != whole, geometry is not spec)
+            if not small or _steps(found, made.target) <= MOST_STEPS:
+                return found
+    assert found is not None  # the last geometry has two taps an axis
+    return found
+
+
+def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
+    """Return `spec` with every size known, reduced to the interpreter's if `small`."""
+    return _sized(spec, spec, SMALL[spec.rank][0] if small else WHOLE)
+
+
+def _opened(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeSpec:
+    """Return `sized` with the sizes left open that `spec` leaves open."""
+    open_in, open_out = spec.in_channels is None, spec.out_channels is None
+    sizes = (spec.batch, None, *spec.spatial)
+    shape = tuple(None if s is None else v for s, v in zip(sizes, sized.input or (), strict=True))
+    return dataclasses.replace(
+        sized,
+        in_channels=None if open_in else sized.in_channels,
+        out_channels=None if open_out else sized.out_channels,
+        input=shape,
+    )
+
+
+def _sized(geometry: ConvTransposeSpec, spec: ConvTransposeSpec, most: Most) -> ConvTransposeSpec:
+    """Return `geometry` with the sizes of `spec`, nominal ones in its gaps, up to `most`."""
+    problem = problem_of(spec, decompose(spec))
+    group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
+    extents = []
+    for number, axis in enumerate(decompose(geometry)):
+        known = number == spec.rank - 1 and spec.spatial[number] is not None
+        least = max(1, 1 - axis.extent_growth)  # an output must be left
+        extents.append(_small(problem.extents[number], most.spatial, known=known, least=least))
+    groups = min(spec.groups, most.groups)
+    group_in = _small(group_in, most.channels, known=spec.in_channels is not None)
+    group_out = _small(group_out, most.channels, known=spec.out_channels is not None)
+    return dataclasses.replace(
+        geometry,
+        groups=groups,
+        in_channels=groups * group_in,
+        out_channels=groups * group_out,
+        input=(min(problem.batch, most.batch), groups * group_in, *extents),
+    )
+
+
+def _small(size: int, most: int, *, known: bool, least: int = 1) -> int:
+    """Return a size of about `most`, from `least`; of a `known` one, with the same rest."""
+    small = max(least, min(size, most))
+    if known:
+        small -= (small - size) % VECTOR
+    return small if small >= least else small + VECTOR
+
+
+# ---- what it may take ----
+
+
+def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
+    """Whether the oracle can compute `sized`, and its phases are no more than the steps."""
+    problem, taps = problem_of(sized, decompose(sized)), math.prod(sized.kernel_size)
+    group_in, group_out = problem.in_channels // sized.groups, problem.out_channels // sized.groups
+    elements = problem.batch * (
+        problem.in_channels * problem.inputs + problem.out_channels * problem.outputs
+    )
+    products = sized.product.products if sized.product else 1
+    phases = math.prod(map(min, sized.stride, problem.output_extents))
+    return (
+        layer_flops(sized, problem) // 2 <= MOST_PRODUCTS
+        and taps * group_in * products <= MOST_CHANNEL_TAPS
+        and elements + taps * problem.in_channels * group_out <= MOST_ELEMENTS
+        and not (small and phases > MOST_STEPS)
+    )
+
+
+def _steps(found: StandIn, target: GpuTarget) -> float:
+    """Return the steps that the interpreter takes for all programs, their ends counted as one.
+
+    Those of large tiles count as several.
+    """
+    spec, phases = found.emitted, decompose(found.sized)
+    problem = problem_of(found.sized, phases)
+    form = form_of(spec, phases, problem, found.tile)
+    work = work_of(spec, problem, form, found.tile, target)
+    size = form.rows * found.tile.block_m * form.columns(found.tile)
+    return work.programs * (1 + work.steps) * (1 + size / STEP_ELEMENTS)
+
+
+# ---- smaller geometries ----
+
+
+def _geometries(spec: ConvTransposeSpec) -> Iterator[ConvTransposeSpec]:
+    """Yield `spec`, and with sizes left open ever smaller layers of its kind."""
+    yield spec
+    columns = zip(*(getattr(spec, name) for name in GEOMETRY), strict=True)
+    axes = [_folded(_Axis(*values)) for values in columns]
+    factors = [1] * spec.rank
+    while True:
+        smaller = [axis.divided(factor) for axis, factor in zip(axes, factors, strict=True)]
+        columns = zip(*map(dataclasses.astuple, smaller), strict=True)
+        geometry: dict[str, Any] = dict(zip(GEOMETRY, columns, strict=True))
+        if any(getattr(spec, name) != values for name, values in geometry.items()):
+            yield dataclasses.replace(spec, **geometry, input=None)
+        widest = max(range(spec.rank), key=lambda n: smaller[n].width)
+        if smaller[widest].width <= 2:
+            return
+        factors[widest] *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """The geometry of an axis, as `GEOMETRY` has it."""
+
+    kernel: int
+    stride: int
+    padding: int
+    output_padding: int
+    dilation: int
+
+    @property
+    def reach(self) -> int:
+        """Outputs from the first tap of an input to its last."""
+        return self.dilation * (self.kernel - 1)
+
+    @property
+    def width(self) -> int:
+        """The largest of what `divided` reduces for the sake of work."""
+        return max(self.kernel, self.stride, self.dilation if self.kernel > 1 else 1)
+
+    def divided(self, factor: int) -> _Axis:
+        """Return the axis with everything divided by a factor, and what is over one above it."""
+        kernel, stride, dilation = (
+            max(min(n, 2), -(-n // factor)) for n in (self.kernel, self.stride, self.dilation)
+        )
+        most = max(stride, dilation) - 1
+        return _Axis(
+            kernel=kernel,
+            stride=stride,
+            padding=max(min(self.padding, 1), self.padding // factor),
+            output_padding=min(most, -(-self.output_padding // factor)),
+            dilation=dilation,
+        )
+
+
+def _folded(axis: _Axis) -> _Axis:
+    """Return an axis with less dilation, and padding not far above its reach.
+
+    Both change by multiples of the stride: every output keeps its phase, and reads the same taps.
+    """
+    s, reach = axis.stride, axis.reach
+    least = max(s, LEAST_DILATION)
+    dilation = axis.dilation - max(0, axis.dilation - least) // s * s
+    shorter = dataclasses.replace(axis, dilation=dilation)
+    padding = axis.padding - max(0, axis.padding - reach - 1) // s * s
+    if shorter.reach < reach:
+        part = padding * shorter.reach // reach
+        padding = part + (padding - part) % s
+    output_padding = min(axis.output_padding, max(s, dilation) - 1)
+    return dataclasses.replace(shorter, padding=padding, output_padding=output_padding)
