@@ -19,11 +19,13 @@ from convgen.resources import Use, occupancy, resident, use_of
 LAYER = "ConvTranspose2d(64, 64, 3, padding=1, bias=False, input=(8, 64, 64, 64)"
 LAST = f"{LAYER}, layout=channels_last"
 STRIDED = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, bias=False, input=(8, 64, 64, 64)"
+THIRDS = "ConvTranspose2d(64, 64, 3, stride=3, bias=False, input=(8, 64, 64, 64)"
 # Of each of 128 threads: 128 * 64 / 128 = 64 sums, 128 * 32 / 128 = 32 inputs, 16 weights.
 BLOCKS = {"block_m": 128, "block_n": 64, "block_k": 32, "num_warps": 4, "num_stages": 3}
 HALF = BLOCKS | {"block_m": 64}  # 32 sums, 16 inputs, 16 weights
 ROWS = BLOCKS | {"rows": 4, "block_k": 16}
 PAIRS = BLOCKS | {"block_n": 32, "block_k": 16, "family": "polyphase", "span": 2}
+WINDOW = {"family": "window"}
 STENCIL = {"block_m": 256, "block_n": 1, "block_k": 1, "num_warps": 4, "num_stages": 2}
 STENCIL |= {"family": "stencil", "span": 4}
 
@@ -154,6 +156,26 @@ REGISTERS: dict[str, tuple[str, str, dict[str, object], int]] = {
         f"{LAST}, dtype=float16".replace("(64, 64", "(60, 64").replace("(8, 64", "(8, 60"),
         "h100", HALF, OTHER + 32 + 32 + r.ELEMENT * 16,
     ),
+    # Three outputs a position have four columns, of which one is masked: 16 channels are 64.
+    "groups of three outputs: the inputs, and masks": (
+        THIRDS, "h100", PAIRS | {"span": 1, "block_k": 32, "block_n": 16},
+        OTHER + 64 + 32 + 64 // 4,
+    ),
+    "pointers of run-time strides: three of four sums": (
+        STRIDED.replace("(8, 64, 64, 64)", "None"), "h100",
+        PAIRS | {"span": 1, "block_k": 32, "block_n": 16}, OTHER + 32 + 32 + 3 * 32 // 4,
+    ),
+    "pairs of 60 channels: the last block of 16 is masked, each of 32 inputs of a thread": (
+        STRIDED.replace("(64,", "(60,").replace("(8, 64", "(8, 60"), "rtx4090",
+        PAIRS | {"num_stages": 2}, r.OTHER_GROUPED + 128 + (128 + 128) * 32 // 128 + 48,
+    ),
+    # mma.sync: 64 sums, 24 registers of both operands (32 x 64 is two warps by two, 16 x 32 of
+    # each, 16 deep), 6 rows of inputs.
+    "blocks of rows by mma.sync": (
+        LAYER, "rtx4090", ROWS | {"block_m": 32},
+        round(r.OTHER_ROW_FRAGMENTS + r.ROW_SUM * 64 + r.ROW_OPERAND["gather"] * 24
+              + r.ROW_INPUT * 6),
+    ),
     # 256 positions of 4 outputs by 128 threads; the products of a tap beside their sums.
     "depthwise": (LAYER + ", groups=64", "rtx4090", STENCIL, OTHER + 2 * 8),
 }  # fmt: skip
@@ -163,6 +185,85 @@ REGISTERS: dict[str, tuple[str, str, dict[str, object], int]] = {
 def test_registers_at_most(name: str) -> None:
     text, target, tile, registers = REGISTERS[name]
     assert use(text, target, tile).registers == registers
+
+
+LAST16 = f"{LAST}, dtype=float16"
+SINGLE = {"block_m": 128, "block_n": 32, "block_k": 32, "family": "polyphase"}  # 64 columns
+# Registers that a tile may be estimated to take, of the 255 there are; 0 for one that is not tried.
+MOST: dict[str, tuple[str, str, dict[str, object], int]] = {
+    "single outputs": (LAYER, "h100", BLOCKS, 255 - r.MARGIN),
+    "pairs of inputs": (STRIDED, "h100", PAIRS, 255 - r.MARGIN_GROUPED),
+    "pairs of inputs by mma.sync": (STRIDED, "rtx4090", PAIRS, 255 - r.MARGIN_FRAGMENTS),
+    # A thread's part of the inputs: 128 * 32 elements are 32 registers of each of 128 threads.
+    "more inputs than 32 registers": (LAYER, "h100", BLOCKS | {"block_k": 64}, 0),
+    "as many of 16 bits": (LAST16, "h100", BLOCKS | {"block_k": 64}, 255 - r.MARGIN),
+    "16 inputs in three parts": (f"{LAYER}, precision=tf32x3", "h100", HALF, 0),
+    "8 inputs in three parts": (
+        f"{LAYER}, precision=tf32x3", "h100", HALF | {"block_k": 16}, 255 - r.MARGIN,
+    ),
+    "open sizes, 64 deep": (
+        STRIDED.replace("(8, 64, 64, 64)", "None"), "h100",
+        BLOCKS | SINGLE | {"block_k": 64, "num_warps": 8}, 0,
+    ),
+    "known sizes, 64 deep": (
+        STRIDED, "h100", BLOCKS | SINGLE | {"block_k": 64, "num_warps": 8}, 255 - r.MARGIN,
+    ),
+    "pairs of 16 bits, which Triton cannot lay out for Blackwell": (
+        f"{STRIDED}, dtype=float16", "b200", PAIRS, 0,
+    ),
+    "pairs of 32 bits there": (STRIDED, "b200", PAIRS, 255 - r.MARGIN_GROUPED),
+    "boxes": (LAST16, "h100", HALF | {"family": "window"}, 255 - r.MARGIN),
+    "boxes of 8 positions a warp": (
+        LAST16, "h100", HALF | {"family": "window", "num_warps": 8}, 0,
+    ),
+    "boxes on a card without": (LAST16, "a100", HALF | {"family": "window"}, 0),
+    "boxes of half a group": (f"{LAST16}, groups=2", "h100", HALF | WINDOW, 255 - r.MARGIN),
+    "boxes of more than a group": (
+        f"{LAST16}, groups=2", "h100", HALF | WINDOW | {"block_k": 64, "num_warps": 4}, 0,
+    ),
+    # Blocks of rows. wgmma: 4 * 64 * 64 sums of 128 threads are 128, the most there may be.
+    "rows": (LAYER, "h100", ROWS | {"block_m": 64}, 255),
+    "rows, 256 sums": (LAYER, "h100", ROWS, 0),
+    "rows, 128 bytes deep": (LAYER, "h100", ROWS | {"block_m": 64, "block_k": 32}, 0),
+    "rows of 32 positions": (LAYER, "h100", ROWS | {"block_m": 32}, 0),
+    "rows, 8 positions a warp": (LAYER, "h100", ROWS | {"block_m": 64, "num_warps": 8}, 0),
+    "rows in three parts": (
+        f"{LAYER}, precision=tf32x3", "h100", ROWS | {"block_m": 64, "block_n": 32}, 0,
+    ),
+    # 12 steps of 12 products; 32 deep six of them: 72 products, which ptxas unrolls.
+    "rows of 16 bits, 144 products": (LAST16, "h100", ROWS | {"block_m": 64}, 255),
+    "rows of 16 bits, 72 products": (
+        LAST16, "h100", ROWS | {"block_m": 64, "block_k": 32}, 0,
+    ),
+    "rows of 16 bits, 72 products of half the sums": (
+        LAST16, "h100", ROWS | {"block_m": 64, "block_k": 32, "block_n": 32}, 255,
+    ),
+    # Tensor memory: columns of 4 * 64 sums of 64 rows, two buffers: 512, all there are.
+    "rows of Blackwell": (LAST16, "b200", ROWS | {"block_m": 64}, 255),
+    "rows of Blackwell, 128 positions": (LAST16, "b200", ROWS | {"num_warps": 8}, 0),
+    # Of 5 x 5, 20 products add to four sums five times each: four buffers.
+    "rows of Blackwell, 5 x 5": (
+        LAST16.replace("64, 3, padding=1", "64, 5, padding=2"), "b200", ROWS | {"block_m": 64}, 0,
+    ),
+    # mma.sync: 64 sums and 24 registers of operands are crowded, but 144 products no longer
+    # unrolled; 32 deep they are 72.
+    "rows by mma.sync": (LAYER, "rtx4090", ROWS | {"block_m": 32}, 255 - r.MARGIN_ROW_FRAGMENTS),
+    "rows by mma.sync, 72 products": (
+        LAYER, "rtx4090", ROWS | {"block_m": 32, "block_k": 32}, 0,
+    ),
+    "rows by mma.sync, 64 doubles": (
+        f"{LAYER}, dtype=float64", "a100", ROWS | {"block_m": 32, "block_n": 32}, 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_registers_that_a_tile_may_take(name: str) -> None:
+    text, target, tile, most = MOST[name]
+    spec, made = parse(text + ")"), Tile(**tile)
+    phases = decompose(spec)
+    form = form_of(spec, phases, problem_of(spec, phases), made)
+    assert r.most_registers(spec, form, made, find_target(target)) == most
 
 
 # On average: of them an SM holds its programs.
