@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import convgen
 from convgen.loading import load_module
+from drawing import each_form
 
 pytestmark = pytest.mark.interpreter
 
@@ -172,6 +173,19 @@ def test_packed_weights_are_checked(load):
     for dtype in {torch.int32, torch.float32, torch.float16, torch.float64} - {layer.dtype}:
         with pytest.raises(ValueError, match=f"{REFUSAL}{layer.dtype}, got {dtype}"):
             layer.file.pack_weight(w.to(dtype))
+
+
+def test_packed_weights_of_grouped_inputs_have_whole_groups(tmp_path, device):
+    """A column or a row too many would be read as the start of the next one."""
+    spec = convgen.parse("ConvTranspose1d(4, 6, 3, padding=1, input=(2, 4, 12), bias=False)")
+    file = load_module(each_form(spec)["polyphase 2"].text, "grouped", tmp_path)
+    x = torch.ones(2, 4, 12, device=device)
+    packed = file.pack_weight(torch.ones(4, 6, 3, device=device))
+    assert packed.shape[1:] == (6 * 2, 4 * 2)
+    for axis in (1, 2):
+        longer = torch.cat([packed, packed.narrow(axis, 0, 1)], axis)
+        with pytest.raises(ValueError, match=f"{REFUSAL}{len(packed)} packed taps, got"):
+            file.conv_transpose1d_packed(x, longer)
 
 
 # An extent of 2 becomes 0. In float64: of float32 oneDNN makes empty outputs and errors of its own.
