@@ -7,14 +7,16 @@ and its options; output: `Case`s whose sizes are all known, and `Way`s.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import on_disk
+from .documents import json_of
+from .dtypes import DTYPES
+from .files import read_text
 from .sources import resolve
-from .spec import LAYOUTS, ConvTransposeSpec, SpecError, nearest, shown
+from .spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec, SpecError, nearest, shown
+from .values import check_integer
 
 GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
 SIZES = ("rank", "batch", "in_channels", "out_channels", "input")
@@ -139,21 +141,25 @@ def _from_specs(text: str, dtypes: list[str] | None) -> list[Case]:
 
 
 def _from_json(path: str, dtypes: list[str] | None) -> list[Case]:
+    text = read_text(Path(path))
     try:
-        document = json.loads(on_disk(Path(path)))
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is not JSON: {str(error)[:120]}") from None
+        document = json_of(text)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
     entries = document.get("cases") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
         raise SpecError(f'{path}: needs "cases", a list of layers', "cases")
     cases: list[Case] = []
+    ids: set[object] = set()
     for number, entry in enumerate(entries, 1):
         name = entry.get("id") if isinstance(entry, dict) else None
-        where = f"{path}: case {shown(name) if name else f'number {number}'}"
+        where = f"{path}: case {shown(name) if isinstance(name, str) else f'number {number}'}"
         try:
-            if name in {case.id for case in cases}:
+            specs = [spec_of(entry, dtype) for dtype in dtypes or _dtypes(entry)]
+            if name in ids:
                 raise SpecError("an earlier case has this id", "id")
-            cases += [Case(str(name), spec_of(entry, d)) for d in dtypes or _dtypes(entry)]
+            ids.add(name)
+            cases += [Case(str(name), spec) for spec in specs]
         except SpecError as error:
             raise SpecError(f"{where}: {error}", error.argument) from None
     return cases
@@ -162,8 +168,10 @@ def _from_json(path: str, dtypes: list[str] | None) -> list[Case]:
 def _dtypes(entry: Any) -> list[Any]:
     """Return the dtypes that an entry names; an entry that names none is float32."""
     dtypes = entry.get("dtypes", ["float32"]) if isinstance(entry, dict) else [None]
-    if not isinstance(dtypes, list) or not dtypes:
-        raise SpecError(f"dtypes must be a list, got {shown(dtypes)}", "dtypes")
+    if not isinstance(dtypes, list) or not 1 <= len(dtypes) <= len(DTYPES):
+        raise SpecError(
+            f"dtypes must be a list of 1 to {len(DTYPES)} dtypes, got {shown(dtypes)}", "dtypes"
+        )
     return dtypes
 
 
@@ -174,10 +182,10 @@ def spec_of(entry: Any, dtype: str) -> ConvTransposeSpec:
     for key in KEYS:
         if key not in entry:
             raise SpecError(f"has no {key}", key)
-    if not isinstance(entry["id"], str) or not entry["id"]:
-        raise SpecError(f"id must be a text, got {shown(entry['id'])}", "id")
-    if not isinstance(entry["batch"], int) or entry["batch"] < 1:
-        raise SpecError(f"batch must be a positive integer, got {shown(entry['batch'])}", "batch")
+    name = entry["id"]  # which the report's table shows
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 200:
+        raise SpecError(f"id must be 1 to 200 printable characters, got {shown(name)}", "id")
+    check_integer("batch", entry["batch"], 1, MAX_SIZE)
     if not isinstance(entry["input"], list):
         raise SpecError(f"input must be a list, got {shown(entry['input'])}", "input")
     axes: dict[str, Any] = {

@@ -16,6 +16,7 @@ from .costs import layer_bytes
 from .phases import decompose
 from .plan import problem_of
 from .spec import LAYOUTS, ConvTransposeSpec
+from .values import visible
 
 # No rounding of any dtype is as large, bfloat16's being 2e-3 here: such a result is another one.
 MOST_ERROR = 0.05
@@ -220,7 +221,7 @@ def _note_lines(rows: list[dict[str, Any]]) -> list[str]:
                 ways, cases = unfit.setdefault(entry["not_applicable"], ({}, {}))
                 ways[way] = cases[row["case"]] = None
             for kind in {"failed", "refused"} & set(entry):
-                text = " ".join(entry[kind].split())[:200]
+                text = visible(" ".join(entry[kind].split()))
                 lines.append(f"{kind}: {way} on {row['case']} {row['dtype']}: {text}")
     lines += [
         f"not applicable, as {reason}: {', '.join(ways)}; on {', '.join(cases)}"

@@ -27,11 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .documents import json_of
+from .files import read_text
 from .plan import Measured, MeasuredGradient, Tile
 from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, shown
-from .values import check_choice
+from .values import check_choice, check_integer, integer_of, number_of
 
 SCHEMA = 1
+MAX_MS = 10**9  # no kernel runs for days
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +110,7 @@ def choices_for(path: Path | None, targets: set[str]) -> Choices | None:
 
 def read_choices(path: Path) -> Choices:
     """Return the choices in a file; raises SpecError if it has none that can be used."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise SpecError(f"cannot read {path}: {reason}", "choices") from None
-    found = _read(text, str(path))
+    found = _read(read_text(path), str(path))
     return dataclasses.replace(found, table=_by_key(found.table, path))
 
 
@@ -129,53 +127,98 @@ def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
     return keyed
 
 
+def rows_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the rows of a file of choices, and where they were measured, as the file has them.
+
+    Raises:
+        SpecError: as `read_choices`.
+    """
+    text = read_text(path)
+    _read(text, str(path))
+    data = json_of(text)
+    return data["choices"], data["measured"]
+
+
 def _read(text: str, name: str) -> Choices:
     try:
-        data = json.loads(text)
-        if data["schema"] != SCHEMA:
-            raise SpecError(f"{name} has schema {data['schema']}, this is for {SCHEMA}", "choices")
-        device = str(data["measured"]["device"])
-        table = {
-            str(row["spec"]): Measured(
-                tile_of(row["tile"]),
-                float(row["ms"]),
-                int(row["tried"]),
-                device,
-                _gradient_of(row),
-            )
-            for row in data["choices"]
-        }
-        target = _target_of(data["target"], name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(
-            f"{name} is no file of choices as convgen tune writes it: {_reason(error)}", "choices"
-        ) from None
+        data = json_of(text)
+        schema = _field(data, "schema", "the file")
+        if integer_of(schema) != SCHEMA:
+            raise SpecError(f"schema must be {SCHEMA}, got {shown(schema)}")
+        target = check_target(_field(data, "target", "the file"))
+        device = _measured_on(_field(data, "measured", "the file"))
+        rows = _field(data, "choices", "the file")
+        if not isinstance(rows, list):
+            raise SpecError(f"choices must be a list of objects, got {shown(rows)}")
+        table = {}
+        for number, row in enumerate(rows, 1):
+            spec = _field(row, "spec", f"row {number} of choices")
+            if not isinstance(spec, str):
+                raise SpecError(f"spec of row {number} must be a text, got {shown(spec)}")
+            table[spec] = _row(row, number, device)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}", "choices") from None
     return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
 
 
-def _target_of(value: Any, name: str) -> str:
-    try:
-        return check_target(value)
-    except SpecError as error:
-        raise SpecError(f"{name}: {error}", "choices") from None
+def _field(holder: Any, key: str, where: str) -> Any:
+    if not isinstance(holder, dict):
+        raise SpecError(f"{where} must be an object with {key}, got {shown(holder)}")
+    if key not in holder:
+        raise SpecError(f"{where} lacks {key}")
+    return holder[key]
 
 
-def _gradient_of(row: dict[str, Any]) -> MeasuredGradient | None:
-    if "input_gradient" not in row:
-        return None
+def _measured_on(measured: Any) -> str:
+    """Return the device of `measured`; it and the versions beside it are printed and kept."""
+    device = _field(measured, "device", "measured")
+    for key, text in measured.items():
+        if not isinstance(text, str) or not text.isprintable() or not 1 <= len(text) <= 200:
+            raise SpecError(
+                f"{shown(key)} of measured must be a text of 1 to 200 printable characters, "
+                f"got {shown(text)}"
+            )
+    return str(device)
+
+
+def _row(row: dict[str, Any], number: int, device: str) -> Measured:
+    where = f"row {number}"
+    if row.get("first_ms") is not None:
+        _time(row, "first_ms", where)
+    return Measured(
+        _tile(row, where),
+        _time(row, "ms", where),
+        check_integer(f"tried of {where}", _field(row, "tried", where), 1, 2**31),
+        device,
+        _gradient_of(row, where) if "input_gradient" in row else None,
+    )
+
+
+def _gradient_of(row: dict[str, Any], row_name: str) -> MeasuredGradient:
+    where = f"input_gradient of {row_name}"
     found = row["input_gradient"]
-    tile = tile_of(found["tile"])
+    tile = _tile(found, where)
     if tile.relayout or tile.boxed:
-        raise ValueError("the kernel of the input's gradient makes no copy and reads no boxes")
-    return MeasuredGradient(tile, float(found["ms"]), float(found["torch_ms"]))
+        raise SpecError(f"tile of {where}: such a kernel makes no copy and reads no boxes")
+    return MeasuredGradient(tile, _time(found, "ms", where), _time(found, "torch_ms", where))
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error.args[0]}"
-    if isinstance(error, ValueError):
-        return str(error)
-    return "a list or a number stands where an object belongs"
+def _tile(row: Any, where: str) -> Tile:
+    try:
+        return tile_of(_field(row, "tile", where))
+    except SpecError as error:
+        raise SpecError(f"tile of {where}: {error}") from None
+
+
+def _time(row: dict[str, Any], key: str, where: str) -> float:
+    value = _field(row, key, where)
+    number = number_of(value)
+    if number is None or not 0 <= number <= MAX_MS:
+        raise SpecError(
+            f"{key} of {where} must be milliseconds, a number from 0 to {MAX_MS}, "
+            f"got {shown(value)}"
+        )
+    return number
 
 
 def tile_of(row: Any) -> Tile:

@@ -19,6 +19,7 @@ import click
 
 from .files import EditedError
 from .spec import SpecError
+from .values import visible, visible_lines
 
 INTERNAL_ERROR = 123
 # What stdout may say; files of their own are written by files.py, which names them.
@@ -33,7 +34,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **options)
         except SpecError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {visible_lines(str(error))}", err=True)
             sys.exit(1 if isinstance(error, EditedError) else 2)
         except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
             raise
@@ -44,7 +45,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
                 sys.exit(1)
             given = options.get("spec") or {k: str(v) for k, v in options.items() if v is not None}
             click.echo(
-                f"internal error: {type(error).__name__}: {str(error)[:500]}\n  for: {given}\n"
+                f"internal error: {type(error).__name__}: {visible(str(error), 500)}\n"
+                f"  for: {visible(str(given), 2000)}\n"
                 "  this is a bug of convgen, not of the spec; please report it with this text",
                 err=True,
             )

@@ -5,12 +5,14 @@ Part of the command line. Input: the root of a project; output: its files, and w
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import click
 
 from .cli_common import guarded, print_json
+from .values import visible
 
 _root = click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -62,7 +64,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
         verbs["kept"] = "keep the edited, which no kernel names,"
         for name, paths in rows.items():
             for path in paths:
-                click.echo(f"{name if dry else verbs[name]} {path}", err=True)
+                click.echo(f"{name if dry else verbs[name]} {visible(path, 4096)}", err=True)
         count = sum(len(paths) for name, paths in rows.items() if dry or name != "kept")
         verb = "differ" if dry else "brought up to date"
         click.echo(f"{len(made.contents)} files, {count} {verb}", err=True)
@@ -86,4 +88,4 @@ def list_files(root: Path, sources: bool, as_json: bool) -> None:
         print_json("list-files", {"files": paths})
     else:
         for path in paths:
-            click.echo(path)
+            click.echo(os.fsencode(path))  # of any bytes, as a build system needs it

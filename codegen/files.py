@@ -24,6 +24,7 @@ from .spec import SpecError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
 _MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
+MAX_FILE = 4 * 2**20  # bytes of a table, of choices, of cases; real ones have some 100 KB
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
 
 
@@ -43,13 +44,30 @@ def on_disk(path: Path) -> str:
         raise ProjectError(f"cannot read {path}: {error.strerror}") from None
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file that should be UTF-8; raises ProjectError naming it."""
+def read_text(path: Path, most: int = MAX_FILE) -> str:
+    """Return the text of a file that should be UTF-8; raises ProjectError naming it.
+
+    A pipe could keep a command waiting, a device fill the memory: only a regular file is read, and
+    none of more than `most` bytes.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
+        with open(path, "rb", opener=_without_waiting) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(most + 1) if regular else b""
+        reason = "" if regular else "it is a pipe or a device, not a regular file"
+        if len(content) > most:
+            reason = f"it is longer than {most // 1024} KB"
+        text = content.decode("utf-8-sig")  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8"
+    if reason:
+        raise ProjectError(f"cannot read {str(path)[:_SHOWN]}: {reason}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to, too, at once."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def bytes_on_disk(path: Path) -> bytes:

@@ -23,6 +23,7 @@ from .rows import ROWS, RowBlock, rows_refusal
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec, SpecError
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
+from .values import visible
 from .window import window_refusal
 
 
@@ -189,7 +190,7 @@ def form_of(
             return form
     copy = " of a copy" if tile.relayout else ""
     kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}{copy}"
-    raise SpecError(f"no kernel of {kind} serves {spec}")
+    raise SpecError(f"no kernel of {kind} serves {visible(str(spec))}")
 
 
 def _kind(of: Form | Tile) -> tuple[str, int, int, bool]:

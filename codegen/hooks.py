@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .spec import SpecError
+from .values import visible, visible_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def errors_end_the_build() -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        raise SystemExit(f"convgen: error: {error}") from None
+        raise SystemExit(f"convgen: error: {visible_lines(str(error))}") from None
 
 
 def generate_into(root: Path) -> Generated:
@@ -57,7 +58,8 @@ def generate_into(root: Path) -> Generated:
         drift = write(build)
         for verb, paths in (("removed", drift.extra), ("kept the edited", drift.kept)):
             for path in paths:
-                print(f"convgen: {verb} {path}, which no kernel names", file=sys.stderr)
+                name = visible(str(path), 4096)
+                print(f"convgen: {verb} {name}, which no kernel names", file=sys.stderr)
         return Generated(
             output=_relative(build.output, root),
             files=tuple(_relative(path, root) for path in build.contents),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .documents import table_at, toml_of
 from .files import ProjectError, read_text, write_output
+from .spec import SpecError, shown
 from .table import BACKEND
 from .targets import DEFAULT_TARGET
 
@@ -55,9 +56,9 @@ def start(root: Path) -> Started:
         raise ProjectError(f"there is no {path}; convgen init adds its table to one")
     text = _verbatim(path)
     document = _parsed(text, f"cannot read {path}")
-    if "convgen" in _at(document, "tool"):
+    if "convgen" in table_at(document, "tool"):
         raise ProjectError(f"{path} has a table [tool.convgen] already")
-    backend = str(_at(document, "build-system").get("build-backend", BACKEND))
+    backend = _word(table_at(document, "build-system"), "build-backend", BACKEND)
     added = _added(root, document, backend)
     if not text.endswith("\n"):
         added = f"\n{added}"
@@ -74,7 +75,7 @@ def _added(root: Path, document: dict[str, Any], backend: str) -> str:
     """Return the table, with what the project's build backend needs in it."""
     own = "" if _is_known(backend) else f'build-backend = "{backend}"  # after convgen.pep517\n'
     added = TABLE.format(output=_output(root, document), target=DEFAULT_TARGET, backend=own)
-    hooks = _at(document, "tool", "hatch", "build", "hooks")
+    hooks = table_at(document, "tool", "hatch", "build", "hooks")
     return added + HATCH * (backend.startswith("hatchling") and "convgen" not in hooks)
 
 
@@ -91,34 +92,38 @@ def _verbatim(path: Path) -> str:
 
 def _parsed(text: str, what: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text.removeprefix("\ufeff").replace("\r\n", "\n"))
-    except tomllib.TOMLDecodeError as error:
+        return toml_of(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+    except SpecError as error:
         raise ProjectError(f"{what}: {error}") from None
-
-
-def _at(document: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Return the table at `keys`, an empty one where there is none."""
-    found: Any = document
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 def _output(root: Path, document: dict[str, Any]) -> str:
     """Return a folder in the project's package, by its name and where it lies."""
-    name = str(_at(document, "project").get("name", "package"))
+    name = _word(table_at(document, "project"), "name", "package")
     package = re.sub(r"[^A-Za-z0-9]+", "_", name).lower()
     flat = (root / package).is_dir() and not (root / "src" / package).is_dir()
     return f"{package}/_kernels" if flat else f"src/{package}/_kernels"
 
 
+def _word(table: dict[str, Any], key: str, default: str) -> str:
+    """Return what stands at `key`, as it may stand in a line of the table that is added."""
+    value = table.get(key, default)
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.:-]{1,200}", value):
+        raise ProjectError(
+            f"{key} must be a name of at most 200 letters, digits, dots and the like, "
+            f"got {shown(value)}",
+            key,
+        )
+    return value
+
+
 def _steps(document: dict[str, Any], backend: str) -> tuple[str, ...]:
     """Return what is left: requires and build-backend stand where the table cannot."""
     steps = []
-    system = _at(document, "build-system")
+    system = table_at(document, "build-system")
     requires = system.get("requires", [])
     entries = requires if isinstance(requires, list) else []
-    names = [re.match(r"[\w.-]*", str(entry)) for entry in entries]
+    names = [re.match(r"[\w.-]*", entry) for entry in entries if isinstance(entry, str)]
     if not system:
         steps.append('add [build-system] with requires = ["setuptools", "convgen"]')
     elif not any(name and name[0].lower() == "convgen" for name in names):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from setuptools import Distribution
 
+from .documents import table_at, toml_of
 from .files import read_text, remove
 from .hooks import Generated, errors_end_the_build, generate_into
 from .table import has_table, read_table
@@ -55,13 +55,17 @@ def _is_shipped(root: Path, distribution: Distribution) -> bool:
 
     Kernels for a project's own tests, say, are none of the wheel's business.
     """
-    tools = tomllib.loads(read_text(root / "pyproject.toml"))["tool"].get("setuptools", {})
+    with errors_end_the_build():
+        document = toml_of(read_text(root / "pyproject.toml"))
+    tools = table_at(document, "tool", "setuptools")
     packages = distribution.packages or tools.get("packages")
     if not isinstance(packages, list):
         return True
     with errors_end_the_build():
         output = Path(os.path.relpath(read_table(root).output, root))
-    folders = distribution.package_dir or tools.get("package-dir", {})
+    folders = distribution.package_dir or table_at(tools, "package-dir")
+    if not all(isinstance(home, str) for home in folders.values()):
+        return True  # setuptools itself will say what is wrong
     return owned_package(output, folders, packages) is not None
 
 

@@ -19,6 +19,7 @@ from .render import is_as_generated, is_generated
 from .spec import ConvTransposeSpec, SpecError, check_target
 from .table import read_document
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
+from .values import visible
 
 SUFFIX = ".convgen"
 
@@ -99,7 +100,8 @@ def destinations(
         )
     for statement in statements:
         if statement.name is None:
-            raise SpecError(f"{statement.spec} needs a name: `name = …`, to be written to a folder")
+            layer = visible(str(statement.spec))
+            raise SpecError(f"{layer} needs a name: `name = …`, to be written to a folder")
     return [_free(path / f"{statement.name}.py", force) for statement in statements]
 
 

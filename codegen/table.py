@@ -8,17 +8,18 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .documents import table_at, toml_of
 from .files import ProjectError, read_text
-from .language import NamedSpec, check_name, parse, parse_document
+from .language import MAX_TEXT, NamedSpec, check_name, parse, parse_document
 from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, nearest, shown
 from .targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
+from .values import visible
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
@@ -89,8 +90,8 @@ def has_table(root: Path) -> bool:
     try:
         text = read_text(root / "pyproject.toml")
         # Parsing takes longer than most builds should wait for what is not their concern.
-        return "convgen" in text and "convgen" in tomllib.loads(text).get("tool", {})
-    except (ProjectError, tomllib.TOMLDecodeError, TypeError):
+        return "convgen" in text and "convgen" in table_at(toml_of(text), "tool")
+    except SpecError:
         return False
 
 
@@ -144,7 +145,7 @@ def read_build_backend(root: Path) -> str:
 
 def _backend(table: dict[str, Any]) -> str:
     what = "a backend such as flit_core.buildapi"
-    return _text(table, "build-backend", r"\S+", what) or BACKEND
+    return _text(table, "build-backend", r"[\w.]+(:[\w.]+)?", what) or BACKEND
 
 
 def _architectures(names: list[Any]) -> Iterator[str]:
@@ -193,11 +194,13 @@ def _table(root: Path) -> dict[str, Any]:
     if not path.exists():
         raise ProjectError(f"there is no {path}")
     try:
-        document = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        text = read_text(path)
+        document = toml_of(text)
+    except ProjectError:
+        raise
+    except SpecError as error:
         raise ProjectError(f"cannot read {path}: {error}") from None
-    tools = document.get("tool")
-    table = tools.get("convgen") if isinstance(tools, dict) else None
+    table = table_at(document, "tool").get("convgen")
     if not isinstance(table, dict):
         raise ProjectError(f"{path} has no table [tool.convgen]")
     _check_keys(table, KEYS, "[tool.convgen]")
@@ -214,18 +217,20 @@ def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> No
 
 
 def _inside(root: Path, value: object, key: str) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or not value.isprintable():
         got = "" if value is None else f", got {shown(value)}"
         raise ProjectError(f"[tool.convgen] needs {key}, a path inside the project{got}", key)
     path = root / value
     try:
-        path.resolve().stat()
+        real, home = path.resolve(), root.resolve()
+        real.stat()
     except FileNotFoundError:
         pass  # it is to be made
-    except OSError as error:
-        raise ProjectError(f"cannot use {key}, {shown(value)}: {error.strerror}", key) from None
-    if not path.resolve().is_relative_to(root.resolve()):
-        where = f", which is {path.resolve()}" if path.is_symlink() else ""
+    except (OSError, RuntimeError) as error:  # the latter of links that lead in a circle
+        reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        raise ProjectError(f"cannot use {key}, {shown(value)}: {reason}", key) from None
+    if not real.is_relative_to(home):
+        where = f", which is {real}" if path.is_symlink() else ""
         raise ProjectError(f"{key} must stay inside the project, got {shown(value)}{where}", key)
     return path
 
@@ -236,7 +241,8 @@ def _rows(root: Path, table: dict[str, Any]) -> Iterator[Row]:
         statements, target = read_document(path)
         for statement in statements:
             if statement.name is None:
-                raise ProjectError(f"{path}: {statement.spec} needs a name: `name = …`", "specs")
+                layer = visible(str(statement.spec))
+                raise ProjectError(f"{path}: {layer} needs a name: `name = …`", "specs")
             yield Row(statement.name, statement.spec, statement.spec.target or target)
     for number, row in enumerate(_list(table, "kernel"), 1):
         where = f"[[tool.convgen.kernel]] number {number}"
@@ -274,7 +280,7 @@ def _list(table: dict[str, Any], key: str) -> list[Any]:
 
 def read_document(path: Path) -> tuple[tuple[NamedSpec, ...], str | None]:
     """Return statements and target of a `.convgen` file; raises ProjectError naming it."""
-    text = read_text(path)
+    text = read_text(path, MAX_TEXT)
     try:
         document = parse_document(text)
     except SpecError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import multiprocessing
 import multiprocessing.util
 import os
@@ -29,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .choices import Choices, key_of, read_choices, shipped, text_of
+from .choices import Choices, key_of, read_choices, rows_of, shipped, text_of
 from .compiler import compile_kernel
 from .files import check_output, is_stream, write_output
 from .gradient import gradient_refusal, input_gradient
@@ -180,8 +179,7 @@ def _read(
         raise SpecError(f"{error}; --force overwrites it", "output") from None
     if found.target != target.name:
         raise SpecError(f"{output} has choices for {found.target}, not {target.name}", "output")
-    data = json.loads(output.read_text(encoding="utf-8"))
-    return data["choices"], data["measured"]
+    return rows_of(output)
 
 
 def measure(

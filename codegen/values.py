@@ -69,6 +69,11 @@ def visible(text: str, most: int = 200) -> str:
     return escaped if len(escaped) <= most else f"{escaped[: most - 3]}..."
 
 
+def visible_lines(text: str) -> str:
+    """Return a message of lines as a terminal may have it: what others wrote is quoted in it."""
+    return "\n".join(visible(line, 5000) for line in text.split("\n")[:50])
+
+
 def shown(value: Any) -> str:
     """Return `value` as an error message prints it: printable, and never longer than a line."""
     plain = text_of(value) or value
