@@ -204,3 +204,26 @@ def test_a_grid_one_program_past_its_limits(
 ) -> None:
     with pytest.raises(SpecError, match=message):
         extents(batch, tiles, options)
+
+
+SHARED_L2 = "phases and channel tiles side by side on one axis, so that they share inputs in L2"
+OWN_AXIS = "images on an axis of their own: parallelism over the batch needs no division"
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "reason"),
+    [
+        # 16 channels are a tile, 32 are two. 5 positions of 8 images are two tiles of 32.
+        ("16, 16, 1, input=(1, 16, 64)", "(tile)", "one image a program"),
+        ("16, 32, 1, input=(8, 16, 64)", "(co_tile * tile * image)", SHARED_L2),
+        ("16, 16, 1, input=(8, 16, 64)", "(image, tile)", OWN_AXIS),
+        ("16, 16, 1, input=(8, 16, 64), grid=1", "(tile * image)", "grid=1 was asked for"),
+        ("16, 32, 1, input=(8, 16, 64), grid=3", "(image, tile, co_tile)", "grid=3 was asked for"),
+        ("16, 16, 1, input=(8, 16, 5)", "(tile)", "images share tiles, so that small ones fill"),
+    ],
+)
+def test_where_the_coordinates_lie_and_why(text: str, grid: str, reason: str) -> None:
+    """The longest axis comes first; what takes one value is left out."""
+    made = plan(parse(f"ConvTranspose1d({text})"), find_target("rtx4090"), SMALL)
+    assert made.grid_text == grid
+    assert made.grid_reason.split("; ")[-1].startswith(reason)
