@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .cli_common import guarded, print_json
+from .cli_common import guarded, print_json, progress
 from .cli_project import build, init, list_files
 from .flags import SPEC_OPTIONS
 from .spec import NO_CHOICES, SpecError
@@ -81,7 +81,8 @@ def emit(
     statements = resolve(spec, flags)
     paths = destinations(statements, spec, output, force=force)
     measured = _choices(choices, statements)
-    sources = [compile_kernel(s.spec, s.target, choices=measured) for s in statements]
+    with progress(statements) as bar:
+        sources = [compile_kernel(s.spec, s.target, choices=measured) for s in bar]
     for source, path in zip(sources, paths, strict=True):
         if path is not None:
             write_output(path, source.text)
@@ -131,7 +132,8 @@ def verify(
     with _torch_for("verify"):
         from .verify import verify as run
     measured = _choices(choices, statements)
-    reports = [run(s.spec, s.target, choices=measured, seconds=seconds) for s in statements]
+    with progress(statements) as bar:
+        reports = [run(s.spec, s.target, choices=measured, seconds=seconds) for s in bar]
     if as_json:
         print_json("verify", {"kernels": [report.as_dict() for report in reports]})
     else:
@@ -197,7 +199,8 @@ def compile_command(
         from .cubin import resources_of
 
         measured = _choices(choices, pairs)
-        rows = [row for statement in pairs for row in resources_of(statement, measured)]
+        with progress(pairs) as bar:
+            rows = [row for statement in bar for row in resources_of(statement, measured)]
     if as_json:
         click.echo(json.dumps({"schema": 1, "kernels": rows}, indent=2))
     for row in rows if not as_json else ():

@@ -12,8 +12,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import click
 
@@ -21,6 +22,7 @@ from .files import EditedError
 from .spec import SpecError
 from .values import visible, visible_lines
 
+T = TypeVar("T")
 INTERNAL_ERROR = 123
 # What stdout may say; files of their own are written by files.py, which names them.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -59,6 +61,13 @@ def _discard_output() -> None:
     """Let go of what stdout still holds: Python would write it at the end, and exit with 120."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def progress(items: Sequence[T]) -> AbstractContextManager[Iterable[T]]:
+    """Return `items` with a bar on stderr, if that is a terminal and they are several."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return contextlib.nullcontext(items)
+    return click.progressbar(items, file=sys.stderr, show_pos=True)
 
 
 def print_json(command: str, data: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from .cli_common import guarded, print_json
+from .cli_common import guarded, print_json, progress
 from .values import visible
 
 _root = click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
@@ -51,7 +51,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
     """
     from . import project
 
-    made = project.generate(root)
+    made = project.generate(root, progress)
     dry = check or diff
     drift = project.check(made) if dry else project.write(made, force=force)
     if diff and not as_json:

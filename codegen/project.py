@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from .package import (
 )
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
 from .render import around_hash, is_as_generated, is_generated, with_hash
-from .table import Table, read_table
+from .table import Kernel, Table, read_table
 from .targets import find_target
 
 
@@ -80,16 +82,23 @@ class Drift:
         return bool(self.missing or self.changed or self.extra or self.kept)
 
 
-def generate(root: Path) -> Build:
-    """Compile every kernel of the project at `root`; raises as `read_table`."""
+def generate(
+    root: Path,
+    shown: Callable[[Sequence[Kernel]], AbstractContextManager[Iterable[Kernel]]] = nullcontext,
+) -> Build:
+    """Compile every kernel of the project at `root`; raises as `read_table`.
+
+    `shown` gives back the kernels, and may show how many are done.
+    """
     table = read_table(root)
     choices = choices_for(table.choices, {kernel.target for kernel in table.kernels})
     shipping = {job.kernel for job in jobs(table)}
     texts = {}
-    for kernel in table.kernels:
-        target, precompiled = find_target(kernel.target), kernel in shipping
-        source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
-        texts[kernel.path] = _licensed(source.text, table.license)
+    with shown(table.kernels) as kernels:
+        for kernel in kernels:
+            target, precompiled = find_target(kernel.target), kernel in shipping
+            source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
+            texts[kernel.path] = _licensed(source.text, table.license)
     cubins = precompile(table, texts)
     package = package_text(table)
     if package is not None:

@@ -48,6 +48,7 @@ MAX_TAPS = 65536
 MAX_CHANNELS = 2**20
 MAX_OFFSET = 2**20  # padding, output_padding, dilation
 MAX_REACH = 2**30  # dilation * (kernel_size - 1): shifts of an index stay far inside int32
+MAX_STAGES = 64  # of a pipeline: each is a line of the kernel
 MAX_SIZE = 2**40 - 1
 MAX_ELEMENTS = 2**62  # of one tensor: byte offsets stay inside int64
 
@@ -275,6 +276,12 @@ class ConvTransposeSpec:
                 raise SpecError(f"{place} must be a tuple of Stage, got {got}", place)
             checked = (make_stage(each.name, tuple(each.values), {}) for each in stages)
             self._set(place, tuple(checked))
+        if len(self.before) + len(self.after) > MAX_STAGES:
+            raise SpecError(
+                f"a pipeline has at most {MAX_STAGES} stages, "
+                f"got {len(self.before)} before the layer and {len(self.after)} after it",
+                "after" if self.after else "before",
+            )
 
     @property
     def batch(self) -> int | None:

@@ -190,14 +190,15 @@ def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
 def _steps(found: StandIn, target: GpuTarget) -> float:
     """Return the steps that the interpreter takes for all programs, their ends counted as one.
 
-    Those of large tiles count as several.
+    Those of large tiles, and of operands in parts, count as several.
     """
     spec, phases = found.emitted, decompose(found.sized)
     problem = problem_of(found.sized, phases)
     form = form_of(spec, phases, problem, found.tile)
     work = work_of(spec, problem, form, found.tile, target)
     size = form.rows * found.tile.block_m * form.columns(found.tile)
-    return work.programs * (1 + work.steps) * (1 + size / STEP_ELEMENTS)
+    split = spec.product.products if spec.product and spec.product.interpreted else 1
+    return work.programs * (1 + work.steps) * ((1 + split) / 2 + size / STEP_ELEMENTS)
 
 
 # ---- smaller geometries ----

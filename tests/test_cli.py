@@ -7,7 +7,9 @@ convgen. Wrong input is in test_cli_errors.py, what `explain` says in test_expla
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from convgen.families import FAMILIES
 from convgen.verify import Report
 from running import SMALL, make_project, rows, run, start
 
+COMPILE = pytest.mark.compile
 TWO = "up = ConvTranspose1d(4, 2, 4, stride=2)\ndown = ConvTranspose1d(4, 2, 3) | relu\n"
 
 # ---- emit ----
@@ -130,6 +133,45 @@ def test_the_header_regenerates_the_file(spec):
     program, *arguments = shlex.split(command.removeprefix("# regenerate: "))
     assert program == "convgen"
     assert run(*arguments).stdout == text
+
+
+# ---- what takes long ----
+
+
+def on_a_terminal(*words):
+    """Return exit code, stdout, and what the command shows on a terminal that is its stderr."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "convgen", *map(str, words)]
+    with open(ours, "rb", buffering=0) as screen:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal ends that nobody writes to
+            while part := screen.read(4096):
+                shown += part
+    return done.returncode, done.stdout.decode(), shown.decode()
+
+
+@pytest.mark.parametrize("command", ["emit", "build", pytest.param("compile", marks=COMPILE)])
+def test_many_layers_show_how_many_are_done(tmp_path, command):
+    """A file of a thousand layers takes a minute; nothing else would tell it from a hang."""
+    project = make_project(tmp_path, 'output = "kernels"\nspecs = ["two.convgen"]', two=TWO)
+    words = {
+        "emit": [project / "two.convgen", "-o", project / "out"],
+        "build": [project],
+        "compile": [project / "two.convgen"],
+    }[command]
+    code, stdout, shown = on_a_terminal(command, *words)
+    assert code == 0
+    assert "2/2" in shown
+    assert "2/2" not in stdout
+
+
+def test_one_layer_shows_no_bar_nor_does_a_file(tmp_path):
+    (tmp_path / "two.convgen").write_text(TWO)
+    done = run("emit", tmp_path / "two.convgen", "-o", tmp_path)
+    assert done.stderr == f"wrote {tmp_path / 'up.py'}\nwrote {tmp_path / 'down.py'}\n"
+    assert on_a_terminal("emit", SMALL)[1:] == (convgen.emit(SMALL), "")
 
 
 # ---- one spec, three doors ----

@@ -218,6 +218,7 @@ def test_every_wrong_argument_is_named_and_pointed_at(argument, value):
         (f"{LAYER} | mul(1, other=2)", "other", "mul(1, other=2)"),
         (f"{LAYER} | mul(other=1, other=2)", "other", "other=2)"),
         (f"{LAYER} | 'relu'", "expected a stage", "'relu'"),
+        (f"{'relu|' * 32}{LAYER}{'|relu' * 33}", "at most 64 stages, got 32 before", "Conv"),
         (f"up = {LAYER}\nup = {LAYER}", "line 2: the name up is used twice", "up = "),
         (f"up = {LAYER}\n\n  # é\nlow = {LAYER}\né = 1", "line 5: ", "é = 1"),
         (f"'é' | {LAYER} | 'é'", "expected a stage", "'é'"),
@@ -242,6 +243,16 @@ def test_errors_say_what_and_where(text, says, at):
     message = refused(text)
     assert says in message
     assert at is None or pointed(message).startswith(at)
+
+
+def test_sixty_four_stages_are_taken_and_no_more():
+    """The compiler of machine code takes seconds for 64, and most of a minute for 900."""
+    relu = Stage("relu", ())
+    spec = parse(f"relu | {LAYER}{' | relu' * 63}")
+    assert (len(spec.before), len(spec.after)) == (1, 63)
+    for place in ("before", "after"):
+        with pytest.raises(SpecError, match="at most 64 stages"):
+            dataclasses.replace(spec, **{place: (relu,) * 64})
 
 
 MONSTERS = {
