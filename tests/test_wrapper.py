@@ -146,6 +146,7 @@ MISMATCHES = {
     "layout": (KNOWN, lambda x, w, b: (x.contiguous(memory_format=LAST[2]), w, b), "channels_last"),
     "other layout": (f"{PLAIN[:-1]}, layout=channels_last)", lambda *t: t, "channels_first"),
     "device": (KNOWN, lambda x, w, b: (x, w.to("meta"), b), "meta"),
+    "bias device": (KNOWN, lambda x, w, b: (x, w, b.to("meta")), "meta"),
 }
 
 
@@ -367,15 +368,27 @@ def test_compilers_see_one_operator_for_every_size(load):
             assert torch.equal(compiled(*tensors), layer.torch(*tensors))
 
 
-def test_negated_views_are_read_with_their_sign(load):
-    """Such views are negated lazily: their memory still holds the other sign."""
+def half_of_complex(tensor):
+    """Return equal numbers, every second of what lies there, negated when they are read."""
+    return torch.complex(tensor, -tensor).conj().imag
+
+
+def dense_negative(tensor):
+    """Return equal numbers that lie there with the other sign, and no copy turns."""
+    return torch._neg_view(-tensor)
+
+
+@pytest.mark.parametrize("negated", [half_of_complex, dense_negative])
+def test_negated_views_are_read_with_their_sign(negated, load):
+    """Such views are negated lazily: their memory still holds the other sign. One alone, too."""
     layer = load(LAYERS[0])
-    tensors = [torch.complex(tensor, tensor).conj().imag for tensor in layer.tensors()]
-    assert all(tensor.is_neg() for tensor in tensors)
-    assert torch.equal(layer.function(*tensors), layer.torch(*tensors))
-    x, w, b = tensors
-    packed = torch._neg_view(-layer.file.pack_weight(w))
-    assert torch.equal(layer.packed(x, packed, b), layer.torch(*tensors))
+    x, w, b = layer.tensors()
+    want = layer.torch(x, w, b)
+    assert all(negated(tensor).is_neg() for tensor in (x, w, b))
+    for tensors in [(negated(x), w, b), (x, negated(w), b), (x, w, negated(b))]:
+        assert torch.equal(layer.function(*tensors), want)
+    assert torch.equal(layer.function(*map(negated, (x, w, b))), want)
+    assert torch.equal(layer.packed(x, torch._neg_view(-layer.file.pack_weight(w)), b), want)
 
 
 @pytest.mark.parametrize("wrong", [None, "x", 3, [1.0]], ids=str)
