@@ -435,6 +435,7 @@ def test_one_target_in_a_list_is_still_a_list(tmp_path):
 
 KILLED = """
 import os, pathlib, sys
+from convgen.files import write_text
 os.replace = lambda *_: os.kill(os.getpid(), 9)
 write_text(pathlib.Path(sys.argv[1]), "half a ker")
 """
