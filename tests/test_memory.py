@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convgen import ConvTransposeSpec, find_target, oracle, parse
+from convgen import ConvTransposeSpec, oracle, parse
 from convgen.caveats import CAVEATS
-from convgen.compiler import compile_kernel, plan
+from convgen.compiler import compile_kernel
 from convgen.loading import load_module
 from drawing import forms
 
@@ -136,16 +136,20 @@ class Layer:
         return exact.to(self.device, self.dtype)
 
 
+def load_layer(name: str, folder: Path, device: str) -> Layer:
+    """Return a layer of `LAYERS`."""
+    text, form = LAYERS[name]
+    spec = parse(f"ConvTranspose{text}")
+    source = compile_kernel(spec, tile=forms(spec)[form][0])
+    return Layer(spec, form, load_module(source.text, "memory", folder), device)
+
+
 @pytest.fixture(scope="module", params=LAYERS)
 def layer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: str
 ) -> Layer:
     """Each layer in turn."""
-    text, form = LAYERS[request.param]
-    spec = parse(f"ConvTranspose{text}")
-    source = compile_kernel(spec, tile=forms(spec)[form][0])
-    folder = tmp_path_factory.mktemp("emitted")
-    return Layer(spec, form, load_module(source.text, "memory", folder), device)
+    return load_layer(request.param, tmp_path_factory.mktemp("emitted"), device)
 
 
 @pytest.fixture
@@ -328,71 +332,6 @@ def test_expanded_axes(axis: int, layer: Layer) -> None:
     assert 0 in view.stride()
     want = layer.want(view.contiguous(), weight.contiguous(), b)
     assert torch.equal(layer.function(view, weight, b), want)
-
-
-@pytest.fixture
-def poisoned_loads(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masked loads give NaN where their mask is false and they name nothing else.
-
-    A GPU leaves in a register what was there; the interpreter puts a zero, as most kernels want.
-    """
-    if device == "cuda":
-        pytest.skip("the interpreter's loads are what is poisoned")
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    load = InterpreterBuilder.create_masked_load
-
-    def poisoned(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> Any:
-        found = load(self, ptrs, mask, other, *rest, **options)
-        if other is None:
-            # bfloat16 is held as bits
-            nan = math.nan if np.issubdtype(found.data.dtype, np.floating) else 0x7FC0
-            found.data = np.where(mask.data, found.data, np.array(nan, dtype=found.data.dtype))
-        return found
-
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", poisoned)
-
-
-@pytest.mark.interpreter
-@pytest.mark.usefixtures("poisoned_loads")
-def test_what_a_masked_load_leaves_out_is_zero_by_its_own_words(layer: Layer) -> None:
-    """Padding, and channels beyond the last one, of inputs and of weights that are packed."""
-    x, w, b = layer.tensors()
-    assert torch.equal(layer.function(x, w, b), layer.want(x, w, b))
-
-
-MASKED = {  # kernels whose loads are their own; boxes have zeros by the unit that loads them
-    "stencil": ("1d(3, 3, 4, 2, 1, groups=3, input=(2, 3, 16))", "stencil", "rtx4090"),
-    "a stencil of rows": ("2d(3, 3, 3, 1, 1, groups=3, input=(1, 3, 5, 8))", "stencil", "rtx4090"),
-    "copy": ("2d(16, 6, 3, padding=1, input=(2, 16, 3, 5))", "gather", "h100"),
-}
-
-
-@pytest.mark.interpreter
-@pytest.mark.usefixtures("poisoned_loads")
-@pytest.mark.parametrize("name", MASKED)
-def test_what_other_loads_leave_out_is_zero_too(name: str, tmp_path: Path, device: str) -> None:
-    text, family, target = MASKED[name]
-    spec, gpu = parse(f"ConvTranspose{text}"), find_target(target)
-    wanted = family, name == "copy"
-    ranking = plan(spec, gpu).ranking
-    tile = next(c.tile for c in ranking if (c.tile.family, c.tile.relayout) == wanted)
-    file = load_module(compile_kernel(spec, gpu, tile).text, "masked", tmp_path)
-    layer = Layer(spec, family, file, device)
-    x, w, b = layer.tensors()
-    assert torch.equal(layer.function(x, w, b), layer.want(x, w, b))
-
-
-@pytest.mark.interpreter
-@pytest.mark.usefixtures("poisoned_loads")
-def test_a_load_without_words_for_the_rest_is_seen(tmp_path: Path, device: str) -> None:
-    """Breaks if the two tests above could not fail: here the words are taken out."""
-    spec = parse("ConvTranspose1d(5, 6, 3, input=(2, 5, 13))")
-    text = compile_kernel(spec).text
-    assert "_mask, other=0.0)" in text
-    bare = load_module(text.replace("_mask, other=0.0)", "_mask)"), "bare", tmp_path)
-    layer = Layer(spec, "planned", bare, device)
-    assert layer.function(*layer.tensors()).isnan().any()
 
 
 @pytest.mark.gpu
