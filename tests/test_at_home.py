@@ -58,11 +58,12 @@ SHAPES = [(2, 4, 5, 3), (2, 4, 1, 1), (1, 4, 1, 7), (2, 1, 1, 1), (1, 1, 1, 1), 
 
 @pytest.mark.parametrize("own", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_output_has_the_format_that_torch_gives_it(tmp_path, own, shape):
+def test_the_output_has_the_format_that_torch_gives_it(tmp_path, own, shape, device):
     """Strides decide in torch, of the input or of the weight; the next layer may depend on it.
 
     Where torch's output has the file's own format, and no other input than that is copied, the
-    kernel computes it: so no warning, which is an error here.
+    kernel computes it, without a warning. Tensors are on the CPU, whose formats are torch's rule;
+    with a GPU, no kernel is.
     """
     c_in = shape[1]
     text = f"ConvTranspose2d({c_in}, {GEOMETRY.partition(', ')[2]}, dtype=float64, layout={own})"
@@ -84,10 +85,10 @@ def test_the_output_has_the_format_that_torch_gives_it(tmp_path, own, shape):
         assert all("computed by torch" in str(each.message) for each in caught), case
         format = FORMATS[own]
         mine = want.is_contiguous(memory_format=format) if batched else own == "channels_first"
-        if mine and of_weight == of_input == own:
+        if mine and of_weight == of_input == own and device == "cpu":
             assert caught == [], case
         computed.append(not caught)
-    assert any(computed)
+    assert any(computed) == (device == "cpu")
     assert not all(computed) or 1 in shape
 
 
