@@ -22,7 +22,7 @@ from .costs import layer_flops, work_of
 from .forms import form_of
 from .phases import decompose
 from .plan import KernelPlan, Tile, problem_of
-from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
+from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec, SpecError
 from .targets import GpuTarget
 
 
@@ -102,18 +102,25 @@ def stand_in(
         choices: measured tiles, as of `plan`.
         small: it runs in the interpreter.
     """
-    whole = _sized(spec, spec, WHOLE)
+    problem = problem_of(spec, decompose(spec))
+    whole = (problem.batch, problem.in_channels, *problem.extents, problem.out_channels)
     found: StandIn | None = None
     for geometry in _geometries(spec):
         made: KernelPlan | None = None
         for most in SMALL[spec.rank] if small else LARGE:
-            sized = _sized(geometry, spec, most)
+            try:
+                sized = _sized(geometry, spec, most)
+            except SpecError:  # nominal sizes beside known ones can be more than a tensor has
+                continue
             if not _affordable(sized, small=small):
                 continue
             emitted = _opened(spec, sized)
-            if made is None:  # its tile suits smaller sizes of the geometry, too
+            if made is None:  # its tile mostly suits smaller sizes of the geometry, too
                 made = plan(spec if geometry is spec else emitted, target, choices=choices)
-            found = StandIn(sized, emitted, made.tile, sized != whole, geometry is not spec)
+            if not _serves(made.tile, emitted, sized):
+                made = plan(emitted, target, choices=choices)
+            reduced = (*(sized.input or ()), sized.out_channels) != whole
+            found = StandIn(sized, emitted, made.tile, reduced, geometry is not spec)
             if not small or _steps(found, made.target) <= MOST_STEPS:
                 return found
     assert found is not None  # the last geometry has two taps an axis
@@ -185,6 +192,16 @@ def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
         and elements + taps * problem.in_channels * group_out <= MOST_ELEMENTS
         and not (small and phases > MOST_STEPS)
     )
+
+
+def _serves(tile: Tile, emitted: ConvTransposeSpec, sized: ConvTransposeSpec) -> bool:
+    """Whether there is a kernel of this kind for a stand-in."""
+    phases = decompose(sized)
+    try:
+        form_of(emitted, phases, problem_of(sized, phases), tile)
+    except SpecError:
+        return False
+    return True
 
 
 def _steps(found: StandIn, target: GpuTarget) -> float:

@@ -31,6 +31,9 @@ HARD = (
     "ConvTranspose2d(1, 1, 64, stride=(1, 4096), output_padding=(0, 4095), precision=tf32x3)",
     "ConvTranspose2d(1048576, 1048576, 3, input=(1, 1048576, 2, 2))",
     "ConvTranspose2d(64, 64, 2, stride=2, input=(1048576, 64, 1, 1), dtype=float16)",
+    "ConvTranspose2d(2, None, (1, 7), (3, 16), groups=2, input=(1048576, 2, 4194304, 4096))",
+    "ConvTranspose2d(6, 10, (4, 1), (4, 6), (63, 0), groups=2, input=(None, 6, 100, None), "
+    "layout=channels_last, dilation=(1, 2), dtype=float64, grid=3, target=rtx5090)",
     "relu | ConvTranspose2d(64, 64, 32, groups=64, dtype=float16) | clamp(-1, 1)",
     "ConvTranspose3d(64, 64, 40, stride=2)",
     "ConvTranspose3d(64, 64, (16, 16, 256), stride=(3, 5, 4096), dilation=7, grid=1)",
