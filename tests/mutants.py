@@ -40,7 +40,7 @@ class Mutant:
         old: the text that it replaces, which the file has exactly once.
         new: what it puts there.
         tests: what should see it, as pytest takes it; at least one of them has to fail.
-        needs: "gpu" where the tests see it on a GPU only.
+        needs: "gpu" where the tests see it on a GPU only, "cpu" where only without one.
     """
 
     id: str
@@ -63,8 +63,8 @@ def listed() -> list[Mutant]:
     for number, mutant in enumerate(mutants):
         if mutant.id in {before.id for before in mutants[:number]}:
             sys.exit(f"{mutant.id} is the id of two slips")
-        if mutant.needs not in ("", "gpu"):
-            sys.exit(f"{mutant.id} needs {mutant.needs!r}: only a gpu can be needed")
+        if mutant.needs not in ("", "gpu", "cpu"):
+            sys.exit(f"{mutant.id} needs {mutant.needs!r}: it is gpu or cpu")
     return mutants
 
 
@@ -165,10 +165,11 @@ def main() -> None:
 
 def report(asked: list[Mutant], jobs: int) -> int:
     """Try slips, `jobs` at a time, and print what is found; return the exit code."""
-    able = [mutant for mutant in asked if not mutant.needs or torch.cuda.is_available()]
+    here = "gpu" if torch.cuda.is_available() else "cpu"
+    able = [mutant for mutant in asked if mutant.needs in ("", here)]
     for mutant in asked:
         if mutant not in able:
-            print(f"{mutant.id:6} left out: it needs a GPU")
+            print(f"{mutant.id:6} left out: it needs a {mutant.needs}")
     bad = 0
     with ThreadPoolExecutor(jobs) as pool:
         without = pool.submit(fails_without, able)

@@ -342,11 +342,14 @@ def test_a_model_is_frozen_as_a_whole(device):
 def test_another_stream_waits_for_a_frozen_weight(file, x, device):
     """It is packed on the stream of the freeze, and read on whichever one a call comes from."""
     layer = file.ModelNew(device=device).eval()
-    layer(x)  # compiles, which would outlast the sleep
     before, after = torch.cuda.Stream(), torch.cuda.Stream()
+    for stream in (before, after):  # what compiles and takes memory would outlast the sleep
+        with torch.cuda.stream(stream):
+            layer.freeze()(x)
+            layer.unfreeze()(x)
     torch.cuda.synchronize()
     with torch.cuda.stream(before):
-        torch.cuda._sleep(10**8)
+        torch.cuda._sleep(10**9)
         layer.weight.mul_(2)
         layer.freeze()
     with torch.cuda.stream(after):

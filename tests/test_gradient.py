@@ -137,13 +137,14 @@ def test_a_row_of_a_file_of_choices_brings_the_kernel(tmp_path):
     source = compile_kernel(spec, H100, choices=read_choices(path))
     assert source.plan.gradient is not None
     assert "# input gradient: " in source.text
-    for broken in ({"tile": tile, "ms": 0.5}, {"ms": 0.5, "torch_ms": 0.7}, 3):
+    without = {"tile": tile, "ms": 0.5}, {"ms": 0.5, "torch_ms": 0.7}
+    for broken, said in zip((*without, 3), ("lacks torch_ms", "lacks tile", "object"), strict=True):
         path.write_text(
             json.dumps(
                 {**json.loads(path.read_text()), "choices": [row | {"input_gradient": broken}]}
             )
         )
-        with pytest.raises(SpecError, match="no file of choices"):
+        with pytest.raises(SpecError, match=f"input_gradient of row 1.*{said}"):
             read_choices(path)
 
 
