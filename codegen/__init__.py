@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-__version__ = "0.1.0"
-
+from .errors import SpecError
 from .language import parse
-from .spec import ConvTransposeSpec, SpecError, check_target
+from .spec import ConvTransposeSpec, check_target
 from .targets import TARGETS, GpuTarget, find_target
 
 __all__ = [

@@ -23,11 +23,11 @@ from typing import Any
 
 import click
 
-from . import __version__
 from .benchcases import CEILINGS, Case, Way
 from .benchreport import finished, judged, row_of
+from .errors import SpecError
 from .files import is_stream, write_output
-from .spec import SpecError
+from .version import __version__
 from .workers import PYTHON, environment
 
 WORKER = (*PYTHON, "-m", "convgen.benchworker")

@@ -23,15 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import find_target, parse
 from .benchcases import CEILINGS, CONVGEN, WAYS, Way
 from .choices import choices_at
 from .compiler import compile_kernel
 from .cubin import compile_for, compilers, module_name
+from .errors import SpecError
+from .language import parse
 from .loading import laid_out, load_module
 from .localgpu import local_target
 from .render import KernelSource
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec
+from .targets import find_target
 from .torchoracle import reference, staged
 
 SECONDS = 600  # for one job; a hang must not hold up the rest

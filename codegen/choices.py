@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from .documents import json_of
+from .errors import SpecError, shown
 from .files import read_text
 from .plan import Measured, MeasuredGradient, Tile
-from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, shown
+from .spec import NO_CHOICES, ConvTransposeSpec, check_target
 from .values import check_choice, check_integer, integer_of, number_of
 
 SCHEMA = 1

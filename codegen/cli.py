@@ -15,11 +15,12 @@ from typing import Any
 
 import click
 
-from . import __version__
 from .cli_common import guarded, print_json, progress
 from .cli_project import build, init, list_files
+from .errors import SpecError
 from .flags import SPEC_OPTIONS
-from .spec import NO_CHOICES, SpecError
+from .spec import NO_CHOICES
+from .version import __version__
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,9 +18,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .files import EditedError
-from .spec import SpecError
-from .values import visible, visible_lines
+from .errors import EditedError, SpecError, visible, visible_lines
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123

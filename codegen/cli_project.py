@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from .cli_common import guarded, print_json, progress
-from .values import visible
+from .errors import visible
 
 _root = click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -12,7 +12,7 @@ import re
 import tomllib
 from typing import Any
 
-from .values import SpecError, visible
+from .errors import SpecError, visible
 
 _DEEP = "it nests too deeply"
 MAX_PARTS = 100  # of a dotted key: tomllib takes minutes for one of 100 000

@@ -20,20 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from .spec import SpecError
+from .errors import ProjectError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
 _MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
 MAX_FILE = 4 * 2**20  # bytes of a table, of choices, of cases; real ones have some 100 KB
 _SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
-
-
-class ProjectError(SpecError):
-    """A project that cannot be built: its table, a file it names, or a folder in the way."""
-
-
-class EditedError(ProjectError):
-    """A file that a build would overwrite is somebody's work; a command exits with 1, as drift."""
 
 
 def on_disk(path: Path) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from . import __version__
 from .caveats import caveats_of
 from .kerneltext import KernelText, kernel_text
 from .packtext import PackText, pack_text
@@ -22,6 +21,7 @@ from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
 from .sizes import Sizes, sizes_of
 from .spec import ConvTransposeSpec
+from .version import __version__
 from .wrappertext import WrapperContext, wrapper_context
 
 _BACKWARD = "Compute one tile of the input's gradient, y, from the output's, x."

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from .spec import ConvTransposeSpec, SpecError, shown
+from .errors import SpecError, shown
+from .spec import ConvTransposeSpec
 
 _AXES = "N or N,N: one for all axes, or one for each"
 SPEC_OPTIONS = (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from .boxes import box_of
 from .direct import direct_refusal
+from .errors import SpecError, visible
 from .grouping import Grouping
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Problem, Tile
@@ -21,9 +22,8 @@ from .polyphase import SPANS, span_refusal
 from .relayout import relayout_refusal
 from .rows import ROWS, RowBlock, rows_refusal
 from .sizes import needs_even_rows
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
-from .values import visible
 from .window import window_refusal
 
 

@@ -14,12 +14,7 @@ import dataclasses
 from sympy import Integer
 
 from .accesstext import StoreText
-from .gemm import (
-    GemmContext,
-    channel_lanes,
-    loads,
-    weight_coordinates,
-)
+from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
 from .index import Coordinate
 from .kernel import (
     ONE,

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .spec import SpecError
-from .values import visible, visible_lines
+from .errors import SpecError, visible, visible_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,9 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .errors import SpecError, nearest, shown, text_of
 from .pointwise import POINTWISE, Stage
-from .spec import (
-    CONV_ARGUMENTS,
-    OWN_ARGUMENTS,
-    ConvTransposeSpec,
-    SpecError,
-    check_target,
-    make_stage,
-    nearest,
-    shown,
-)
-from .values import text_of
+from .spec import CONV_ARGUMENTS, OWN_ARGUMENTS, ConvTransposeSpec, check_target, make_stage
 
 MAX_TEXT = 64 * 1024  # bytes
 MAX_NESTING = 20

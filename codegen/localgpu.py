@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .spec import SpecError
+from .errors import SpecError
 from .targets import TARGETS, GpuTarget
 
 

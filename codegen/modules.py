@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .spec import SpecError, shown
-from .values import visible
+from .errors import SpecError, shown, visible
 
 _CLASS = re.compile(r"ConvTranspose([123])d")
 

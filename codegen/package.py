@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .files import ProjectError, is_regular, on_disk
+from .errors import ProjectError
+from .files import is_regular, on_disk
 from .render import HEADER_LINE, environment, with_hash
 from .table import Kernel, Table
 from .targets import find_target
+from .version import __version__
 
 MANIFEST = "manifest.json"
 SCHEMA = 1

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 from sympy import Expr
 
+from .errors import SpecError, shown, text_of
 from .grouping import Grouping
 from .phases import AxisPhases
 from .rows import RowBlock
-from .spec import ConvTransposeSpec, SpecError, shown
+from .spec import ConvTransposeSpec
 from .targets import GpuTarget
-from .values import check_integer, text_of
+from .values import check_integer
 
 # Sizes that a spec leaves to run time stand at these while a tile is chosen.
 NOMINAL_BATCH = 8

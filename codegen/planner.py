@@ -12,6 +12,7 @@ from sympy import Integer
 
 from .choices import MODEL_ALONE, Choices, shipped
 from .costs import cost_of, folds_batch, least_of
+from .errors import SpecError
 from .forms import form_of
 from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
@@ -30,7 +31,7 @@ from .plan import (
 from .resources import check_limits
 from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 from .tiling import best_tile, rank_tiles
 from .window import axis_coordinate, image_coordinate

@@ -8,12 +8,7 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 
 from __future__ import annotations
 
-from .gemm import (
-    GemmContext,
-    channel_lanes,
-    loads,
-    weight_coordinates,
-)
+from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
 from .grouped import group_inputs, group_outputs
 from .grouping import refusal
 from .index import Coordinate, FloorDiv

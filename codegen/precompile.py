@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .cubin import capability_of, compile_text, cores
-from .files import ProjectError
+from .errors import ProjectError
 from .table import Kernel, Table
 from .targets import TARGETS, find_target
 

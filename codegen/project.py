@@ -15,16 +15,8 @@ from pathlib import Path
 
 from .choices import choices_for
 from .compiler import compile_kernel
-from .files import (
-    EditedError,
-    ProjectError,
-    bytes_on_disk,
-    is_regular,
-    on_disk,
-    only_writer,
-    remove,
-    write_bytes,
-)
+from .errors import EditedError, ProjectError
+from .files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
 from .package import (
     MANIFEST,
     manifest_is_intact,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .errors import SpecError
 from .forms import Form
 from .plan import Tile
 from .registers import (
@@ -22,7 +23,7 @@ from .registers import (
     is_staged,
     registers_of,
 )
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec
 from .targets import GpuTarget
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .documents import table_at, toml_of
-from .files import ProjectError, read_text, write_output
-from .spec import SpecError, shown
+from .errors import ProjectError, SpecError, shown
+from .files import read_text, write_output
 from .table import BACKEND
 from .targets import DEFAULT_TARGET
 

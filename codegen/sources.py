@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import SpecError, visible
 from .files import check_output
 from .flags import spec_from_flags
 from .language import parse_document
 from .render import is_as_generated, is_generated
-from .spec import ConvTransposeSpec, SpecError, check_target
+from .spec import ConvTransposeSpec, check_target
 from .table import read_document
 from .targets import DEFAULT_TARGET, GpuTarget, find_target
-from .values import visible
 
 SUFFIX = ".convgen"
 

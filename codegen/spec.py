@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
+from .errors import SpecError as SpecError  # where all modules find it
+from .errors import nearest as nearest
+from .errors import shown as shown
+from .errors import text_of
 from .pointwise import POINTWISE, Stage, find_pointwise
 from .targets import TARGETS
-from .values import SpecError as SpecError  # where all modules find it
-from .values import check_choice, check_integer, entries_of, number_of, text_of
-from .values import nearest as nearest
-from .values import shown as shown
+from .values import check_choice, check_integer, entries_of, number_of
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank

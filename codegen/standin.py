@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from .choices import Choices
 from .compiler import plan
 from .costs import layer_flops, work_of
+from .errors import SpecError
 from .forms import form_of
 from .phases import decompose
 from .plan import KernelPlan, Tile, problem_of
-from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec, SpecError
+from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
 from .targets import GpuTarget
 
 

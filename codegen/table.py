@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .documents import table_at, toml_of
-from .files import ProjectError, read_text
+from .errors import ProjectError, SpecError, nearest, shown, visible
+from .files import read_text
 from .language import MAX_TEXT, NamedSpec, check_name, parse, parse_document
-from .spec import NO_CHOICES, ConvTransposeSpec, SpecError, check_target, nearest, shown
+from .spec import NO_CHOICES, ConvTransposeSpec, check_target
 from .targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
-from .values import visible
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")

@@ -30,12 +30,13 @@ from typing import Any
 
 from .choices import Choices, key_of, read_choices, rows_of, shipped, text_of
 from .compiler import compile_kernel
+from .errors import SpecError
 from .files import check_output, is_stream, write_output
 from .gradient import gradient_refusal, input_gradient
 from .language import parse
 from .phases import decompose
 from .plan import Candidate, Measured, MeasuredGradient, Tile
-from .spec import ConvTransposeSpec, SpecError
+from .spec import ConvTransposeSpec
 from .targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
 from .workers import spawn_context

@@ -19,8 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from convgen.errors import SpecError
 from convgen.localgpu import local_target
-from convgen.spec import SpecError
 
 SPEC = "ConvTranspose2d(64, 64, 3, stride=1, bias=False, input=(8, 64, 1024, 1024))"
 PTXAS = """#!/bin/sh

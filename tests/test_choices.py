@@ -17,11 +17,11 @@ import pytest
 from convgen import TARGETS, find_target, parse
 from convgen.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.compiler import compile_kernel, plan
+from convgen.errors import SpecError
 from convgen.explain import explain
 from convgen.forms import form_of
 from convgen.phases import decompose
 from convgen.plan import Measured, Tile, problem_of
-from convgen.spec import SpecError
 from convgen.standin import concrete
 from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import verify

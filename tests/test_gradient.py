@@ -22,13 +22,13 @@ from convgen import find_target, oracle, parse
 from convgen.choices import Choices, key_of, read_choices, text_of
 from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
+from convgen.errors import SpecError
 from convgen.explain import explain
 from convgen.gradient import gradient_refusal, input_gradient
 from convgen.loading import load_module
 from convgen.phases import decompose
 from convgen.plan import Measured, MeasuredGradient
 from convgen.rules import check_rules
-from convgen.spec import SpecError
 from convgen.tiling import rank_tiles
 
 H100 = find_target("h100")

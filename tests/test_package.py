@@ -22,8 +22,9 @@ import torch
 from jinja2 import meta
 
 from convgen import oracle, parse
+from convgen.errors import ProjectError
 from convgen.package import MANIFEST, SCHEMA
-from convgen.project import ProjectError, files, generate
+from convgen.project import files, generate
 from convgen.render import environment, is_as_generated
 from convgen.table import read_table
 from running import make_project, rows, run

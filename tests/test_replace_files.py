@@ -19,7 +19,8 @@ import torch.nn as nn
 
 import convgen
 from convgen import SpecError, replace
-from convgen.files import EditedError, ProjectError, check_private
+from convgen.errors import EditedError, ProjectError
+from convgen.files import check_private
 
 pytestmark = pytest.mark.interpreter
 

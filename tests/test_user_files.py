@@ -17,9 +17,9 @@ import pytest
 from convgen.benchcases import read_cases
 from convgen.choices import read_choices, rows_of
 from convgen.documents import toml_of
+from convgen.errors import SpecError
 from convgen.files import MAX_FILE
 from convgen.setuptools_hook import _is_shipped
-from convgen.spec import SpecError
 from convgen.table import has_table
 from running import SMALL, make_project, rows, run
 

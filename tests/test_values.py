@@ -20,10 +20,10 @@ import convgen
 from convgen import ConvTransposeSpec, GpuTarget, SpecError, find_target
 from convgen.choices import tile_of
 from convgen.compiler import compile_kernel
-from convgen.language import make_stage
+from convgen.errors import shown, visible
 from convgen.plan import Tile
 from convgen.pointwise import Stage
-from convgen.values import shown, visible
+from convgen.spec import make_stage
 
 INJECTED = "0\nimport os  # injected"
 
