@@ -14,7 +14,7 @@ from typing import Any, cast
 from .errors import SpecError
 from .language import parse
 from .spec import ConvTransposeSpec, check_target
-from .targets import TARGETS, GpuTarget, find_target
+from .tables.targets import TARGETS, GpuTarget, find_target
 
 __all__ = [
     "TARGETS",

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .documents import json_of
-from .dtypes import DTYPES
 from .errors import SpecError, nearest, shown
 from .files import read_text
 from .sources import resolve
 from .spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
+from .tables.dtypes import DTYPES
 from .values import check_integer
 
 GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")

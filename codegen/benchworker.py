@@ -33,7 +33,7 @@ from .loading import laid_out, load_module
 from .localgpu import local_target
 from .render import KernelSource
 from .spec import ConvTransposeSpec
-from .targets import find_target
+from .tables.targets import find_target
 from .torchoracle import reference, staged
 
 SECONDS = 600  # for one job; a hang must not hold up the rest

@@ -283,7 +283,7 @@ def targets(as_json: bool) -> None:
     """List the GPUs that can be planned for; * is the default."""
     from dataclasses import asdict
 
-    from .targets import DEFAULT_TARGET, TARGETS
+    from .tables.targets import DEFAULT_TARGET, TARGETS
 
     if as_json:
         print_json("targets", {"targets": [asdict(target) for target in TARGETS]})

@@ -18,7 +18,7 @@ from .plan import KernelPlan, Tile
 from .planner import plan_kernel
 from .render import KernelSource, render
 from .spec import ConvTransposeSpec
-from .targets import DEFAULT_TARGET, GpuTarget, find_target
+from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 
 
 def plan(

@@ -25,7 +25,7 @@ from .relayout import copied_bytes
 from .resources import occupancy, use_of
 from .sizes import needs_even_rows
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 # Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in
 # channels_first by inputs loaded as one, too (a tap's shift breaks the alignment of longer runs).

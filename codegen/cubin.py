@@ -25,7 +25,7 @@ from .relayout import copy_name
 from .render import KernelSource
 from .resources import resident
 from .sources import Statement
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 from .workers import spawn_context
 
 KERNEL = "_kernel"  # what the kernel's name ends with

@@ -22,7 +22,7 @@ from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
 from .resources import use_of
 from .sizes import AXES, sizes_of
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
 MOST_PHASES = 16  # of an axis that are listed

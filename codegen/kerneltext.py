@@ -18,12 +18,12 @@ from .families import find_family
 from .gemm import is_overtaken, settled
 from .packing import packed_grouping
 from .plan import KernelPlan
-from .pointwise import Stage
 from .printer import WIDTH, Scribe
 from .relayout import copied_sizes, copy_rounds
 from .sizes import AXES, BLOCKS, Sizes
 from .sizetext import list_text, size_lines
 from .spec import ConvTransposeSpec
+from .tables.pointwise import Stage
 from .window import described_sizes
 
 TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}

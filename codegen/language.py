@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import SpecError, nearest, shown, text_of
-from .pointwise import POINTWISE, Stage
 from .spec import CONV_ARGUMENTS, OWN_ARGUMENTS, ConvTransposeSpec, check_target, make_stage
+from .tables.pointwise import POINTWISE, Stage
 
 MAX_TEXT = 64 * 1024  # bytes
 MAX_NESTING = 20

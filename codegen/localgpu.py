@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from .errors import SpecError
-from .targets import TARGETS, GpuTarget
+from .tables.targets import TARGETS, GpuTarget
 
 
 def local_target() -> GpuTarget:

@@ -16,7 +16,7 @@ from .errors import ProjectError
 from .files import is_regular, on_disk
 from .render import HEADER_LINE, environment, with_hash
 from .table import Kernel, Table
-from .targets import find_target
+from .tables.targets import find_target
 from .version import __version__
 
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from .grouping import Grouping
 from .phases import AxisPhases
 from .rows import RowBlock
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 from .values import check_integer
 
 # Sizes that a spec leaves to run time stand at these while a tile is chosen.

@@ -32,7 +32,7 @@ from .resources import check_limits
 from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 from .tiling import best_tile, rank_tiles
 from .window import axis_coordinate, image_coordinate
 

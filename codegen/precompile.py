@@ -28,7 +28,7 @@ from typing import Any
 from .cubin import capability_of, compile_text, cores
 from .errors import ProjectError
 from .table import Kernel, Table
-from .targets import TARGETS, find_target
+from .tables.targets import TARGETS, find_target
 
 CUBIN = ".cubin"
 # What a build appends to the machine code: by it a later one knows the file for its own.

@@ -28,7 +28,7 @@ from .package import (
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
 from .render import around_hash, is_as_generated, is_generated, with_hash
 from .table import Kernel, Table, read_table
-from .targets import find_target
+from .tables.targets import find_target
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from .boxes import is_run
 from .forms import Form
 from .plan import Tile
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 WARP = 32
 NUM_WARPS = (4, 8)

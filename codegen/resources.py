@@ -24,7 +24,7 @@ from .registers import (
     registers_of,
 )
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 
 @dataclass(frozen=True, slots=True)

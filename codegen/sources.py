@@ -19,7 +19,7 @@ from .language import parse_document
 from .render import is_as_generated, is_generated
 from .spec import ConvTransposeSpec, check_target
 from .table import read_document
-from .targets import DEFAULT_TARGET, GpuTarget, find_target
+from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 
 SUFFIX = ".convgen"
 

@@ -14,13 +14,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
 from .errors import SpecError as SpecError  # where all modules find it
 from .errors import nearest as nearest
 from .errors import shown as shown
 from .errors import text_of
-from .pointwise import POINTWISE, Stage, find_pointwise
-from .targets import TARGETS
+from .tables.dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
+from .tables.pointwise import POINTWISE, Stage, find_pointwise
+from .tables.targets import TARGETS
 from .values import check_choice, check_integer, entries_of, number_of
 
 LAYOUTS = ("channels_first", "channels_last")

@@ -24,7 +24,7 @@ from .forms import form_of
 from .phases import decompose
 from .plan import KernelPlan, Tile, problem_of
 from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 
 class Most(NamedTuple):

@@ -19,7 +19,7 @@ from .errors import ProjectError, SpecError, nearest, shown, visible
 from .files import read_text
 from .language import MAX_TEXT, NamedSpec, check_name, parse, parse_document
 from .spec import NO_CHOICES, ConvTransposeSpec, check_target
-from .targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
+from .tables.targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")

@@ -20,7 +20,7 @@ from .plan import DEPTHWISE, Candidate, Problem, Tile, problem_of
 from .registers import NUM_WARPS, WARP, most_registers
 from .resources import Use, demand_of, occupancy
 from .spec import ConvTransposeSpec
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 # `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
 BLOCK_M = (32, 64, 128, 256)

@@ -37,7 +37,7 @@ from .language import parse
 from .phases import decompose
 from .plan import Candidate, Measured, MeasuredGradient, Tile
 from .spec import ConvTransposeSpec
-from .targets import TARGETS, GpuTarget, find_target
+from .tables.targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
 from .workers import spawn_context
 

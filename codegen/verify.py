@@ -29,7 +29,7 @@ from .families import find_family
 from .loading import laid_out, load_module
 from .spec import ConvTransposeSpec
 from .standin import stand_in
-from .targets import GpuTarget
+from .tables.targets import GpuTarget
 
 SECONDS = 55  # of the minute that a command may take, which has to start as well
 # The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.

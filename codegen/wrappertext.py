@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
-from .dtypes import DTYPES
 from .hosttext import Check, HostNames
 from .kerneltext import KernelText
 from .packing import packed_grouping, packed_taps
 from .plan import KernelPlan
-from .pointwise import Stage
 from .printer import WIDTH, split
 from .sizes import AXES, BLOCKS, BOXES, Sizes
 from .spec import MEMORY_FORMATS, ConvTransposeSpec
+from .tables.dtypes import DTYPES
+from .tables.pointwise import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from convgen import ConvTransposeSpec
 from convgen.oracle import POINTWISE, Array, reference, scatter
-from convgen.pointwise import Stage
+from convgen.tables.pointwise import Stage
 
 # Unit roundoff of what a number is held in.
 HELD = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -24,7 +24,7 @@ from convgen.forms import form_of
 from convgen.plan import KernelPlan, problem_of
 from convgen.resources import Use, use_of
 from convgen.table import read_table
-from convgen.targets import GpuTarget
+from convgen.tables.targets import GpuTarget
 from planned import reason_for
 from running import worked
 

@@ -22,7 +22,7 @@ import pytest
 from convgen import ConvTransposeSpec, emit, parse
 from convgen.loading import load_module
 from convgen.oracle import reference
-from convgen.pointwise import Stage
+from convgen.tables.pointwise import Stage
 from drawing import each_form
 
 pytestmark = pytest.mark.interpreter

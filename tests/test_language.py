@@ -13,7 +13,7 @@ import pytest
 
 from convgen import ConvTransposeSpec, SpecError, parse
 from convgen.language import NamedSpec, parse_document
-from convgen.pointwise import POINTWISE, Stage
+from convgen.tables.pointwise import POINTWISE, Stage
 from drawing import draw
 
 LAYER = "ConvTranspose2d(4, 6, 3)"

@@ -29,7 +29,7 @@ from convgen.hooks import generate_into
 from convgen.precompile import Cubin, Job, jobs, seal_is_intact
 from convgen.project import check, generate, write
 from convgen.table import read_table
-from convgen.targets import ARCHITECTURES
+from convgen.tables.targets import ARCHITECTURES
 from running import make_project, run, start
 
 pytestmark = pytest.mark.compile

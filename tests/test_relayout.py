@@ -32,7 +32,7 @@ from convgen.phases import decompose
 from convgen.plan import Tile, problem_of
 from convgen.relayout import CopyTile, copy_tile, relayout_refusal
 from convgen.resources import use_of
-from convgen.targets import TARGETS
+from convgen.tables.targets import TARGETS
 from convgen.verify import allowed, measure
 from drawing import BEST, draw
 from running import worked

@@ -22,8 +22,8 @@ from convgen.choices import tile_of
 from convgen.compiler import compile_kernel
 from convgen.errors import shown, visible
 from convgen.plan import Tile
-from convgen.pointwise import Stage
 from convgen.spec import make_stage
+from convgen.tables.pointwise import Stage
 
 INJECTED = "0\nimport os  # injected"
 

@@ -24,8 +24,8 @@ from convgen.compiler import compile_kernel
 from convgen.loading import load_module
 from convgen.oracle import Array, reference
 from convgen.plan import Tile
-from convgen.pointwise import Stage
 from convgen.render import KernelSource
+from convgen.tables.pointwise import Stage
 from convgen.verify import run
 from drawing import BEST, DTYPES, PRECISIONS, forms
 

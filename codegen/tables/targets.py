@@ -20,8 +20,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .errors import SpecError, shown, text_of
-from .values import check_integer, entries_of, number_of
+from ..errors import SpecError, shown, text_of
+from ..values import check_integer, entries_of, number_of
 
 _KB: Final = 1024
 _MB: Final = 1024 * 1024
