@@ -12,8 +12,8 @@ import os
 from typing import Any, cast
 
 from .errors import SpecError
-from .language import parse
-from .spec import ConvTransposeSpec, check_target
+from .language.parser import parse
+from .language.spec import ConvTransposeSpec, check_target
 from .tables.targets import TARGETS, GpuTarget, find_target
 
 __all__ = [

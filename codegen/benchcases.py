@@ -14,8 +14,8 @@ from typing import Any
 from .documents import json_of
 from .errors import SpecError, nearest, shown
 from .files import read_text
+from .language.spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
 from .sources import resolve
-from .spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
 from .tables.dtypes import DTYPES
 from .values import check_integer
 

@@ -28,11 +28,11 @@ from .choices import choices_at
 from .compiler import compile_kernel
 from .cubin import compile_for, compilers, module_name
 from .errors import SpecError
-from .language import parse
+from .language.parser import parse
+from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
 from .localgpu import local_target
 from .render import KernelSource
-from .spec import ConvTransposeSpec
 from .tables.targets import find_target
 from .torchoracle import reference, staged
 

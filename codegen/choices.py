@@ -30,8 +30,8 @@ from typing import Any
 from .documents import json_of
 from .errors import SpecError, shown
 from .files import read_text
+from .language.spec import NO_CHOICES, ConvTransposeSpec, check_target
 from .plan import Measured, MeasuredGradient, Tile
-from .spec import NO_CHOICES, ConvTransposeSpec, check_target
 from .values import check_choice, check_integer, integer_of, number_of
 
 SCHEMA = 1
@@ -117,7 +117,7 @@ def read_choices(path: Path) -> Choices:
 
 def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
     """Return the rows by `key_of` their specs, which a hand may have written in another way."""
-    from .language import parse
+    from .language.parser import parse
 
     keyed = {}
     for text, measured in table.items():

@@ -19,7 +19,7 @@ from .cli_common import guarded, print_json, progress
 from .cli_project import build, init, list_files
 from .errors import SpecError
 from .flags import SPEC_OPTIONS
-from .spec import NO_CHOICES
+from .language.spec import NO_CHOICES
 from .version import __version__
 
 

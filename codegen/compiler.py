@@ -13,11 +13,11 @@ torch or triton, or reads a clock, an environment or a device.
 from __future__ import annotations
 
 from .choices import Choices
+from .language.spec import ConvTransposeSpec
 from .phases import decompose
 from .plan import KernelPlan, Tile
 from .planner import plan_kernel
 from .render import KernelSource, render
-from .spec import ConvTransposeSpec
 from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 
 

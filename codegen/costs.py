@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from .boxes import is_run, tiles_of
 from .forms import Form
+from .language.spec import ConvTransposeSpec
 from .plan import SINGLE, Cost, Problem, Tile
 from .registers import WGMMA_ROWS, comes_in_vectors, is_staged
 from .relayout import copied_bytes
 from .resources import occupancy, use_of
 from .sizes import needs_even_rows
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 
 # Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in

@@ -31,12 +31,12 @@ from .kernel import (
     stores,
     tensor,
 )
+from .language.spec import ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
 from .sizes import AXES, Sizes
-from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 

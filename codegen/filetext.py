@@ -14,13 +14,13 @@ from sympy import Symbol
 
 from .caveats import caveats_of
 from .kerneltext import KernelText, kernel_text
+from .language.spec import ConvTransposeSpec
 from .packtext import PackText, pack_text
 from .plan import KernelPlan, Tile
 from .printer import WIDTH
 from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
 from .sizes import Sizes, sizes_of
-from .spec import ConvTransposeSpec
 from .version import __version__
 from .wrappertext import WrapperContext, wrapper_context
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .errors import SpecError, shown
-from .spec import ConvTransposeSpec
+from .language.spec import ConvTransposeSpec
 
 _AXES = "N or N,N: one for all axes, or one for each"
 SPEC_OPTIONS = (

@@ -16,13 +16,13 @@ from .boxes import box_of
 from .direct import direct_refusal
 from .errors import SpecError, visible
 from .grouping import Grouping
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .relayout import relayout_refusal
 from .rows import ROWS, RowBlock, rows_refusal
 from .sizes import needs_even_rows
-from .spec import ConvTransposeSpec
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from .window import window_refusal
 

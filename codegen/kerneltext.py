@@ -16,13 +16,13 @@ from sympy import Symbol
 
 from .families import find_family
 from .gemm import is_overtaken, settled
+from .language.spec import ConvTransposeSpec
 from .packing import packed_grouping
 from .plan import KernelPlan
 from .printer import WIDTH, Scribe
 from .relayout import copied_sizes, copy_rounds
 from .sizes import AXES, BLOCKS, Sizes
 from .sizetext import list_text, size_lines
-from .spec import ConvTransposeSpec
 from .tables.pointwise import Stage
 from .window import described_sizes
 

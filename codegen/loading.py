@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from .files import check_private, write_text
-from .spec import MEMORY_FORMATS
+from .language.spec import MEMORY_FORMATS
 
 
 def load_module(text: str, name: str, folder: Path) -> ModuleType:

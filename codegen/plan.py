@@ -15,9 +15,9 @@ from sympy import Expr
 
 from .errors import SpecError, shown, text_of
 from .grouping import Grouping
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 from .rows import RowBlock
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 from .values import check_integer
 

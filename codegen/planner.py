@@ -17,6 +17,7 @@ from .forms import form_of
 from .gradient import PREFIX, gradient_refusal, input_gradient
 from .grouping import Grouping
 from .index import Space
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases, decompose
 from .plan import (
     GRID_LIMITS,
@@ -31,7 +32,6 @@ from .plan import (
 from .resources import check_limits
 from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 from .tiling import best_tile, rank_tiles
 from .window import axis_coordinate, image_coordinate

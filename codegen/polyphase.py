@@ -23,11 +23,11 @@ from .kernel import (
     stores,
     tensor,
 )
+from .language.spec import ConvTransposeSpec
 from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
 from .sizes import BLOCKS, Sizes
-from .spec import ConvTransposeSpec
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 SPANS = (1, 2, 4)

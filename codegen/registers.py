@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from .boxes import is_run
 from .forms import Form
+from .language.spec import ConvTransposeSpec
 from .plan import Tile
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 
 WARP = 32

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
+from .language.spec import ConvTransposeSpec
 from .plan import KernelPlan, Problem
 from .sizes import Sizes
-from .spec import ConvTransposeSpec
 
 VECTOR = 16  # bytes that a thread loads at once
 MOST_INDEX = 2**31 - 1

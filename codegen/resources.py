@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .errors import SpecError
 from .forms import Form
+from .language.spec import ConvTransposeSpec
 from .plan import Tile
 from .registers import (
     STAGE_GROUPED,
@@ -23,7 +24,6 @@ from .registers import (
     is_staged,
     registers_of,
 )
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases, decompose
-from .spec import ConvTransposeSpec
 
 # Each input of a block has its own lines in the kernel, which should stay readable.
 MOST_INPUTS = 10

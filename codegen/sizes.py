@@ -17,10 +17,10 @@ from sympy import Expr, Integer, Symbol
 from .boxes import box_of
 from .grouping import Grouping
 from .index import FloorDiv, Space, symbol
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 from .plan import NOMINAL_BATCH, KernelPlan, Tile
 from .rows import RowBlock
-from .spec import ConvTransposeSpec
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")

@@ -15,9 +15,9 @@ from typing import Any
 from .errors import SpecError, visible
 from .files import check_output
 from .flags import spec_from_flags
-from .language import parse_document
+from .language.parser import parse_document
+from .language.spec import ConvTransposeSpec, check_target
 from .render import is_as_generated, is_generated
-from .spec import ConvTransposeSpec, check_target
 from .table import read_document
 from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 

@@ -21,9 +21,9 @@ from .compiler import plan
 from .costs import layer_flops, work_of
 from .errors import SpecError
 from .forms import form_of
+from .language.spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
 from .phases import decompose
 from .plan import KernelPlan, Tile, problem_of
-from .spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
 from .tables.targets import GpuTarget
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from .documents import table_at, toml_of
 from .errors import ProjectError, SpecError, nearest, shown, visible
 from .files import read_text
-from .language import MAX_TEXT, NamedSpec, check_name, parse, parse_document
-from .spec import NO_CHOICES, ConvTransposeSpec, check_target
+from .language.parser import MAX_TEXT, NamedSpec, check_name, parse, parse_document
+from .language.spec import NO_CHOICES, ConvTransposeSpec, check_target
 from .tables.targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")

@@ -15,11 +15,11 @@ from typing import Any
 
 from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
 from .forms import Form, forms
+from .language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 from .plan import DEPTHWISE, Candidate, Problem, Tile, problem_of
 from .registers import NUM_WARPS, WARP, most_registers
 from .resources import Use, demand_of, occupancy
-from .spec import ConvTransposeSpec
 from .tables.targets import GpuTarget
 
 # `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .spec import ConvTransposeSpec
+from .language.spec import ConvTransposeSpec
 from .tables.pointwise import Stage
 
 

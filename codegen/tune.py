@@ -33,10 +33,10 @@ from .compiler import compile_kernel
 from .errors import SpecError
 from .files import check_output, is_stream, write_output
 from .gradient import gradient_refusal, input_gradient
-from .language import parse
+from .language.parser import parse
+from .language.spec import ConvTransposeSpec
 from .phases import decompose
 from .plan import Candidate, Measured, MeasuredGradient, Tile
-from .spec import ConvTransposeSpec
 from .tables.targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
 from .workers import spawn_context

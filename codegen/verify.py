@@ -26,8 +26,8 @@ from . import oracle
 from .choices import Choices
 from .compiler import compile_kernel
 from .families import find_family
+from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
-from .spec import ConvTransposeSpec
 from .standin import stand_in
 from .tables.targets import GpuTarget
 

@@ -29,10 +29,10 @@ from .kernel import (
     stores,
     tensor,
 )
+from .language.spec import ConvTransposeSpec
 from .plan import GridCoordinate, KernelPlan
 from .printer import WIDTH, Scribe
 from .sizes import AXES, Sizes
-from .spec import ConvTransposeSpec
 from .taps import define_phase, define_steps, define_taps
 
 VECTOR = 16  # bytes that strides of a descriptor are multiples of

@@ -13,11 +13,11 @@ from sympy import Expr
 
 from .hosttext import Check, HostNames
 from .kerneltext import KernelText
+from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from .packing import packed_grouping, packed_taps
 from .plan import KernelPlan
 from .printer import WIDTH, split
 from .sizes import AXES, BLOCKS, BOXES, Sizes
-from .spec import MEMORY_FORMATS, ConvTransposeSpec
 from .tables.dtypes import DTYPES
 from .tables.pointwise import Stage
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from convgen import ConvTransposeSpec, parse
-from convgen.language import parse_document
+from convgen.language.parser.parser import parse_document
 from convgen.table import read_table
 from drawing import draw
 

@@ -30,7 +30,7 @@ from convgen import (
 from convgen.benchcases import CONVGEN_WAYS, TORCH_WAYS, WAYS, read_cases, read_ways
 from convgen.choices import key_of, text_of
 from convgen.compiler import plan
-from convgen.language import parse
+from convgen.language.parser.parser import parse
 from convgen.localgpu import nearest_target
 from convgen.torchoracle import reference
 from drawing import draw

@@ -24,7 +24,7 @@ from convgen.compiler import plan
 from convgen.families import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
 from convgen.kerneltext import KernelText
-from convgen.language import parse
+from convgen.language.parser.parser import parse
 from convgen.packtext import PackText
 from convgen.relayouttext import RelayoutText
 from convgen.render import environment, is_as_generated, render

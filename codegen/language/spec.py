@@ -14,14 +14,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import SpecError as SpecError  # where all modules find it
-from .errors import nearest as nearest
-from .errors import shown as shown
-from .errors import text_of
-from .tables.dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
-from .tables.pointwise import POINTWISE, Stage, find_pointwise
-from .tables.targets import TARGETS
-from .values import check_choice, check_integer, entries_of, number_of
+from ..errors import SpecError as SpecError  # where all modules find it
+from ..errors import nearest as nearest
+from ..errors import shown as shown
+from ..errors import text_of
+from ..tables.dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, find_precision
+from ..tables.pointwise import POINTWISE, Stage, find_pointwise
+from ..tables.targets import TARGETS
+from ..values import check_choice, check_integer, entries_of, number_of
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
@@ -330,11 +330,11 @@ class ConvTransposeSpec:
         Raises:
             SpecError: `module` is none of these, or uses what convgen has not.
         """
-        from .modules import read_module
+        from .torch_module import read_module
 
         return cls(**read_module(module), input=input_size)
 
     def __str__(self) -> str:
-        from .language import format_spec
+        from .canonical import format_spec
 
         return format_spec(self)

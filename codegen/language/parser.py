@@ -15,9 +15,9 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import SpecError, nearest, shown, text_of
+from ..errors import SpecError, nearest, shown, text_of
+from ..tables.pointwise import POINTWISE, Stage
 from .spec import CONV_ARGUMENTS, OWN_ARGUMENTS, ConvTransposeSpec, check_target, make_stage
-from .tables.pointwise import POINTWISE, Stage
 
 MAX_TEXT = 64 * 1024  # bytes
 MAX_NESTING = 20
@@ -292,41 +292,3 @@ def check_name(name: str, value: ast.expr | None = None) -> str:
     if name in RESERVED or name in LAYERS or name in {row.name for row in POINTWISE}:
         raise SpecError(f"the name {name} is taken")
     return name
-
-
-def format_spec(spec: ConvTransposeSpec) -> str:
-    """Return the canonical text of `spec`: defaults left out, arguments in torch's order."""
-    layer = f"ConvTranspose{spec.rank}d({', '.join(_arguments(spec))})"
-    return " | ".join([*map(str, spec.before), layer, *map(str, spec.after)])
-
-
-def _arguments(spec: ConvTransposeSpec) -> list[str]:
-    texts = []
-    if spec.in_channels is not None or spec.out_channels is not None:
-        texts += [str(spec.in_channels), str(spec.out_channels)]
-    texts += [f"kernel_size={_axes(spec.kernel_size)}", f"stride={_axes(spec.stride)}"]
-    texts += [
-        f"{name}={_axes(getattr(spec, name))}"
-        for name in ("padding", "output_padding")
-        if any(getattr(spec, name))
-    ]
-    texts += [f"groups={spec.groups}"] * (spec.groups != 1)
-    texts += ["bias=False"] * (not spec.bias)
-    texts += [f"dilation={_axes(spec.dilation)}"] * (set(spec.dilation) != {1})
-    texts += [f"input={spec.input}"] * (spec.input is not None)
-    defaults = {
-        "dtype": "float32",
-        "precision": "tf32" if spec.dtype == "float32" else None,
-        "layout": "channels_first",
-        "grid": None,
-        "target": None,
-        "autotune": "none",
-    }
-    texts += [
-        f"{n}={getattr(spec, n)}" for n, default in defaults.items() if getattr(spec, n) != default
-    ]
-    return texts
-
-
-def _axes(values: tuple[int, ...]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else str(values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .errors import SpecError, shown, visible
+from ..errors import SpecError, shown, visible
 
 _CLASS = re.compile(r"ConvTranspose([123])d")
 
