@@ -30,8 +30,9 @@ from typing import Any
 from .documents import json_of
 from .errors import SpecError, shown
 from .files import read_text
+from .geometry.tile import Tile
 from .language.spec import NO_CHOICES, ConvTransposeSpec, check_target
-from .plan import Measured, MeasuredGradient, Tile
+from .plan import Measured, MeasuredGradient
 from .values import check_choice, check_integer, integer_of, number_of
 
 SCHEMA = 1

@@ -17,10 +17,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .boxes import is_run, tiles_of
 from .forms import Form
+from .geometry.boxes import is_run, tiles_of
+from .geometry.problem import Problem
+from .geometry.tile import SINGLE, Tile
 from .language.spec import ConvTransposeSpec
-from .plan import SINGLE, Cost, Problem, Tile
+from .plan import Cost
 from .registers import WGMMA_ROWS, comes_in_vectors, is_staged
 from .relayout import copied_bytes
 from .resources import occupancy, use_of

@@ -17,8 +17,9 @@ from sympy import Expr, Integer
 
 from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .gemm import channel_lanes
+from .geometry.groups import refusal
+from .geometry.phases import decompose
 from .grouped import group_inputs, group_outputs
-from .grouping import refusal
 from .index import Coordinate
 from .kernel import (
     Kernel,
@@ -33,7 +34,6 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
-from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
 from .sizes import AXES, Sizes

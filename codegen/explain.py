@@ -14,10 +14,11 @@ from .caveats import caveats_of
 from .costs import L2_PART, l2_ms, multiplied
 from .families import FAMILIES, find_family
 from .forms import form_of
-from .gradient import gradient_refusal
-from .grouping import Grouping
+from .geometry.gradient import gradient_refusal
+from .geometry.groups import Grouping
+from .geometry.problem import problem_of
 from .packing import packed_grouping, packed_taps
-from .plan import Candidate, KernelPlan, problem_of
+from .plan import Candidate, KernelPlan
 from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
 from .resources import use_of

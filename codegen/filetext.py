@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from sympy import Symbol
 
 from .caveats import caveats_of
+from .geometry.tile import Tile
 from .kerneltext import KernelText, kernel_text
 from .language.spec import ConvTransposeSpec
 from .packtext import PackText, pack_text
-from .plan import KernelPlan, Tile
+from .plan import KernelPlan
 from .printer import WIDTH
 from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text

@@ -12,16 +12,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .boxes import box_of
 from .direct import direct_refusal
 from .errors import SpecError, visible
-from .grouping import Grouping
+from .geometry.boxes import box_of
+from .geometry.groups import Grouping
+from .geometry.phases import AxisPhases
+from .geometry.problem import Problem
+from .geometry.row_blocks import ROWS, RowBlock, rows_refusal
+from .geometry.tile import DEPTHWISE, Tile
 from .language.spec import ConvTransposeSpec
-from .phases import AxisPhases
-from .plan import DEPTHWISE, Problem, Tile
 from .polyphase import SPANS, span_refusal
 from .relayout import relayout_refusal
-from .rows import ROWS, RowBlock, rows_refusal
 from .sizes import needs_even_rows
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from .window import window_refusal

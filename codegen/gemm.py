@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from sympy import Expr, Integer
 
 from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
-from .boxes import is_run
+from .geometry.boxes import is_run
+from .geometry.row_blocks import RowBlock
 from .index import Coordinate
 from .kernel import Kernel, row_offset
 from .plan import KernelPlan
 from .printer import assignment, bare
 from .relayout import copy_rounds
-from .rows import RowBlock
 from .sizes import Sizes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sympy import Expr, Integer
 
-from .grouping import Grouping
+from .geometry.groups import Grouping
 from .index import Coordinate
 from .kernel import Kernel, Positions, input_index, output_index
 from .sizes import AXES

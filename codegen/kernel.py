@@ -14,8 +14,8 @@ import sympy
 from sympy import Expr, Integer, Symbol
 
 from .accesstext import AccessText, RowMask, StoreText
+from .geometry.phases import AxisPhases
 from .index import Access, Coordinate, FloorDiv, Mask, Modulo, access, masks_of, unflatten
-from .phases import AxisPhases
 from .plan import KernelPlan
 from .printer import Scribe, assignment, bare
 from .sizes import AXES, Sizes

@@ -16,7 +16,7 @@ import math
 
 from sympy import Expr, Integer
 
-from .grouping import Grouping
+from .geometry.groups import Grouping
 from .index import Coordinate, FloorDiv, Modulo
 from .kernel import ONE, Kernel
 from .plan import KernelPlan

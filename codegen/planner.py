@@ -14,23 +14,16 @@ from .choices import MODEL_ALONE, Choices, shipped
 from .costs import cost_of, folds_batch, least_of
 from .errors import SpecError
 from .forms import form_of
-from .gradient import PREFIX, gradient_refusal, input_gradient
-from .grouping import Grouping
+from .geometry.gradient import PREFIX, gradient_refusal, input_gradient
+from .geometry.groups import Grouping
+from .geometry.phases import AxisPhases, decompose
+from .geometry.problem import problem_of
+from .geometry.row_blocks import RowBlock
+from .geometry.tile import SINGLE, Tile
 from .index import Space
 from .language.spec import ConvTransposeSpec
-from .phases import AxisPhases, decompose
-from .plan import (
-    GRID_LIMITS,
-    SINGLE,
-    Candidate,
-    GridCoordinate,
-    KernelPlan,
-    Measured,
-    Tile,
-    problem_of,
-)
+from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured
 from .resources import check_limits
-from .rows import RowBlock
 from .sizes import AXES, Sizes, make_sizes
 from .tables.targets import GpuTarget
 from .tiling import best_tile, rank_tiles

@@ -9,8 +9,9 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 from __future__ import annotations
 
 from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
+from .geometry.groups import refusal
+from .geometry.phases import decompose
 from .grouped import group_inputs, group_outputs
-from .grouping import refusal
 from .index import Coordinate, FloorDiv
 from .kernel import (
     Kernel,
@@ -24,7 +25,6 @@ from .kernel import (
     tensor,
 )
 from .language.spec import ConvTransposeSpec
-from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe
 from .sizes import BLOCKS, Sizes

@@ -6,10 +6,10 @@ estimates; the compiler has the last word (cubin.py).
 
 from __future__ import annotations
 
-from .boxes import is_run
 from .forms import Form
+from .geometry.boxes import is_run
+from .geometry.tile import Tile
 from .language.spec import ConvTransposeSpec
-from .plan import Tile
 from .tables.targets import GpuTarget
 
 WARP = 32

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
+from .geometry.problem import Problem
 from .language.spec import ConvTransposeSpec
-from .plan import KernelPlan, Problem
+from .plan import KernelPlan
 from .sizes import Sizes
 
 VECTOR = 16  # bytes that a thread loads at once

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from .errors import SpecError
 from .forms import Form
+from .geometry.tile import Tile
 from .language.spec import ConvTransposeSpec
-from .plan import Tile
 from .registers import (
     STAGE_GROUPED,
     WARP,

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .gradient import PREFIX
+from .geometry.gradient import PREFIX
 from .render import HASH_KEY, is_as_generated
 
 Breaches = Iterator[tuple[ast.AST, str]]

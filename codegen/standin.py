@@ -21,9 +21,11 @@ from .compiler import plan
 from .costs import layer_flops, work_of
 from .errors import SpecError
 from .forms import form_of
+from .geometry.phases import decompose
+from .geometry.problem import problem_of
+from .geometry.tile import Tile
 from .language.spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
-from .phases import decompose
-from .plan import KernelPlan, Tile, problem_of
+from .plan import KernelPlan
 from .tables.targets import GpuTarget
 
 

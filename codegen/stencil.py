@@ -16,7 +16,8 @@ from sympy import Expr, Integer
 
 from .accesstext import AccessText, Loop, OperandText, StoreText
 from .direct import depthwise_refusal
-from .grouping import Grouping
+from .geometry.groups import Grouping
+from .geometry.phases import decompose
 from .index import Coordinate, Mask, access
 from .kernel import (
     ONE,
@@ -33,7 +34,6 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .packing import raw_weight
-from .phases import decompose
 from .plan import KernelPlan
 from .printer import Scribe, assignment, bare
 from .sizes import Sizes

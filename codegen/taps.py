@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .accesstext import Loop
+from .geometry.phases import AxisPhases
 from .index import AtLeast, FloorDiv, symbol, unflatten
 from .kernel import Kernel, hidden_zero
-from .phases import AxisPhases
 from .printer import Scribe
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton

@@ -15,9 +15,11 @@ from typing import Any
 
 from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
 from .forms import Form, forms
+from .geometry.phases import AxisPhases
+from .geometry.problem import Problem, problem_of
+from .geometry.tile import DEPTHWISE, Tile
 from .language.spec import ConvTransposeSpec
-from .phases import AxisPhases
-from .plan import DEPTHWISE, Candidate, Problem, Tile, problem_of
+from .plan import Candidate
 from .registers import NUM_WARPS, WARP, most_registers
 from .resources import Use, demand_of, occupancy
 from .tables.targets import GpuTarget

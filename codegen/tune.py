@@ -32,11 +32,12 @@ from .choices import Choices, key_of, read_choices, rows_of, shipped, text_of
 from .compiler import compile_kernel
 from .errors import SpecError
 from .files import check_output, is_stream, write_output
-from .gradient import gradient_refusal, input_gradient
+from .geometry.gradient import gradient_refusal, input_gradient
+from .geometry.phases import decompose
+from .geometry.tile import Tile
 from .language.parser import parse
 from .language.spec import ConvTransposeSpec
-from .phases import decompose
-from .plan import Candidate, Measured, MeasuredGradient, Tile
+from .plan import Candidate, Measured, MeasuredGradient
 from .tables.targets import TARGETS, GpuTarget, find_target
 from .tiling import rank_tiles
 from .workers import spawn_context

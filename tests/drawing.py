@@ -7,8 +7,8 @@ import random
 
 from convgen import ConvTransposeSpec, SpecError, find_target
 from convgen.compiler import compile_kernel
-from convgen.phases import decompose
-from convgen.plan import Tile
+from convgen.geometry.phases import decompose
+from convgen.geometry.tile import Tile
 from convgen.render import KernelSource
 from convgen.tiling import rank_tiles
 

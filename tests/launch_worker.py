@@ -19,8 +19,9 @@ import triton
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
 from convgen.cubin import capability_of, compile_text
+from convgen.geometry.problem import problem_of
+from convgen.geometry.tile import Tile
 from convgen.loading import load_module
-from convgen.plan import Tile, problem_of
 from convgen.render import KernelSource
 
 

@@ -5,7 +5,7 @@ here enumerates that equation; nothing divides by the stride.
 """
 
 from convgen import ConvTransposeSpec
-from convgen.phases import decompose
+from convgen.geometry.phases import decompose
 
 
 def axis_of(kernel, stride=1, padding=0, output_padding=0, dilation=1):

@@ -20,7 +20,7 @@ from convgen.benchplot import draw_plot
 from convgen.benchreport import judged, least_flops, row_of
 from convgen.compiler import plan
 from convgen.costs import layer_flops
-from convgen.plan import problem_of
+from convgen.geometry.problem import problem_of
 from drawing import draw
 from running import SMALL, run
 

@@ -20,8 +20,10 @@ from convgen.compiler import compile_kernel, plan
 from convgen.errors import SpecError
 from convgen.explain import explain
 from convgen.forms import form_of
-from convgen.phases import decompose
-from convgen.plan import Measured, Tile, problem_of
+from convgen.geometry.phases import decompose
+from convgen.geometry.problem import problem_of
+from convgen.geometry.tile import Tile
+from convgen.plan import Measured
 from convgen.standin import concrete
 from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import verify

@@ -24,9 +24,9 @@ from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.errors import SpecError
 from convgen.explain import explain
-from convgen.gradient import gradient_refusal, input_gradient
+from convgen.geometry.gradient import gradient_refusal, input_gradient
+from convgen.geometry.phases import decompose
 from convgen.loading import load_module
-from convgen.phases import decompose
 from convgen.plan import Measured, MeasuredGradient
 from convgen.rules import check_rules
 from convgen.tiling import rank_tiles

@@ -13,7 +13,7 @@ import pytest
 
 from convgen import parse
 from convgen.families import find_family
-from convgen.grouping import MOST_LANES, MOST_SLOTS, Grouping, refusal
+from convgen.geometry.groups import MOST_LANES, MOST_SLOTS, Grouping, refusal
 from convgen.polyphase import SPANS, span_refusal
 from scattering import axis_of, output_extent, random_parameters, scattered
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from convgen import ConvTransposeSpec
-from convgen.phases import decompose
+from convgen.geometry.phases import decompose
 from scattering import axis_of, output_extent, random_parameters, scattered
 
 

@@ -14,8 +14,9 @@ import pytest
 from convgen import find_target, parse, registers
 from convgen.compiler import plan
 from convgen.errors import SpecError
-from convgen.phases import decompose
-from convgen.plan import Candidate, Cost, Tile
+from convgen.geometry.phases import decompose
+from convgen.geometry.tile import Tile
+from convgen.plan import Candidate, Cost
 from convgen.tiling import _order, rank_tiles
 
 TILE = Tile(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=3)

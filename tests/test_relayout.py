@@ -27,9 +27,10 @@ from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.explain import explain
 from convgen.forms import Form, form_of
+from convgen.geometry.phases import decompose
+from convgen.geometry.problem import problem_of
+from convgen.geometry.tile import Tile
 from convgen.loading import laid_out, load_module
-from convgen.phases import decompose
-from convgen.plan import Tile, problem_of
 from convgen.relayout import CopyTile, copy_tile, relayout_refusal
 from convgen.resources import use_of
 from convgen.tables.targets import TARGETS

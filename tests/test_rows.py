@@ -18,11 +18,11 @@ import pytest
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.choices import Choices, key_of
 from convgen.compiler import plan
+from convgen.geometry.phases import decompose
+from convgen.geometry.row_blocks import MOST_INPUTS, ROWS, RowBlock, rows_refusal
 from convgen.loading import load_module
-from convgen.phases import decompose
 from convgen.plan import Measured
 from convgen.render import KernelSource
-from convgen.rows import MOST_INPUTS, ROWS, RowBlock, rows_refusal
 from convgen.tiling import rank_tiles
 from convgen.verify import allowed, measure
 from drawing import draw, each_form

@@ -12,7 +12,7 @@ import math
 import pytest
 
 from convgen import parse
-from convgen.phases import decompose
+from convgen.geometry.phases import decompose
 from convgen.standin import MOST_ELEMENTS, concrete, stand_in
 from hard import HARD, verified
 from running import run

@@ -27,9 +27,10 @@ from convgen.choices import key_of, read_choices, shipped, text_of
 from convgen.cli import main
 from convgen.cubin import compilers
 from convgen.errors import SpecError
-from convgen.gradient import input_gradient
-from convgen.phases import decompose
-from convgen.plan import Candidate, MeasuredGradient, Tile
+from convgen.geometry.gradient import input_gradient
+from convgen.geometry.phases import decompose
+from convgen.geometry.tile import Tile
+from convgen.plan import Candidate, MeasuredGradient
 from convgen.tiling import best_tile, rank_tiles
 from convgen.tune import _fits, shortlist, tune
 

@@ -21,9 +21,9 @@ import torch
 from bounding import bounded
 from convgen import TARGETS, ConvTransposeSpec
 from convgen.compiler import compile_kernel
+from convgen.geometry.tile import Tile
 from convgen.loading import load_module
 from convgen.oracle import Array, reference
-from convgen.plan import Tile
 from convgen.render import KernelSource
 from convgen.tables.pointwise import Stage
 from convgen.verify import run

@@ -20,7 +20,7 @@ import triton
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
 from convgen.cubin import compile_text, read_launches
-from convgen.plan import Tile
+from convgen.geometry.tile import Tile
 
 SM_90 = 90
 PRODUCT = re.compile(r"HGMMA\S* R\d+, (?:R(\d+)|gdesc)")

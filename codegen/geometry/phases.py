@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .language.spec import ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 
 
 @dataclass(frozen=True, slots=True)

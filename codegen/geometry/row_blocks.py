@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .language.spec import ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 from .phases import AxisPhases, decompose
 
 # Each input of a block has its own lines in the kernel, which should stay readable.

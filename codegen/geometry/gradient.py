@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .language.spec import MAX_OFFSET, ConvTransposeSpec
+from ..language.spec import MAX_OFFSET, ConvTransposeSpec
 
 PREFIX = "GRAD_"  # of the names of its sizes, in the file of the layer
 
