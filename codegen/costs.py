@@ -26,7 +26,7 @@ from .plan import Cost
 from .registers import WGMMA_ROWS, comes_in_vectors, is_staged
 from .relayout import copied_bytes
 from .resources import occupancy, use_of
-from .sizes import needs_even_rows
+from .symbolic.sizes import needs_even_rows
 from .tables.targets import GpuTarget
 
 # Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in

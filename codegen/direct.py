@@ -20,7 +20,6 @@ from .gemm import channel_lanes
 from .geometry.groups import refusal
 from .geometry.phases import decompose
 from .grouped import group_inputs, group_outputs
-from .index import Coordinate
 from .kernel import (
     Kernel,
     bias_coordinates,
@@ -35,8 +34,9 @@ from .kernel import (
 from .language.spec import ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
 from .plan import KernelPlan
-from .printer import Scribe
-from .sizes import AXES, Sizes
+from .symbolic.access import Coordinate
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, Sizes
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 

@@ -19,10 +19,10 @@ from .geometry.groups import Grouping
 from .geometry.problem import problem_of
 from .packing import packed_grouping, packed_taps
 from .plan import Candidate, KernelPlan
-from .printer import Scribe
 from .relayout import copied_bytes, copy_text, tile_text
 from .resources import use_of
-from .sizes import AXES, sizes_of
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, sizes_of
 from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")

@@ -18,10 +18,10 @@ from .kerneltext import KernelText, kernel_text
 from .language.spec import ConvTransposeSpec
 from .packtext import PackText, pack_text
 from .plan import KernelPlan
-from .printer import WIDTH
 from .relayout import tile_text
 from .relayouttext import RelayoutText, relayout_text
-from .sizes import Sizes, sizes_of
+from .symbolic.lines import WIDTH
+from .symbolic.sizes import Sizes, sizes_of
 from .version import __version__
 from .wrappertext import WrapperContext, wrapper_context
 

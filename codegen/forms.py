@@ -23,8 +23,8 @@ from .geometry.tile import DEPTHWISE, Tile
 from .language.spec import ConvTransposeSpec
 from .polyphase import SPANS, span_refusal
 from .relayout import relayout_refusal
-from .sizes import needs_even_rows
 from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
+from .symbolic.sizes import needs_even_rows
 from .window import window_refusal
 
 

@@ -15,7 +15,6 @@ from sympy import Integer
 
 from .accesstext import StoreText
 from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
-from .index import Coordinate
 from .kernel import (
     ONE,
     Kernel,
@@ -31,8 +30,9 @@ from .kernel import (
     tensor,
 )
 from .plan import KernelPlan
-from .printer import Scribe
-from .sizes import Sizes
+from .symbolic.access import Coordinate
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import Sizes
 from .taps import define_phase, define_steps, define_taps
 
 

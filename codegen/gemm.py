@@ -16,12 +16,12 @@ from sympy import Expr, Integer
 from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .geometry.boxes import is_run
 from .geometry.row_blocks import RowBlock
-from .index import Coordinate
 from .kernel import Kernel, row_offset
 from .plan import KernelPlan
-from .printer import assignment, bare
 from .relayout import copy_rounds
-from .sizes import Sizes
+from .symbolic.access import Coordinate
+from .symbolic.lines import assignment, bare
+from .symbolic.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)

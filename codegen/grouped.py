@@ -9,9 +9,9 @@ from __future__ import annotations
 from sympy import Expr, Integer
 
 from .geometry.groups import Grouping
-from .index import Coordinate
 from .kernel import Kernel, Positions, input_index, output_index
-from .sizes import AXES
+from .symbolic.access import Coordinate
+from .symbolic.sizes import AXES
 
 
 def group_inputs(

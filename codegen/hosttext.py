@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
-from .printer import WIDTH, bare
-from .sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
+from .symbolic.lines import WIDTH, bare
+from .symbolic.sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
 
 
 @dataclass(frozen=True, slots=True)

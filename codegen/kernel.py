@@ -15,10 +15,12 @@ from sympy import Expr, Integer, Symbol
 
 from .accesstext import AccessText, RowMask, StoreText
 from .geometry.phases import AxisPhases
-from .index import Access, Coordinate, FloorDiv, Mask, Modulo, access, masks_of, unflatten
 from .plan import KernelPlan
-from .printer import Scribe, assignment, bare
-from .sizes import AXES, Sizes
+from .symbolic.access import Access, Coordinate, Mask, access, masks_of, unflatten
+from .symbolic.lines import assignment, bare
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, Sizes
+from .symbolic.space import FloorDiv, Modulo
 
 ONE = Integer(1)
 

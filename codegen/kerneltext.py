@@ -19,10 +19,11 @@ from .gemm import is_overtaken, settled
 from .language.spec import ConvTransposeSpec
 from .packing import packed_grouping
 from .plan import KernelPlan
-from .printer import WIDTH, Scribe
 from .relayout import copied_sizes, copy_rounds
-from .sizes import AXES, BLOCKS, Sizes
 from .sizetext import list_text, size_lines
+from .symbolic.lines import WIDTH
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, BLOCKS, Sizes
 from .tables.pointwise import Stage
 from .window import described_sizes
 

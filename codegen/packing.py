@@ -17,9 +17,10 @@ import math
 from sympy import Expr, Integer
 
 from .geometry.groups import Grouping
-from .index import Coordinate, FloorDiv, Modulo
 from .kernel import ONE, Kernel
 from .plan import KernelPlan
+from .symbolic.access import Coordinate
+from .symbolic.space import FloorDiv, Modulo
 
 
 def packed_grouping(plan: KernelPlan) -> Grouping | None:

@@ -17,15 +17,15 @@ from sympy import Expr, Integer, Symbol
 from .accesstext import AccessText
 from .geometry.problem import NOMINAL_CHANNELS
 from .hosttext import HostNames
-from .index import Coordinate, Mask, masks_of, unflatten
 from .kernel import ONE, Kernel, define_program
 from .kerneltext import TRITON_DTYPES, cast, packed_shape
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, packed_grouping, packed_taps
 from .plan import GridCoordinate, KernelPlan
-from .printer import Scribe
-from .sizes import AXES, Size, Sizes
 from .sizetext import list_text, size_lines
+from .symbolic.access import Coordinate, Mask, masks_of, unflatten
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, Size, Sizes
 from .wrappertext import grid_text
 
 ORDER = ("tap", "co", "ci")  # dimensions of a tile

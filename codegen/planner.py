@@ -20,11 +20,11 @@ from .geometry.phases import AxisPhases, decompose
 from .geometry.problem import problem_of
 from .geometry.row_blocks import RowBlock
 from .geometry.tile import SINGLE, Tile
-from .index import Space
 from .language.spec import ConvTransposeSpec
 from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured
 from .resources import check_limits
-from .sizes import AXES, Sizes, make_sizes
+from .symbolic.sizes import AXES, Sizes, make_sizes
+from .symbolic.space import Space
 from .tables.targets import GpuTarget
 from .tiling import best_tile, rank_tiles
 from .window import axis_coordinate, image_coordinate

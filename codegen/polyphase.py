@@ -12,7 +12,6 @@ from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
 from .geometry.groups import refusal
 from .geometry.phases import decompose
 from .grouped import group_inputs, group_outputs
-from .index import Coordinate, FloorDiv
 from .kernel import (
     Kernel,
     bias_coordinates,
@@ -26,8 +25,10 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .plan import KernelPlan
-from .printer import Scribe
-from .sizes import BLOCKS, Sizes
+from .symbolic.access import Coordinate
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import BLOCKS, Sizes
+from .symbolic.space import FloorDiv
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 SPANS = (1, 2, 4)

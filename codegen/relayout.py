@@ -17,7 +17,7 @@ from sympy import Symbol
 from .geometry.problem import Problem
 from .language.spec import ConvTransposeSpec
 from .plan import KernelPlan
-from .sizes import Sizes
+from .symbolic.sizes import Sizes
 
 VECTOR = 16  # bytes that a thread loads at once
 MOST_INDEX = 2**31 - 1

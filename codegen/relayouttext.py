@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from sympy import Expr, Integer
 
 from .hosttext import HostNames
-from .index import Coordinate
 from .kernel import ONE, Kernel, define_program
 from .language.spec import MEMORY_FORMATS
 from .plan import GridCoordinate, KernelPlan
-from .printer import Scribe
 from .relayout import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
-from .sizes import AXES, Size, Sizes
 from .sizetext import size_lines
+from .symbolic.access import Coordinate
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, Size, Sizes
 from .wrappertext import grid_text
 
 ORDER = ("ci", "position")  # dimensions of a tile

@@ -11,9 +11,10 @@ from collections.abc import Set
 
 from sympy import Expr, Symbol
 
-from .index import FloorDiv
-from .printer import WIDTH, Scribe, bare
-from .sizes import BLOCKS, Size, Sizes
+from .symbolic.lines import WIDTH, bare
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import BLOCKS, Size, Sizes
+from .symbolic.space import FloorDiv
 
 _COMMENTS = {
     "BLOCK_M": "output positions of a tile",

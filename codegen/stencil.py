@@ -18,7 +18,6 @@ from .accesstext import AccessText, Loop, OperandText, StoreText
 from .direct import depthwise_refusal
 from .geometry.groups import Grouping
 from .geometry.phases import decompose
-from .index import Coordinate, Mask, access
 from .kernel import (
     ONE,
     Kernel,
@@ -35,8 +34,10 @@ from .kernel import (
 from .language.spec import ConvTransposeSpec
 from .packing import raw_weight
 from .plan import KernelPlan
-from .printer import Scribe, assignment, bare
-from .sizes import Sizes
+from .symbolic.access import Coordinate, Mask, access
+from .symbolic.lines import assignment, bare
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import Sizes
 from .taps import define_flat_tap, define_phase, define_steps, define_taps
 
 STENCIL_SPANS = (2, 4, 8)

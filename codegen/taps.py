@@ -13,9 +13,10 @@ from sympy import Expr, Integer, Symbol
 
 from .accesstext import Loop
 from .geometry.phases import AxisPhases
-from .index import AtLeast, FloorDiv, symbol, unflatten
 from .kernel import Kernel, hidden_zero
-from .printer import Scribe
+from .symbolic.access import unflatten
+from .symbolic.scribe import Scribe
+from .symbolic.space import AtLeast, FloorDiv, symbol
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton
 # pipelines no others.

@@ -16,7 +16,6 @@ from sympy import Expr, Integer, Symbol
 
 from .accesstext import AccessText, LoadText
 from .gemm import GemmContext, WeightText, channel_lanes, input_tiles
-from .index import Coordinate, unflatten
 from .kernel import (
     ONE,
     Kernel,
@@ -31,8 +30,10 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .plan import GridCoordinate, KernelPlan
-from .printer import WIDTH, Scribe
-from .sizes import AXES, Sizes
+from .symbolic.access import Coordinate, unflatten
+from .symbolic.lines import WIDTH
+from .symbolic.scribe import Scribe
+from .symbolic.sizes import AXES, Sizes
 from .taps import define_phase, define_steps, define_taps
 
 VECTOR = 16  # bytes that strides of a descriptor are multiples of

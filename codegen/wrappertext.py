@@ -16,8 +16,8 @@ from .kerneltext import KernelText
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from .packing import packed_grouping, packed_taps
 from .plan import KernelPlan
-from .printer import WIDTH, split
-from .sizes import AXES, BLOCKS, BOXES, Sizes
+from .symbolic.lines import WIDTH, split
+from .symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
 from .tables.dtypes import DTYPES
 from .tables.pointwise import Stage
 

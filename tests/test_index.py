@@ -11,19 +11,8 @@ import pytest
 import sympy
 from sympy import Integer
 
-from convgen.index import (
-    INT32_MAX,
-    AtLeast,
-    Coordinate,
-    FloorDiv,
-    Mask,
-    Modulo,
-    Range,
-    Space,
-    access,
-    symbol,
-    unflatten,
-)
+from convgen.symbolic.access import Coordinate, Mask, access, unflatten
+from convgen.symbolic.space import INT32_MAX, AtLeast, FloorDiv, Modulo, Range, Space, symbol
 
 Q, R, S, T, LANE = map(symbol, ("q", "r", "s", "t", "lane"))
 H_IN, W_IN, W_OUT, KH = map(symbol, ("H_IN", "W_IN", "W_OUT", "KH"))

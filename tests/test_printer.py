@@ -14,8 +14,9 @@ import sympy
 from sympy import Integer
 
 from convgen import emit, parse
-from convgen.index import AtLeast, FloorDiv, Modulo, Range, Space, symbol
-from convgen.printer import WIDTH, Printer, PrintError, assignment, bare
+from convgen.symbolic.lines import WIDTH, assignment, bare
+from convgen.symbolic.printer import Printer, PrintError
+from convgen.symbolic.space import AtLeast, FloorDiv, Modulo, Range, Space, symbol
 
 M, N, S, T = map(symbol, ("m", "n", "s", "t"))
 Z = symbol("z")

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .geometry.boxes import box_of
-from .geometry.groups import Grouping
-from .geometry.phases import AxisPhases
-from .geometry.problem import NOMINAL_BATCH
-from .geometry.row_blocks import RowBlock
-from .geometry.tile import Tile
-from .index import FloorDiv, Space, symbol
-from .language.spec import ConvTransposeSpec
-from .plan import KernelPlan
+from ..geometry.boxes import box_of
+from ..geometry.groups import Grouping
+from ..geometry.phases import AxisPhases
+from ..geometry.problem import NOMINAL_BATCH
+from ..geometry.row_blocks import RowBlock
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..plan import KernelPlan
+from .space import FloorDiv, Space, symbol
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")

@@ -1,0 +1,4 @@
+"""Stage 3, index: offsets, bounds and masks as sympy expressions, and how they are spelled.
+
+In: sizes and their ranges. Out: accesses, and lines of Triton. Imports geometry.
+"""

@@ -1,0 +1,94 @@
+"""Accesses: where a tensor is read or written, and which masks that needs.
+
+Stage 3, index. Input: coordinates in a `Space`; output: an `Access` with its offset and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sympy
+from sympy import Expr, Integer, Symbol
+
+from .space import FloorDiv, Modulo, Space, expand
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """One axis of a tensor: where an access stands on it.
+
+    Attributes:
+        index: the coordinate.
+        extent: the axis' size.
+        stride: elements from one index to the next.
+        looped: the kernel's loop runs over the indices that are there, which no range tells.
+    """
+
+    index: Expr
+    extent: Expr
+    stride: Expr
+    looped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A condition `index >= 0` (extent None) or `index < extent` that no range proves."""
+
+    index: Expr
+    extent: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the elements of a tile lie in a tensor.
+
+    Attributes:
+        scalar: offset of the tile, in elements.
+        lanes: offsets inside the tile, in elements.
+        masks: conditions under which an element exists.
+    """
+
+    scalar: Expr
+    lanes: Expr
+    masks: tuple[Mask, ...]
+
+
+def masks_of(space: Space, coordinates: Iterable[Coordinate]) -> tuple[Mask, ...]:
+    """Return a mask for each bound of the `coordinates` that the ranges do not prove."""
+    masks: list[Mask] = []
+    for coordinate in coordinates:
+        if coordinate.looped:
+            continue
+        bounds = space.bounds(coordinate.index)
+        if not space.is_nonnegative(bounds.low):
+            masks.append(Mask(coordinate.index, None))
+        if not space.is_nonnegative(space.value(coordinate.extent) - 1 - bounds.high):
+            masks.append(Mask(coordinate.index, coordinate.extent))
+    return tuple(masks)
+
+
+def access(space: Space, coordinates: Sequence[Coordinate], lanes: frozenset[Symbol]) -> Access:
+    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove."""
+    scalar: list[Expr] = []
+    vector: list[Expr] = []
+    for coordinate in coordinates:
+        for term in sympy.Add.make_args(expand(coordinate.index)):
+            part = vector if term.free_symbols & lanes else scalar
+            part.append(term * coordinate.stride)
+    return Access(sympy.Add(*scalar), sympy.Add(*vector), masks_of(space, coordinates))
+
+
+def unflatten(flat: Expr, extents: Iterable[Expr]) -> tuple[Expr, ...]:
+    """Return the digits of `flat` in the mixed radix `extents`, fastest first.
+
+    The last digit is what is left: it is not reduced by its own extent.
+    """
+    digits: list[Expr] = []
+    radices = list(extents)
+    below = Integer(1)
+    for position, extent in enumerate(radices):
+        digit = FloorDiv(flat, below)
+        digits.append(digit if position == len(radices) - 1 else Modulo(digit, extent))
+        below = below * extent
+    return tuple(digits)

@@ -1,0 +1,42 @@
+"""Lines of an emitted file: assignments that fit the page's width.
+
+Stage 5, render. Input: text; output: lines.
+"""
+
+from __future__ import annotations
+
+WIDTH = 100  # columns of an emitted line
+
+
+def bare(text: str) -> str:
+    """Drop the parentheses around a whole expression, for the right side of an assignment."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[1:-1] if text[0] == "(" and position == len(text) - 1 else text
+    return text
+
+
+def assignment(name: str, text: str, indent: int) -> str:
+    """Return `name = text` in lines of at most 100 columns, as ruff would break them."""
+    if indent + len(name) + 3 + len(text) <= WIDTH:
+        return f"{name} = {text}"
+    parts = split(text, "+-")
+    if indent + 4 + len(text) <= WIDTH and not (len(parts) == 2 and text.endswith(")")):
+        return f"{name} = (\n    {text}\n)"
+    if len(parts) == 2 and text.endswith(")"):  # ruff would break it inside these parentheses
+        return "\n".join([f"{name} = {parts[0]}", *(f"{name} {p[0]}= {p[2:]}" for p in parts[1:])])
+    return f"{name} = (\n    " + "\n    ".join(parts) + "\n)"
+
+
+def split(text: str, signs: str) -> list[str]:
+    """Split a sum or product before each of its outermost `signs`."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        spaced = character == " " == text[position + 2 : position + 3]
+        if depth == 0 and spaced and text[position + 1] in signs:
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
