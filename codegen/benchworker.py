@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from .benchcases import CEILINGS, CONVGEN, WAYS, Way
-from .choices import choices_at
 from .compiler import compile_kernel
 from .cubin import compile_for, compilers, module_name
 from .errors import SpecError
@@ -32,6 +31,7 @@ from .language.parser import parse
 from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
 from .localgpu import local_target
+from .planning.choices import choices_at
 from .render import KernelSource
 from .tables.targets import find_target
 from .torchoracle import reference, staged

@@ -39,7 +39,7 @@ _choices_option = click.option(
 
 
 def _choices(path: Path | None, statements: list[Any]) -> Any:
-    from .choices import choices_for
+    from .planning.choices import choices_for
 
     return choices_for(path, {statement.target.name for statement in statements})
 
@@ -354,8 +354,8 @@ def bench(
     from .benchcases import read_cases, read_ways
     from .benchplot import draw_plot, not_a_plot, require_matplotlib
     from .benchreport import table
-    from .choices import choices_at
     from .files import check_output, write_output
+    from .planning.choices import choices_at
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:

@@ -12,12 +12,12 @@ torch or triton, or reads a clock, an environment or a device.
 
 from __future__ import annotations
 
-from .choices import Choices
 from .geometry.phases import decompose
 from .geometry.tile import Tile
 from .language.spec import ConvTransposeSpec
-from .plan import KernelPlan
-from .planner import plan_kernel
+from .planning.choices import Choices
+from .planning.plan import KernelPlan
+from .planning.planner import plan_kernel
 from .render import KernelSource, render
 from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 

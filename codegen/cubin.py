@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Choices
 from .compiler import compile_kernel
-from .relayout import copy_name
+from .planning.choices import Choices
+from .planning.input_copy import copy_name
+from .planning.resources import resident
 from .render import KernelSource
-from .resources import resident
 from .sources import Statement
 from .tables.targets import GpuTarget
 from .workers import spawn_context

@@ -33,7 +33,7 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import AXES, Sizes

@@ -10,17 +10,17 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .caveats import caveats_of
-from .costs import L2_PART, l2_ms, multiplied
 from .families import FAMILIES, find_family
-from .forms import form_of
 from .geometry.gradient import gradient_refusal
 from .geometry.groups import Grouping
 from .geometry.problem import problem_of
 from .packing import packed_grouping, packed_taps
-from .plan import Candidate, KernelPlan
-from .relayout import copied_bytes, copy_text, tile_text
-from .resources import use_of
+from .planning.caveats import caveats_of
+from .planning.costs import L2_PART, l2_ms, multiplied
+from .planning.forms import form_of
+from .planning.input_copy import copied_bytes, copy_text, tile_text
+from .planning.plan import Candidate, KernelPlan
+from .planning.resources import use_of
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import AXES, sizes_of
 from .tables.targets import GpuTarget

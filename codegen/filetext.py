@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from .caveats import caveats_of
 from .geometry.tile import Tile
 from .kerneltext import KernelText, kernel_text
 from .language.spec import ConvTransposeSpec
 from .packtext import PackText, pack_text
-from .plan import KernelPlan
-from .relayout import tile_text
+from .planning.caveats import caveats_of
+from .planning.input_copy import tile_text
+from .planning.plan import KernelPlan
 from .relayouttext import RelayoutText, relayout_text
 from .symbolic.lines import WIDTH
 from .symbolic.sizes import Sizes, sizes_of

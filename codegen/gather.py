@@ -29,7 +29,7 @@ from .kernel import (
     stores,
     tensor,
 )
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import Sizes

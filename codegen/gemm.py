@@ -17,8 +17,8 @@ from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
 from .geometry.boxes import is_run
 from .geometry.row_blocks import RowBlock
 from .kernel import Kernel, row_offset
-from .plan import KernelPlan
-from .relayout import copy_rounds
+from .planning.input_copy import copy_rounds
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate
 from .symbolic.lines import assignment, bare
 from .symbolic.sizes import Sizes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .plan import GRID_LIMITS, GridCoordinate, KernelPlan
+from .planning.plan import GRID_LIMITS, GridCoordinate, KernelPlan
 from .symbolic.lines import WIDTH, bare
 from .symbolic.sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
 

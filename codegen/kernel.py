@@ -15,7 +15,7 @@ from sympy import Expr, Integer, Symbol
 
 from .accesstext import AccessText, RowMask, StoreText
 from .geometry.phases import AxisPhases
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Access, Coordinate, Mask, access, masks_of, unflatten
 from .symbolic.lines import assignment, bare
 from .symbolic.scribe import Scribe

@@ -18,8 +18,8 @@ from .families import find_family
 from .gemm import is_overtaken, settled
 from .language.spec import ConvTransposeSpec
 from .packing import packed_grouping
-from .plan import KernelPlan
-from .relayout import copied_sizes, copy_rounds
+from .planning.input_copy import copied_sizes, copy_rounds
+from .planning.plan import KernelPlan
 from .sizetext import list_text, size_lines
 from .symbolic.lines import WIDTH
 from .symbolic.scribe import Scribe

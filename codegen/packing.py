@@ -18,7 +18,7 @@ from sympy import Expr, Integer
 
 from .geometry.groups import Grouping
 from .kernel import ONE, Kernel
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate
 from .symbolic.space import FloorDiv, Modulo
 

@@ -21,7 +21,7 @@ from .kernel import ONE, Kernel, define_program
 from .kerneltext import TRITON_DTYPES, cast, packed_shape
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from .packing import grouped_reach, grouped_tap, kernel_extents, packed_grouping, packed_taps
-from .plan import GridCoordinate, KernelPlan
+from .planning.plan import GridCoordinate, KernelPlan
 from .sizetext import list_text, size_lines
 from .symbolic.access import Coordinate, Mask, masks_of, unflatten
 from .symbolic.scribe import Scribe

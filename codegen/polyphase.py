@@ -24,7 +24,7 @@ from .kernel import (
     tensor,
 )
 from .language.spec import ConvTransposeSpec
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import BLOCKS, Sizes

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from .choices import choices_for
 from .compiler import compile_kernel
 from .errors import EditedError, ProjectError
 from .files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
@@ -25,6 +24,7 @@ from .package import (
     package_text,
     read_precompiled,
 )
+from .planning.choices import choices_for
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
 from .render import around_hash, is_as_generated, is_generated, with_hash
 from .table import Kernel, Table, read_table

@@ -16,8 +16,8 @@ from sympy import Expr, Integer
 from .hosttext import HostNames
 from .kernel import ONE, Kernel, define_program
 from .language.spec import MEMORY_FORMATS
-from .plan import GridCoordinate, KernelPlan
-from .relayout import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
+from .planning.input_copy import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
+from .planning.plan import GridCoordinate, KernelPlan
 from .sizetext import size_lines
 from .symbolic.access import Coordinate
 from .symbolic.scribe import Scribe

@@ -33,7 +33,7 @@ from .kernel import (
 )
 from .language.spec import ConvTransposeSpec
 from .packing import raw_weight
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate, Mask, access
 from .symbolic.lines import assignment, bare
 from .symbolic.scribe import Scribe

@@ -28,7 +28,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .choices import Choices, key_of, read_choices, rows_of, shipped, text_of
 from .compiler import compile_kernel
 from .errors import SpecError
 from .files import check_output, is_stream, write_output
@@ -37,9 +36,10 @@ from .geometry.phases import decompose
 from .geometry.tile import Tile
 from .language.parser import parse
 from .language.spec import ConvTransposeSpec
-from .plan import Candidate, Measured, MeasuredGradient
+from .planning.candidates import rank_tiles
+from .planning.choices import Choices, key_of, read_choices, rows_of, shipped, text_of
+from .planning.plan import Candidate, Measured, MeasuredGradient
 from .tables.targets import TARGETS, GpuTarget, find_target
-from .tiling import rank_tiles
 from .workers import spawn_context
 
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop

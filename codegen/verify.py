@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from . import oracle
-from .choices import Choices
 from .compiler import compile_kernel
 from .families import find_family
 from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
+from .planning.choices import Choices
 from .standin import stand_in
 from .tables.targets import GpuTarget
 

@@ -29,7 +29,8 @@ from .kernel import (
     tensor,
 )
 from .language.spec import ConvTransposeSpec
-from .plan import GridCoordinate, KernelPlan
+from .planning.grid import axis_coordinate, image_coordinate
+from .planning.plan import KernelPlan
 from .symbolic.access import Coordinate, unflatten
 from .symbolic.lines import WIDTH
 from .symbolic.scribe import Scribe
@@ -130,22 +131,6 @@ def described_sizes(sizes: Sizes) -> set[Symbol]:
     """Return the sizes that the descriptors' comments name."""
     axes = [(sizes.input(axis), sizes.kernel(axis)) for axis in range(sizes.rank)]
     return {sizes.named("C_IN"), sizes.named("C_OUT"), sizes.group_in, *sum(axes, start=())}
-
-
-def axis_coordinate(sizes: Sizes, axis: int) -> GridCoordinate:
-    """Return the coordinate of a program along an axis: of its box, or its only position."""
-    letter = AXES[sizes.rank][axis]
-    if sizes.box[axis + 1] > 1:
-        return GridCoordinate(f"{letter}_tile", sizes.named(f"{letter}_tiles"))
-    kind = "block" if sizes.is_blocked(axis) else "q"
-    return GridCoordinate(f"{kind}_{letter}", sizes.phase(axis))
-
-
-def image_coordinate(sizes: Sizes) -> GridCoordinate:
-    """Return the coordinate of a program's box of images, or its only image."""
-    if sizes.box and sizes.box[0] > 1:
-        return GridCoordinate("n_tile", sizes.named("n_tiles"))
-    return GridCoordinate("image", sizes.named("BATCH"))
 
 
 def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr]]:

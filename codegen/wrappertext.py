@@ -15,7 +15,7 @@ from .hosttext import Check, HostNames
 from .kerneltext import KernelText
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from .packing import packed_grouping, packed_taps
-from .plan import KernelPlan
+from .planning.plan import KernelPlan
 from .symbolic.lines import WIDTH, split
 from .symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
 from .tables.dtypes import DTYPES

@@ -23,9 +23,9 @@ from typing import Any
 
 import layers
 from convgen import TARGETS, ConvTransposeSpec, find_target, parse
-from convgen.choices import MODEL_ALONE
 from convgen.compiler import compile_kernel
 from convgen.cubin import capability_of, compile_text, compilers, module_name
+from convgen.planning.choices import MODEL_ALONE
 from planned import TENSOR_COLUMNS, reason_for, tensor_columns
 
 ROOT = Path(__file__).parent.parent

@@ -28,10 +28,10 @@ from convgen import (
     oracle,
 )
 from convgen.benchcases import CONVGEN_WAYS, TORCH_WAYS, WAYS, read_cases, read_ways
-from convgen.choices import key_of, text_of
 from convgen.compiler import plan
 from convgen.language.parser.parser import parse
 from convgen.localgpu import nearest_target
+from convgen.planning.choices import key_of, text_of
 from convgen.torchoracle import reference
 from drawing import draw
 from running import SMALL, run

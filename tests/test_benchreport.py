@@ -19,8 +19,8 @@ from convgen.benchcases import Case
 from convgen.benchplot import draw_plot
 from convgen.benchreport import judged, least_flops, row_of
 from convgen.compiler import plan
-from convgen.costs import layer_flops
 from convgen.geometry.problem import problem_of
+from convgen.planning.costs import layer_flops
 from drawing import draw
 from running import SMALL, run
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from convgen import find_target, parse
-from convgen.caveats import CAVEATS, caveats_of
 from convgen.compiler import plan
 from convgen.explain import explain
 from convgen.loading import load_module
+from convgen.planning.caveats import CAVEATS, caveats_of
 from drawing import each_form
 from scattering import axis_of, output_extent, random_parameters, scattered
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from convgen import TARGETS, find_target, parse
-from convgen.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.compiler import compile_kernel, plan
 from convgen.errors import SpecError
 from convgen.explain import explain
-from convgen.forms import form_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.plan import Measured
+from convgen.planning.candidates import best_tile, rank_tiles
+from convgen.planning.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
+from convgen.planning.forms import form_of
+from convgen.planning.plan import Measured
 from convgen.standin import concrete
-from convgen.tiling import best_tile, rank_tiles
 from convgen.verify import verify
 from drawing import draw
 from running import make_project, run
@@ -305,8 +305,8 @@ def test_a_measured_tile_needs_no_ranking(monkeypatch):
     def refuse(*_):
         raise AssertionError("ranked")
 
-    monkeypatch.setattr("convgen.planner.rank_tiles", refuse)
-    monkeypatch.setattr("convgen.planner.best_tile", refuse)
+    monkeypatch.setattr("convgen.planning.candidates.rank_tiles", refuse)
+    monkeypatch.setattr("convgen.planning.candidates.best_tile", refuse)
     spec = parse("ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))")
     made = plan(spec, find_target("h100"))
     assert made.measured is not None

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from convgen import TARGETS, find_target, parse
 from convgen.cli import main as cli
 from convgen.compiler import compile_kernel, plan
-from convgen.forms import form_of
 from convgen.geometry.problem import problem_of
-from convgen.plan import KernelPlan
-from convgen.resources import Use, use_of
+from convgen.planning.forms import form_of
+from convgen.planning.plan import KernelPlan
+from convgen.planning.resources import Use, use_of
 from convgen.table import read_table
 from convgen.tables.targets import GpuTarget
 from planned import reason_for

@@ -13,11 +13,11 @@ import pytest
 import layers
 from convgen import find_target
 from convgen.compiler import plan
-from convgen.costs import cost_of, least_of
-from convgen.forms import form_of
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.plan import KernelPlan
+from convgen.planning.costs import cost_of, least_of
+from convgen.planning.forms import form_of
+from convgen.planning.plan import KernelPlan
 
 RTX4090 = find_target("rtx4090")
 # KernelBench level 1 on RTX 4090s, float32. torch: eager, milliseconds, published with KernelWeaver

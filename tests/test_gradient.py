@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from convgen import find_target, oracle, parse
-from convgen.choices import Choices, key_of, read_choices, text_of
 from convgen.compiler import compile_kernel, plan
 from convgen.cubin import read_launches
 from convgen.errors import SpecError
@@ -27,9 +26,10 @@ from convgen.explain import explain
 from convgen.geometry.gradient import gradient_refusal, input_gradient
 from convgen.geometry.phases import decompose
 from convgen.loading import load_module
-from convgen.plan import Measured, MeasuredGradient
+from convgen.planning.candidates import rank_tiles
+from convgen.planning.choices import Choices, key_of, read_choices, text_of
+from convgen.planning.plan import Measured, MeasuredGradient
 from convgen.rules import check_rules
-from convgen.tiling import rank_tiles
 
 H100 = find_target("h100")
 LAYER = "ConvTranspose2d(4, 6, 3, padding=1, groups=2, dtype=float64, input=(2, 4, 5, 6))"

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from convgen import ConvTransposeSpec, oracle, parse
-from convgen.caveats import CAVEATS
 from convgen.compiler import compile_kernel
 from convgen.loading import load_module
+from convgen.planning.caveats import CAVEATS
 from drawing import forms
 
 LAYERS = {

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from convgen import costs as c
 from convgen import find_target, parse
-from convgen.costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
-from convgen.forms import form_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
+from convgen.planning import costs as c
+from convgen.planning.costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
+from convgen.planning.forms import form_of
 
 # 64 channels of 8 images, 64 x 64 in and out: 4096 positions an image, 9 taps.
 LAYER = "ConvTranspose2d(64, 64, 3, padding=1, bias=False, input=(8, 64, 64, 64)"

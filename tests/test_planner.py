@@ -11,13 +11,14 @@ import math
 
 import pytest
 
-from convgen import find_target, parse, registers
+from convgen import find_target, parse
 from convgen.compiler import plan
 from convgen.errors import SpecError
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
-from convgen.plan import Candidate, Cost
-from convgen.tiling import _order, rank_tiles
+from convgen.planning import registers
+from convgen.planning.candidates import _order, rank_tiles
+from convgen.planning.plan import Candidate, Cost
 
 TILE = Tile(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=3)
 COST = Cost(

@@ -24,8 +24,8 @@ import pytest
 
 from building import KERNELS, TABLE, WAYS, Builder, inside, lend_triton, make_package, tree
 from convgen import TARGETS, parse, precompile
-from convgen.choices import text_of
 from convgen.hooks import generate_into
+from convgen.planning.choices import text_of
 from convgen.precompile import Cubin, Job, jobs, seal_is_intact
 from convgen.project import check, generate, write
 from convgen.table import read_table

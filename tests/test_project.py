@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import convgen
-from convgen.choices import text_of
 from convgen.errors import ProjectError
 from convgen.files import only_writer, write_text
+from convgen.planning.choices import text_of
 from convgen.project import generate, write
 from convgen.table import has_table, read_table
 from running import SMALL, make_project, rows, run

@@ -10,12 +10,12 @@ from __future__ import annotations
 import pytest
 
 from convgen import find_target, parse
-from convgen import registers as r
-from convgen.forms import form_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.resources import Use, occupancy, resident, use_of
+from convgen.planning import registers as r
+from convgen.planning.forms import form_of
+from convgen.planning.resources import Use, occupancy, resident, use_of
 
 LAYER = "ConvTranspose2d(64, 64, 3, padding=1, bias=False, input=(8, 64, 64, 64)"
 LAST = f"{LAYER}, layout=channels_last"

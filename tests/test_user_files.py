@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from convgen.benchcases import read_cases
-from convgen.choices import read_choices, rows_of
 from convgen.documents import toml_of
 from convgen.errors import SpecError
 from convgen.files import MAX_FILE
+from convgen.planning.choices import read_choices, rows_of
 from convgen.setuptools_hook import _is_shipped
 from convgen.table import has_table
 from running import SMALL, make_project, rows, run

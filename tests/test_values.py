@@ -18,11 +18,11 @@ import torch
 
 import convgen
 from convgen import ConvTransposeSpec, GpuTarget, SpecError, find_target
-from convgen.choices import tile_of
 from convgen.compiler import compile_kernel
 from convgen.errors import shown, visible
 from convgen.geometry.tile import Tile
 from convgen.language.parser.spec import make_stage
+from convgen.planning.choices import tile_of
 from convgen.tables.pointwise import Stage
 
 INJECTED = "0\nimport os  # injected"

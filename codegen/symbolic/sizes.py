@@ -21,7 +21,7 @@ from ..geometry.problem import NOMINAL_BATCH
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
-from ..plan import KernelPlan
+from ..planning.plan import KernelPlan
 from .space import FloorDiv, Space, symbol
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)

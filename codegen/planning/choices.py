@@ -27,13 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import json_of
-from .errors import SpecError, shown
-from .files import read_text
-from .geometry.tile import Tile
-from .language.spec import NO_CHOICES, ConvTransposeSpec, check_target
+from ..documents import json_of
+from ..errors import SpecError, shown
+from ..files import read_text
+from ..geometry.tile import Tile
+from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
+from ..values import check_choice, check_integer, integer_of, number_of
 from .plan import Measured, MeasuredGradient
-from .values import check_choice, check_integer, integer_of, number_of
 
 SCHEMA = 1
 MAX_MS = 10**9  # no kernel runs for days
@@ -83,7 +83,7 @@ def key_of(spec: ConvTransposeSpec) -> str:
 @functools.cache
 def shipped(target: str) -> Choices:
     """Return the package's choices for a target; empty if it has none."""
-    source = importlib.resources.files(__package__) / "choices" / f"{target}.json"
+    source = importlib.resources.files(__package__) / "measured" / f"{target}.json"
     if not source.is_file():
         return Choices(target, {})
     found = _read(source.read_text(encoding="utf-8"), f"choices/{target}.json")
@@ -118,7 +118,7 @@ def read_choices(path: Path) -> Choices:
 
 def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
     """Return the rows by `key_of` their specs, which a hand may have written in another way."""
-    from .language.parser import parse
+    from ..language.parser import parse
 
     keyed = {}
     for text, measured in table.items():
@@ -225,7 +225,7 @@ def _time(row: dict[str, Any], key: str, where: str) -> float:
 
 def tile_of(row: Any) -> Tile:
     """Return the tile that a file's object describes; raises SpecError if it is none."""
-    from .families import FAMILIES
+    from ..families import FAMILIES
 
     names = [field.name for field in dataclasses.fields(Tile)]
     given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}

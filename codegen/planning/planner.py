@@ -6,30 +6,24 @@ Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPla
 from __future__ import annotations
 
 import functools
-import math
 
-from sympy import Integer
-
+from ..geometry.gradient import PREFIX, gradient_refusal, input_gradient
+from ..geometry.groups import Grouping
+from ..geometry.phases import AxisPhases, decompose
+from ..geometry.problem import problem_of
+from ..geometry.row_blocks import RowBlock
+from ..geometry.tile import SINGLE, Tile
+from ..language.spec import ConvTransposeSpec
+from ..symbolic.sizes import make_sizes
+from ..tables.targets import GpuTarget
+from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
 from .costs import cost_of, folds_batch, least_of
-from .errors import SpecError
 from .forms import form_of
-from .geometry.gradient import PREFIX, gradient_refusal, input_gradient
-from .geometry.groups import Grouping
-from .geometry.phases import AxisPhases, decompose
-from .geometry.problem import problem_of
-from .geometry.row_blocks import RowBlock
-from .geometry.tile import SINGLE, Tile
-from .language.spec import ConvTransposeSpec
-from .plan import GRID_LIMITS, Candidate, GridCoordinate, KernelPlan, Measured
+from .grid import _grid
+from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
-from .symbolic.sizes import AXES, Sizes, make_sizes
-from .symbolic.space import Space
-from .tables.targets import GpuTarget
-from .tiling import best_tile, rank_tiles
-from .window import axis_coordinate, image_coordinate
 
-Grid = tuple[tuple[GridCoordinate, ...], ...]
 TUNED = 6  # configs that an autotuned file tries
 
 
@@ -153,94 +147,3 @@ def _launch(tile: Tile) -> tuple[int | str, ...]:
 def _blocks(tile: Tile) -> tuple[int | str, ...]:
     blocks = tile.block_m, tile.block_n, tile.block_k
     return *blocks, tile.family, tile.span, tile.rows, tile.relayout
-
-
-def _grid(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], sizes: Sizes, fold: bool
-) -> tuple[Grid, str]:
-    """Place the coordinates on the grid's axes: the longest extent on axis 0."""
-    space = sizes.space
-    steps = []
-    numbered = list(zip(range(spec.rank), AXES[spec.rank], phases, strict=True))
-    for number, letter, axis in reversed(numbered):
-        if sizes.is_grouped(number) or sizes.is_blocked(number):
-            continue  # a program has all its phases
-        if axis.tap_step > 1:
-            steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
-        if axis.gaps > 1:
-            steps.append(GridCoordinate(f"gap_{letter}", Integer(axis.gaps)))
-    co_tile = GridCoordinate("co_tile", sizes.named("co_tiles"))
-    group = GridCoordinate("group", Integer(sizes.groups))
-    tiles = _tiles(sizes, fold)
-    image = () if fold else (image_coordinate(sizes),)
-    positions, channels = (*steps, *tiles), (co_tile, group)
-    # Programs that run together should read the same inputs: phases and channels vary fastest.
-    flat = (*steps, co_tile, *tiles, group, *image)
-    extents = [_extent(space, part) for part in (positions, channels, image)]
-    rank = spec.grid or _natural_rank(extents)
-    if rank == 1:
-        grid: Grid = (flat,)
-    elif rank == 2:
-        grid = (
-            ((*positions, *image), channels) if extents[1] != 1 else (positions, image or channels)
-        )
-    else:
-        grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
-    grid = tuple(_live(space, part) for part in grid)
-    grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
-    _check_limits(spec, space, grid)
-    shared = fold or (bool(sizes.box) and sizes.box[0] > 1)
-    return grid, _reason(spec, rank, shared, extents)
-
-
-def _live(space: Space, part: tuple[GridCoordinate, ...]) -> tuple[GridCoordinate, ...]:
-    """Leave out coordinates that take one value, but for the last of an axis."""
-    return tuple(c for c in part if space.number(c.extent) != 1) or part[:1]
-
-
-def _tiles(sizes: Sizes, fold: bool) -> tuple[GridCoordinate, ...]:
-    """Return what numbers the tiles of positions: one number, or one an axis for boxes."""
-    if not sizes.box:
-        return (GridCoordinate("tile", sizes.named("folded_tiles" if fold else "tiles")),)
-    return tuple(axis_coordinate(sizes, axis) for axis in reversed(range(sizes.rank)))
-
-
-def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None:
-    """Programs along an axis, None if only run time knows; the positions stay first then."""
-    return space.number(math.prod((c.extent for c in coordinates), start=Integer(1)))
-
-
-def _natural_rank(extents: list[int | None]) -> int:
-    """One axis if channel tiles exist, to keep them side by side; else positions x images."""
-    _, channels, images = extents
-    if channels != 1 or images == 1:
-        return 1
-    return 2 if images is None or images <= GRID_LIMITS[1] else 1
-
-
-def _check_limits(spec: ConvTransposeSpec, space: Space, grid: Grid) -> None:
-    for number, part in enumerate(grid):
-        extent = _extent(space, part)
-        if extent is not None and extent > GRID_LIMITS[number]:
-            names = " x ".join(c.name for c in part if space.number(c.extent) != 1)
-            advice = "leave grid out" if spec.grid else f"no launch can hold input={spec.input}"
-            raise SpecError(
-                f"grid axis {number} ({names}) would need {extent} programs, "
-                f"CUDA allows {GRID_LIMITS[number]}; {advice}",
-                "grid" if spec.grid else "input",
-            )
-
-
-def _reason(spec: ConvTransposeSpec, rank: int, shared: bool, extents: list[int | None]) -> str:
-    parts = [
-        "images share tiles, so that small ones fill them" if shared else "one image a program"
-    ]
-    if spec.grid is not None:
-        parts.append(f"grid={rank} was asked for")
-    elif rank == 1 and extents[1] != 1:
-        parts.append(
-            "phases and channel tiles side by side on one axis, so that they share inputs in L2"
-        )
-    elif rank == 2:
-        parts.append("images on an axis of their own: parallelism over the batch needs no division")
-    return "; ".join(parts)

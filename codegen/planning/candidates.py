@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..geometry.phases import AxisPhases
+from ..geometry.problem import Problem, problem_of
+from ..geometry.tile import DEPTHWISE, Tile
+from ..language.spec import ConvTransposeSpec
+from ..tables.targets import GpuTarget
 from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
 from .forms import Form, forms
-from .geometry.phases import AxisPhases
-from .geometry.problem import Problem, problem_of
-from .geometry.tile import DEPTHWISE, Tile
-from .language.spec import ConvTransposeSpec
 from .plan import Candidate
 from .registers import NUM_WARPS, WARP, most_registers
 from .resources import Use, demand_of, occupancy
-from .tables.targets import GpuTarget
 
 # `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
 BLOCK_M = (32, 64, 128, 256)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .errors import SpecError
+from ..errors import SpecError
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..tables.targets import GpuTarget
 from .forms import Form
-from .geometry.tile import Tile
-from .language.spec import ConvTransposeSpec
 from .registers import (
     STAGE_GROUPED,
     WARP,
@@ -24,7 +25,6 @@ from .registers import (
     is_staged,
     registers_of,
 )
-from .tables.targets import GpuTarget
 
 
 @dataclass(frozen=True, slots=True)

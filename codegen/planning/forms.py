@@ -12,20 +12,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .direct import direct_refusal
-from .errors import SpecError, visible
-from .geometry.boxes import box_of
-from .geometry.groups import Grouping
-from .geometry.phases import AxisPhases
-from .geometry.problem import Problem
-from .geometry.row_blocks import ROWS, RowBlock, rows_refusal
-from .geometry.tile import DEPTHWISE, Tile
-from .language.spec import ConvTransposeSpec
-from .polyphase import SPANS, span_refusal
-from .relayout import relayout_refusal
-from .stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
-from .symbolic.sizes import needs_even_rows
-from .window import window_refusal
+from ..direct import direct_refusal
+from ..errors import SpecError, visible
+from ..geometry.boxes import box_of
+from ..geometry.groups import Grouping
+from ..geometry.phases import AxisPhases
+from ..geometry.problem import Problem
+from ..geometry.row_blocks import ROWS, RowBlock, rows_refusal
+from ..geometry.tile import DEPTHWISE, Tile
+from ..language.spec import ConvTransposeSpec
+from ..polyphase import SPANS, span_refusal
+from ..stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
+from ..symbolic.sizes import needs_even_rows
+from ..window import window_refusal
+from .input_copy import relayout_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from sympy import Expr
 
-from .geometry.groups import Grouping
-from .geometry.phases import AxisPhases
-from .geometry.row_blocks import RowBlock
-from .geometry.tile import Tile
-from .language.spec import ConvTransposeSpec
-from .tables.targets import GpuTarget
+from ..geometry.groups import Grouping
+from ..geometry.phases import AxisPhases
+from ..geometry.row_blocks import RowBlock
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..tables.targets import GpuTarget
 
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
 

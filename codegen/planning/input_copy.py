@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from .geometry.problem import Problem
-from .language.spec import ConvTransposeSpec
+from ..geometry.problem import Problem
+from ..language.spec import ConvTransposeSpec
+from ..symbolic.sizes import Sizes
 from .plan import KernelPlan
-from .symbolic.sizes import Sizes
 
 VECTOR = 16  # bytes that a thread loads at once
 MOST_INDEX = 2**31 - 1

@@ -6,11 +6,11 @@ estimates; the compiler has the last word (cubin.py).
 
 from __future__ import annotations
 
+from ..geometry.boxes import is_run
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..tables.targets import GpuTarget
 from .forms import Form
-from .geometry.boxes import is_run
-from .geometry.tile import Tile
-from .language.spec import ConvTransposeSpec
-from .tables.targets import GpuTarget
 
 WARP = 32
 NUM_WARPS = (4, 8)

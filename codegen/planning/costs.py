@@ -17,17 +17,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..geometry.boxes import is_run, tiles_of
+from ..geometry.problem import Problem
+from ..geometry.tile import SINGLE, Tile
+from ..language.spec import ConvTransposeSpec
+from ..symbolic.sizes import needs_even_rows
+from ..tables.targets import GpuTarget
 from .forms import Form
-from .geometry.boxes import is_run, tiles_of
-from .geometry.problem import Problem
-from .geometry.tile import SINGLE, Tile
-from .language.spec import ConvTransposeSpec
+from .input_copy import copied_bytes
 from .plan import Cost
 from .registers import WGMMA_ROWS, comes_in_vectors, is_staged
-from .relayout import copied_bytes
 from .resources import occupancy, use_of
-from .symbolic.sizes import needs_even_rows
-from .tables.targets import GpuTarget
 
 # Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in
 # channels_first by inputs loaded as one, too (a tap's shift breaks the alignment of longer runs).
