@@ -302,7 +302,7 @@ def targets(as_json: bool) -> None:
 @guarded
 def families(as_json: bool) -> None:
     """List the kernel families; the planner ranks the tiles of all that serve a spec."""
-    from .families import FAMILIES
+    from .families.registry import FAMILIES
 
     if as_json:
         rows = [{"name": f.name, "serves": f.serves, "idea": f.idea} for f in FAMILIES]

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .families import FAMILIES, find_family
+from .families.registry import FAMILIES, find_family
 from .geometry.gradient import gradient_refusal
 from .geometry.groups import Grouping
 from .geometry.problem import problem_of
-from .packing import packed_grouping, packed_taps
+from .kernels.packing import packed_grouping, packed_taps
 from .planning.caveats import caveats_of
 from .planning.costs import L2_PART, l2_ms, multiplied
 from .planning.forms import form_of

@@ -14,10 +14,11 @@ from typing import Any
 
 from sympy import Symbol
 
-from .families import find_family
-from .gemm import is_overtaken, settled
+from .families.registry import find_family
+from .families.window import described_sizes
+from .kernels.gemm import is_overtaken, settled
+from .kernels.packing import packed_grouping
 from .language.spec import ConvTransposeSpec
-from .packing import packed_grouping
 from .planning.input_copy import copied_sizes, copy_rounds
 from .planning.plan import KernelPlan
 from .sizetext import list_text, size_lines
@@ -25,7 +26,6 @@ from .symbolic.lines import WIDTH
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import AXES, BLOCKS, Sizes
 from .tables.pointwise import Stage
-from .window import described_sizes
 
 TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .accesstext import AccessText
 from .geometry.problem import NOMINAL_CHANNELS
 from .hosttext import HostNames
-from .kernel import ONE, Kernel, define_program
+from .kernels.builder import ONE, Kernel, define_program
+from .kernels.packing import (
+    grouped_reach,
+    grouped_tap,
+    kernel_extents,
+    packed_grouping,
+    packed_taps,
+)
+from .kernels.texts import AccessText
 from .kerneltext import TRITON_DTYPES, cast, packed_shape
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
-from .packing import grouped_reach, grouped_tap, kernel_extents, packed_grouping, packed_taps
 from .planning.plan import GridCoordinate, KernelPlan
 from .sizetext import list_text, size_lines
 from .symbolic.access import Coordinate, Mask, masks_of, unflatten

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sympy import Expr, Integer
 
 from .hosttext import HostNames
-from .kernel import ONE, Kernel, define_program
+from .kernels.builder import ONE, Kernel, define_program
 from .language.spec import MEMORY_FORMATS
 from .planning.input_copy import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
 from .planning.plan import GridCoordinate, KernelPlan

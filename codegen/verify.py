@@ -24,7 +24,7 @@ import numpy as np
 
 from . import oracle
 from .compiler import compile_kernel
-from .families import find_family
+from .families.registry import find_family
 from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
 from .planning.choices import Choices

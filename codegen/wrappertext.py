@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from sympy import Expr
 
 from .hosttext import Check, HostNames
+from .kernels.packing import packed_grouping, packed_taps
 from .kerneltext import KernelText
 from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
-from .packing import packed_grouping, packed_taps
 from .planning.plan import KernelPlan
 from .symbolic.lines import WIDTH, split
 from .symbolic.sizes import AXES, BLOCKS, BOXES, Sizes

@@ -20,7 +20,7 @@ import torch
 
 import convgen
 from convgen import ConvTransposeSpec
-from convgen.families import FAMILIES
+from convgen.families.registry.registry import FAMILIES
 from convgen.verify import Report
 from running import SMALL, make_project, rows, run, start
 

@@ -11,7 +11,7 @@ import pytest
 
 from convgen import find_target
 from convgen.compiler import plan
-from convgen.families import FAMILIES
+from convgen.families.registry.registry import FAMILIES
 from convgen.project import check, generate
 from convgen.rules import check_rules
 from convgen.table import read_table

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 import pytest
 
 from convgen import parse
-from convgen.families import find_family
+from convgen.families.registry.polyphase import SPANS, span_refusal
+from convgen.families.registry.registry import find_family
 from convgen.geometry.groups import MOST_LANES, MOST_SLOTS, Grouping, refusal
-from convgen.polyphase import SPANS, span_refusal
 from scattering import axis_of, output_extent, random_parameters, scattered
 
 

@@ -21,7 +21,7 @@ from jinja2 import meta, nodes
 
 import convgen
 from convgen.compiler import plan
-from convgen.families import FAMILIES, KernelFamily
+from convgen.families.registry.registry import FAMILIES, KernelFamily
 from convgen.filetext import FileContext, file_context
 from convgen.kerneltext import KernelText
 from convgen.language.parser.parser import parse

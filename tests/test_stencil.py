@@ -14,7 +14,7 @@ import pytest
 
 from convgen import ConvTransposeSpec, SpecError, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.families import find_family
+from convgen.families.registry.registry import find_family
 from convgen.loading import load_module
 from convgen.verify import allowed, measure
 from drawing import draw

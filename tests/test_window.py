@@ -18,7 +18,7 @@ import torch
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.explain import explain
-from convgen.families import find_family
+from convgen.families.registry.registry import find_family
 from convgen.geometry.boxes import box_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of

@@ -225,7 +225,7 @@ def _time(row: dict[str, Any], key: str, where: str) -> float:
 
 def tile_of(row: Any) -> Tile:
     """Return the tile that a file's object describes; raises SpecError if it is none."""
-    from ..families import FAMILIES
+    from ..families.registry import FAMILIES
 
     names = [field.name for field in dataclasses.fields(Tile)]
     given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}

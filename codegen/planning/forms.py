@@ -12,8 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..direct import direct_refusal
 from ..errors import SpecError, visible
+from ..families.direct import direct_refusal
+from ..families.polyphase import SPANS, span_refusal
+from ..families.stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
+from ..families.window import window_refusal
 from ..geometry.boxes import box_of
 from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases
@@ -21,10 +24,7 @@ from ..geometry.problem import Problem
 from ..geometry.row_blocks import ROWS, RowBlock, rows_refusal
 from ..geometry.tile import DEPTHWISE, Tile
 from ..language.spec import ConvTransposeSpec
-from ..polyphase import SPANS, span_refusal
-from ..stencil import STENCIL_SPANS, stencil_refusal, stencil_span_refusal
 from ..symbolic.sizes import needs_even_rows
-from ..window import window_refusal
 from .input_copy import relayout_refusal
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from sympy import Expr, Integer
 
-from .geometry.groups import Grouping
-from .kernel import Kernel, Positions, input_index, output_index
-from .symbolic.access import Coordinate
-from .symbolic.sizes import AXES
+from ..geometry.groups import Grouping
+from ..symbolic.access import Coordinate
+from ..symbolic.sizes import AXES
+from .builder import Kernel, Positions, input_index, output_index
 
 
 def group_inputs(

@@ -13,9 +13,7 @@ import dataclasses
 
 from sympy import Integer
 
-from .accesstext import StoreText
-from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
-from .kernel import (
+from ..kernels.builder import (
     ONE,
     Kernel,
     bias_coordinates,
@@ -29,11 +27,13 @@ from .kernel import (
     stores,
     tensor,
 )
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import Sizes
-from .taps import define_phase, define_steps, define_taps
+from ..kernels.gemm import GemmContext, channel_lanes, loads, weight_coordinates
+from ..kernels.taps import define_phase, define_steps, define_taps
+from ..kernels.texts import StoreText
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import Sizes
 
 
 def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:

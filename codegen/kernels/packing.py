@@ -16,11 +16,11 @@ import math
 
 from sympy import Expr, Integer
 
-from .geometry.groups import Grouping
-from .kernel import ONE, Kernel
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate
-from .symbolic.space import FloorDiv, Modulo
+from ..geometry.groups import Grouping
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.space import FloorDiv, Modulo
+from .builder import ONE, Kernel
 
 
 def packed_grouping(plan: KernelPlan) -> Grouping | None:

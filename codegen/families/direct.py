@@ -15,12 +15,9 @@ from dataclasses import dataclass
 import sympy
 from sympy import Expr, Integer
 
-from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
-from .gemm import channel_lanes
-from .geometry.groups import refusal
-from .geometry.phases import decompose
-from .grouped import group_inputs, group_outputs
-from .kernel import (
+from ..geometry.groups import refusal
+from ..geometry.phases import decompose
+from ..kernels.builder import (
     Kernel,
     bias_coordinates,
     define_lane,
@@ -31,13 +28,16 @@ from .kernel import (
     stores,
     tensor,
 )
-from .language.spec import ConvTransposeSpec
-from .packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, Sizes
-from .taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.gemm import channel_lanes
+from ..kernels.group_coordinates import group_inputs, group_outputs
+from ..kernels.packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
+from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.texts import AccessText, LoadText, Loop, OperandText, StoreText
+from ..language.spec import ConvTransposeSpec
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
-from .accesstext import AccessText, Loop, OperandText, StoreText
-from .direct import depthwise_refusal
-from .geometry.groups import Grouping
-from .geometry.phases import decompose
-from .kernel import (
+from ..geometry.groups import Grouping
+from ..geometry.phases import decompose
+from ..kernels.builder import (
     ONE,
     Kernel,
     Positions,
@@ -31,14 +29,16 @@ from .kernel import (
     stores,
     tensor,
 )
-from .language.spec import ConvTransposeSpec
-from .packing import raw_weight
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate, Mask, access
-from .symbolic.lines import assignment, bare
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import Sizes
-from .taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.packing import raw_weight
+from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.texts import AccessText, Loop, OperandText, StoreText
+from ..language.spec import ConvTransposeSpec
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate, Mask, access
+from ..symbolic.lines import assignment, bare
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import Sizes
+from .direct import depthwise_refusal
 
 STENCIL_SPANS = (2, 4, 8)
 VECTOR = 16  # bytes that a thread loads at once

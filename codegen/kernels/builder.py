@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import sympy
 from sympy import Expr, Integer, Symbol
 
-from .accesstext import AccessText, RowMask, StoreText
-from .geometry.phases import AxisPhases
-from .planning.plan import KernelPlan
-from .symbolic.access import Access, Coordinate, Mask, access, masks_of, unflatten
-from .symbolic.lines import assignment, bare
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, Sizes
-from .symbolic.space import FloorDiv, Modulo
+from ..geometry.phases import AxisPhases
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Access, Coordinate, Mask, access, masks_of, unflatten
+from ..symbolic.lines import assignment, bare
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, Sizes
+from ..symbolic.space import FloorDiv, Modulo
+from .texts import AccessText, RowMask, StoreText
 
 ONE = Integer(1)
 

@@ -8,11 +8,9 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 
 from __future__ import annotations
 
-from .gemm import GemmContext, channel_lanes, loads, weight_coordinates
-from .geometry.groups import refusal
-from .geometry.phases import decompose
-from .grouped import group_inputs, group_outputs
-from .kernel import (
+from ..geometry.groups import refusal
+from ..geometry.phases import decompose
+from ..kernels.builder import (
     Kernel,
     bias_coordinates,
     define_lane,
@@ -23,13 +21,15 @@ from .kernel import (
     stores,
     tensor,
 )
-from .language.spec import ConvTransposeSpec
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import BLOCKS, Sizes
-from .symbolic.space import FloorDiv
-from .taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.gemm import GemmContext, channel_lanes, loads, weight_coordinates
+from ..kernels.group_coordinates import group_inputs, group_outputs
+from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..language.spec import ConvTransposeSpec
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import BLOCKS, Sizes
+from ..symbolic.space import FloorDiv
 
 SPANS = (1, 2, 4)
 

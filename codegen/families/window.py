@@ -14,9 +14,7 @@ import math
 
 from sympy import Expr, Integer, Symbol
 
-from .accesstext import AccessText, LoadText
-from .gemm import GemmContext, WeightText, channel_lanes, input_tiles
-from .kernel import (
+from ..kernels.builder import (
     ONE,
     Kernel,
     bias_coordinates,
@@ -28,14 +26,16 @@ from .kernel import (
     stores,
     tensor,
 )
-from .language.spec import ConvTransposeSpec
-from .planning.grid import axis_coordinate, image_coordinate
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate, unflatten
-from .symbolic.lines import WIDTH
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, Sizes
-from .taps import define_phase, define_steps, define_taps
+from ..kernels.gemm import GemmContext, WeightText, channel_lanes, input_tiles
+from ..kernels.taps import define_phase, define_steps, define_taps
+from ..kernels.texts import AccessText, LoadText
+from ..language.spec import ConvTransposeSpec
+from ..planning.grid import axis_coordinate, image_coordinate
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate, unflatten
+from ..symbolic.lines import WIDTH
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, Sizes
 
 VECTOR = 16  # bytes that strides of a descriptor are multiples of
 MOST_COORDINATE = 2**31 - 1

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .accesstext import Loop
-from .geometry.phases import AxisPhases
-from .kernel import Kernel, hidden_zero
-from .symbolic.access import unflatten
-from .symbolic.scribe import Scribe
-from .symbolic.space import AtLeast, FloorDiv, symbol
+from ..geometry.phases import AxisPhases
+from ..symbolic.access import unflatten
+from ..symbolic.scribe import Scribe
+from ..symbolic.space import AtLeast, FloorDiv, symbol
+from .builder import Kernel, hidden_zero
+from .texts import Loop
 
 # Steps without matrix units that are written out, so that the loads of all are in flight: Triton
 # pipelines no others.

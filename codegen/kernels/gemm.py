@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
-from .accesstext import AccessText, LoadText, Loop, OperandText, StoreText
-from .geometry.boxes import is_run
-from .geometry.row_blocks import RowBlock
-from .kernel import Kernel, row_offset
-from .planning.input_copy import copy_rounds
-from .planning.plan import KernelPlan
-from .symbolic.access import Coordinate
-from .symbolic.lines import assignment, bare
-from .symbolic.sizes import Sizes
+from ..geometry.boxes import is_run
+from ..geometry.row_blocks import RowBlock
+from ..planning.input_copy import copy_rounds
+from ..planning.plan import KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.lines import assignment, bare
+from ..symbolic.sizes import Sizes
+from .builder import Kernel, row_offset
+from .texts import AccessText, LoadText, Loop, OperandText, StoreText
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..kernels.gemm import GemmContext
+from ..language.spec import ConvTransposeSpec
 from .direct import DirectContext, direct_context, direct_refusal
 from .gather import gather_context
-from .gemm import GemmContext
-from .language.spec import ConvTransposeSpec
 from .polyphase import polyphase_context, polyphase_refusal
 from .stencil import StencilContext, stencil_context, stencil_refusal
 from .window import window_context, window_refusal
