@@ -32,7 +32,7 @@ from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
 from .localgpu import local_target
 from .planning.choices import choices_at
-from .render import KernelSource
+from .rendering.render import KernelSource
 from .tables.targets import find_target
 from .torchoracle import reference, staged
 

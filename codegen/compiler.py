@@ -18,7 +18,7 @@ from .language.spec import ConvTransposeSpec
 from .planning.choices import Choices
 from .planning.plan import KernelPlan
 from .planning.planner import plan_kernel
-from .render import KernelSource, render
+from .rendering.render import KernelSource, render
 from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 
 

@@ -23,7 +23,7 @@ from .compiler import compile_kernel
 from .planning.choices import Choices
 from .planning.input_copy import copy_name
 from .planning.resources import resident
-from .render import KernelSource
+from .rendering.render import KernelSource
 from .sources import Statement
 from .tables.targets import GpuTarget
 from .workers import spawn_context

@@ -14,7 +14,8 @@ from typing import Any
 
 from .errors import ProjectError
 from .files import is_regular, on_disk
-from .render import HEADER_LINE, environment, with_hash
+from .rendering.header import HEADER_LINE, with_hash
+from .rendering.render import environment
 from .table import Kernel, Table
 from .tables.targets import find_target
 from .version import __version__

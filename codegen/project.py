@@ -26,7 +26,7 @@ from .package import (
 )
 from .planning.choices import choices_for
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
-from .render import around_hash, is_as_generated, is_generated, with_hash
+from .rendering.header import around_hash, is_as_generated, is_generated, with_hash
 from .table import Kernel, Table, read_table
 from .tables.targets import find_target
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .geometry.gradient import PREFIX
-from .render import HASH_KEY, is_as_generated
+from .rendering.header import HASH_KEY, is_as_generated
 
 Breaches = Iterator[tuple[ast.AST, str]]
 

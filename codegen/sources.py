@@ -17,7 +17,7 @@ from .files import check_output
 from .flags import spec_from_flags
 from .language.parser import parse_document
 from .language.spec import ConvTransposeSpec, check_target
-from .render import is_as_generated, is_generated
+from .rendering.header import is_as_generated, is_generated
 from .table import read_document
 from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 

@@ -10,7 +10,7 @@ from convgen.compiler import compile_kernel
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
 from convgen.planning.candidates import rank_tiles
-from convgen.render import KernelSource
+from convgen.rendering.render import KernelSource
 
 DTYPES = ("float32", "float32", "float16", "bfloat16", "float64")
 PRECISIONS = ("tf32", "tf32", "tf32x3", "bf16x3", "bf16x6", "ieee")

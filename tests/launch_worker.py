@@ -22,7 +22,7 @@ from convgen.cubin import capability_of, compile_text
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
 from convgen.loading import load_module
-from convgen.render import KernelSource
+from convgen.rendering.render import KernelSource
 
 
 class Recorder:

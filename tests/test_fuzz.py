@@ -29,7 +29,7 @@ from bounding import bounded
 from convgen import parse
 from convgen.geometry.tile import Tile
 from convgen.oracle import reference
-from convgen.render import KernelSource
+from convgen.rendering.render import KernelSource
 from fuzz import main, target_of
 from running import worked
 from trials import Trial, compiled, draw_trial, held, problem, shapes

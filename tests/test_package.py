@@ -25,7 +25,8 @@ from convgen import oracle, parse
 from convgen.errors import ProjectError
 from convgen.package import MANIFEST, SCHEMA
 from convgen.project import files, generate
-from convgen.render import environment, is_as_generated
+from convgen.rendering.header import is_as_generated
+from convgen.rendering.render import environment
 from convgen.table import read_table
 from running import make_project, rows, run
 

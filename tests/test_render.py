@@ -22,13 +22,14 @@ from jinja2 import meta, nodes
 import convgen
 from convgen.compiler import plan
 from convgen.families.registry.registry import FAMILIES, KernelFamily
-from convgen.filetext import FileContext, file_context
-from convgen.kerneltext import KernelText
 from convgen.language.parser.parser import parse
-from convgen.packtext import PackText
-from convgen.relayouttext import RelayoutText
-from convgen.render import environment, is_as_generated, render
-from convgen.wrappertext import WrapperContext
+from convgen.rendering.copy_names import RelayoutText
+from convgen.rendering.file_names import FileContext, file_context
+from convgen.rendering.header import is_as_generated
+from convgen.rendering.kernel_names import KernelText
+from convgen.rendering.pack_names import PackText
+from convgen.rendering.render import environment, render
+from convgen.rendering.wrapper_names import WrapperContext
 from drawing import draw, each_form
 
 ENVIRONMENT = environment()

@@ -23,7 +23,7 @@ from convgen.loading import load_module
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.choices import Choices, key_of
 from convgen.planning.plan import Measured
-from convgen.render import KernelSource
+from convgen.rendering.render import KernelSource
 from convgen.verify import allowed, measure
 from drawing import draw, each_form
 from scattering import axis_of, output_extent, random_parameters, scattered

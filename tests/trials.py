@@ -24,7 +24,7 @@ from convgen.compiler import compile_kernel
 from convgen.geometry.tile import Tile
 from convgen.loading import load_module
 from convgen.oracle import Array, reference
-from convgen.render import KernelSource
+from convgen.rendering.render import KernelSource
 from convgen.tables.pointwise import Stage
 from convgen.verify import run
 from drawing import BEST, DTYPES, PRECISIONS, forms

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from .geometry.tile import Tile
-from .kerneltext import KernelText, kernel_text
-from .language.spec import ConvTransposeSpec
-from .packtext import PackText, pack_text
-from .planning.caveats import caveats_of
-from .planning.input_copy import tile_text
-from .planning.plan import KernelPlan
-from .relayouttext import RelayoutText, relayout_text
-from .symbolic.lines import WIDTH
-from .symbolic.sizes import Sizes, sizes_of
-from .version import __version__
-from .wrappertext import WrapperContext, wrapper_context
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..planning.caveats import caveats_of
+from ..planning.input_copy import tile_text
+from ..planning.plan import KernelPlan
+from ..symbolic.lines import WIDTH
+from ..symbolic.sizes import Sizes, sizes_of
+from ..version import __version__
+from .copy_names import RelayoutText, relayout_text
+from .kernel_names import KernelText, kernel_text
+from .pack_names import PackText, pack_text
+from .wrapper_names import WrapperContext, wrapper_context
 
 _BACKWARD = "Compute one tile of the input's gradient, y, from the output's, x."
 _PREFACE = (

@@ -14,25 +14,24 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .geometry.problem import NOMINAL_CHANNELS
-from .hosttext import HostNames
-from .kernels.builder import ONE, Kernel, define_program
-from .kernels.packing import (
+from ..geometry.problem import NOMINAL_CHANNELS
+from ..kernels.builder import ONE, Kernel, define_program
+from ..kernels.packing import (
     grouped_reach,
     grouped_tap,
     kernel_extents,
     packed_grouping,
     packed_taps,
 )
-from .kernels.texts import AccessText
-from .kerneltext import TRITON_DTYPES, cast, packed_shape
-from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
-from .planning.plan import GridCoordinate, KernelPlan
-from .sizetext import list_text, size_lines
-from .symbolic.access import Coordinate, Mask, masks_of, unflatten
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, Size, Sizes
-from .wrappertext import grid_text
+from ..kernels.texts import AccessText
+from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..planning.plan import GridCoordinate, KernelPlan
+from ..symbolic.access import Coordinate, Mask, masks_of, unflatten
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, Size, Sizes
+from .host_sizes import HostNames, grid_text
+from .kernel_names import TRITON_DTYPES, cast, packed_shape
+from .size_lines import list_text, size_lines
 
 ORDER = ("tap", "co", "ci")  # dimensions of a tile
 # Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps

@@ -11,10 +11,10 @@ from collections.abc import Set
 
 from sympy import Expr, Symbol
 
-from .symbolic.lines import WIDTH, bare
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import BLOCKS, Size, Sizes
-from .symbolic.space import FloorDiv
+from ..symbolic.lines import WIDTH, bare
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import BLOCKS, Size, Sizes
+from ..symbolic.space import FloorDiv
 
 _COMMENTS = {
     "BLOCK_M": "output positions of a tile",

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
-from .hosttext import Check, HostNames
-from .kernels.packing import packed_grouping, packed_taps
-from .kerneltext import KernelText
-from .language.spec import MEMORY_FORMATS, ConvTransposeSpec
-from .planning.plan import KernelPlan
-from .symbolic.lines import WIDTH, split
-from .symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
-from .tables.dtypes import DTYPES
-from .tables.pointwise import Stage
+from ..kernels.packing import packed_grouping, packed_taps
+from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..planning.plan import KernelPlan
+from ..symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
+from ..tables.dtypes import DTYPES
+from ..tables.pointwise import Stage
+from .host_sizes import Check, HostNames, grid_text
+from .kernel_names import KernelText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,19 +174,6 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
 def _input_axes(spec: ConvTransposeSpec) -> str:
     axes = ["BATCH", "C_IN", *(f"{letter.upper()}_IN" for letter in AXES[spec.rank])]
     return f"[{', '.join(axes)}]" + (" in channels_last" if spec.layout == "channels_last" else "")
-
-
-def grid_text(extents: list[str], tuned: bool) -> str:
-    """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
-    broken = [
-        extent if len(f"        {extent},") <= WIDTH else "\n    ".join(split(extent, "*"))
-        for extent in extents
-    ]
-    exploded = "(\n" + "".join(f"    {extent},\n" for extent in broken) + ")"
-    if tuned:
-        return f"grid = lambda META: (  # noqa: E731{exploded[1:]}"
-    line = f"grid = ({', '.join(extents)}{',' if len(extents) == 1 else ''})"
-    return line if len(line) + 4 <= WIDTH else f"grid = {exploded}"
 
 
 def _address(tensor: str) -> str:

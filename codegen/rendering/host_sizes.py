@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from .planning.plan import GRID_LIMITS, GridCoordinate, KernelPlan
-from .symbolic.lines import WIDTH, bare
-from .symbolic.sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
+from ..planning.plan import GRID_LIMITS, GridCoordinate, KernelPlan
+from ..symbolic.lines import WIDTH, bare, split
+from ..symbolic.sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +217,16 @@ def _reach_text(products: list[str]) -> str:
     line = f"reach = max({', '.join(products)})"
     broken = "reach = max(\n" + "".join(f"    {product},\n" for product in products) + ")"
     return line if len(line) + 4 <= WIDTH else broken
+
+
+def grid_text(extents: list[str], tuned: bool) -> str:
+    """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
+    broken = [
+        extent if len(f"        {extent},") <= WIDTH else "\n    ".join(split(extent, "*"))
+        for extent in extents
+    ]
+    exploded = "(\n" + "".join(f"    {extent},\n" for extent in broken) + ")"
+    if tuned:
+        return f"grid = lambda META: (  # noqa: E731{exploded[1:]}"
+    line = f"grid = ({', '.join(extents)}{',' if len(extents) == 1 else ''})"
+    return line if len(line) + 4 <= WIDTH else f"grid = {exploded}"

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
-from .hosttext import HostNames
-from .kernels.builder import ONE, Kernel, define_program
-from .language.spec import MEMORY_FORMATS
-from .planning.input_copy import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
-from .planning.plan import GridCoordinate, KernelPlan
-from .sizetext import size_lines
-from .symbolic.access import Coordinate
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, Size, Sizes
-from .wrappertext import grid_text
+from ..kernels.builder import ONE, Kernel, define_program
+from ..language.spec import MEMORY_FORMATS
+from ..planning.input_copy import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
+from ..planning.plan import GridCoordinate, KernelPlan
+from ..symbolic.access import Coordinate
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, Size, Sizes
+from .host_sizes import HostNames, grid_text
+from .size_lines import size_lines
 
 ORDER = ("ci", "position")  # dimensions of a tile
 

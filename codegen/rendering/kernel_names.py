@@ -14,18 +14,18 @@ from typing import Any
 
 from sympy import Symbol
 
-from .families.registry import find_family
-from .families.window import described_sizes
-from .kernels.gemm import is_overtaken, settled
-from .kernels.packing import packed_grouping
-from .language.spec import ConvTransposeSpec
-from .planning.input_copy import copied_sizes, copy_rounds
-from .planning.plan import KernelPlan
-from .sizetext import list_text, size_lines
-from .symbolic.lines import WIDTH
-from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, BLOCKS, Sizes
-from .tables.pointwise import Stage
+from ..families.registry import find_family
+from ..families.window import described_sizes
+from ..kernels.gemm import is_overtaken, settled
+from ..kernels.packing import packed_grouping
+from ..language.spec import ConvTransposeSpec
+from ..planning.input_copy import copied_sizes, copy_rounds
+from ..planning.plan import KernelPlan
+from ..symbolic.lines import WIDTH
+from ..symbolic.scribe import Scribe
+from ..symbolic.sizes import AXES, BLOCKS, Sizes
+from ..tables.pointwise import Stage
+from .size_lines import list_text, size_lines
 
 TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 
