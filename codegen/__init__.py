@@ -90,7 +90,7 @@ def replace_layers(
     Warns:
         UserWarning: layers stay as they are, each with the reason.
     """
-    from .replace import replace_layers as replace
+    from .execution.replace import replace_layers as replace
 
     return replace(model, target, precision, dtype, folder)
 
@@ -114,7 +114,7 @@ def freeze(model: Any) -> list[str]:
     Raises:
         SpecError: the model is no torch module.
     """
-    from .replace import freeze_layers
+    from .execution.replace import freeze_layers
 
     return freeze_layers(model, frozen=True)
 
@@ -124,6 +124,6 @@ def unfreeze(model: Any) -> list[str]:
 
     Args, returns and errors are those of `freeze`.
     """
-    from .replace import freeze_layers
+    from .execution.replace import freeze_layers
 
     return freeze_layers(model, frozen=False)

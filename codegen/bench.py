@@ -26,9 +26,9 @@ import click
 from .benchcases import CEILINGS, Case, Way
 from .benchreport import finished, judged, row_of
 from .errors import SpecError
+from .execution.workers import PYTHON, environment
 from .files import is_stream, write_output
 from .version import __version__
-from .workers import PYTHON, environment
 
 WORKER = (*PYTHON, "-m", "convgen.benchworker")
 MESSAGE = 300  # characters of a dead worker's last words

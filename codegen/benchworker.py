@@ -25,16 +25,16 @@ from typing import Any
 
 from .benchcases import CEILINGS, CONVGEN, WAYS, Way
 from .compiler import compile_kernel
-from .cubin import compile_for, compilers, module_name
 from .errors import SpecError
+from .execution.cubin import compile_for, compilers, module_name
+from .execution.loading import laid_out, load_module
+from .execution.local_gpu import local_target
+from .execution.torch_oracle import reference, staged
 from .language.parser import parse
 from .language.spec import ConvTransposeSpec
-from .loading import laid_out, load_module
-from .localgpu import local_target
 from .planning.choices import choices_at
 from .rendering.render import KernelSource
 from .tables.targets import find_target
-from .torchoracle import reference, staged
 
 SECONDS = 600  # for one job; a hang must not hold up the rest
 MATMUL = 8192

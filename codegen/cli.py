@@ -131,7 +131,7 @@ def verify(
 
     statements = resolve(spec, flags)
     with _torch_for("verify"):
-        from .verify import verify as run
+        from .execution.verify import verify as run
     measured = _choices(choices, statements)
     with progress(statements) as bar:
         reports = [run(s.spec, s.target, choices=measured, seconds=seconds) for s in bar]
@@ -197,7 +197,7 @@ def compile_command(
 
     pairs = resolve_for(spec, flags, target)
     with _torch_for("compile"):
-        from .cubin import resources_of
+        from .execution.cubin import resources_of
 
         measured = _choices(choices, pairs)
         with progress(pairs) as bar:

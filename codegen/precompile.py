@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cubin import capability_of, compile_text, cores
 from .errors import ProjectError
+from .execution.cubin import capability_of, compile_text, cores
 from .table import Kernel, Table
 from .tables.targets import TARGETS, find_target
 

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from convgen.errors import SpecError
-from convgen.localgpu import local_target
+from convgen.execution.local_gpu import local_target
 
 SPEC = "ConvTranspose2d(64, 64, 3, stride=1, bias=False, input=(8, 64, 1024, 1024))"
 PTXAS = """#!/bin/sh
@@ -75,7 +75,7 @@ def measure(brief: Path, target: str) -> dict[str, object]:
     import triton
 
     from convgen import emit, find_target, parse
-    from convgen.loading import load_module
+    from convgen.execution.loading import load_module
 
     spec = parse(SPEC)
     code = brief.read_text().split("```python")[1].split("```")[0]

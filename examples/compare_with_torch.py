@@ -19,9 +19,9 @@ from typing import Any
 
 from convgen import ConvTransposeSpec, SpecError, emit
 from convgen.benchcases import spec_of
-from convgen.loading import load_module
-from convgen.localgpu import local_target
-from convgen.torchoracle import scatter
+from convgen.execution.loading import load_module
+from convgen.execution.local_gpu import local_target
+from convgen.execution.torch_oracle import scatter
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _local_target() -> GpuTarget:
-    from convgen.localgpu import local_target
+    from convgen.execution.local_gpu import local_target
 
     return local_target()
 

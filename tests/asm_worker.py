@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from convgen import cubin
+from convgen.execution import cubin
 
 
 def disassembled(code: bytes) -> str:

@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from convgen import ConvTransposeSpec
-from convgen.oracle import POINTWISE, Array, reference, scatter
+from convgen.execution.oracle import POINTWISE, Array, reference, scatter
 from convgen.tables.pointwise import Stage
 
 # Unit roundoff of what a number is held in.

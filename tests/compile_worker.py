@@ -12,7 +12,7 @@ import sys
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import compile_for, read_launches
+from convgen.execution.cubin import compile_for, read_launches
 from convgen.geometry.tile import Tile
 from planned import tensor_columns
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import convgen
-from convgen import oracle
-from convgen.loading import load_module
+from convgen.execution import oracle
+from convgen.execution.loading import load_module
 
 # By their families. The sizes of the second are such that it has zeros beside the weights.
 SPECS = {

@@ -57,7 +57,7 @@ def try_spec(number: int, seed: int, device: str) -> Row:
 
 def target_of(device: str) -> str | None:
     """Return the GPU at hand, whose limits tiles must keep; in the interpreter there is none."""
-    from convgen.localgpu import local_target
+    from convgen.execution.local_gpu import local_target
 
     return local_target().name if device == "cuda" else None
 

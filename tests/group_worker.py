@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 
 
 def step(rank: int, port: int, path: str, results: str) -> None:

@@ -18,10 +18,10 @@ import triton
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import capability_of, compile_text
+from convgen.execution.cubin import capability_of, compile_text
+from convgen.execution.loading import load_module
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.loading import load_module
 from convgen.rendering.render import KernelSource
 
 

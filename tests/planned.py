@@ -7,7 +7,7 @@ all of them.
 from __future__ import annotations
 
 from convgen import find_target
-from convgen.cubin import Binary
+from convgen.execution.cubin import Binary
 
 TENSOR_COLUMNS = 512  # of tensor memory, as Triton counts it: a kernel with more cannot be launched
 FEW = 24

@@ -24,7 +24,7 @@ from typing import Any
 import layers
 from convgen import TARGETS, ConvTransposeSpec, find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import capability_of, compile_text, compilers, module_name
+from convgen.execution.cubin import capability_of, compile_text, compilers, module_name
 from convgen.planning.choices import MODEL_ALONE
 from planned import TENSOR_COLUMNS, reason_for, tensor_columns
 

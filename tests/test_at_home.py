@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convgen
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from group_worker import sample, step
 
 pytestmark = pytest.mark.interpreter

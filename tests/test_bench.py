@@ -25,14 +25,14 @@ from convgen import (
     benchplot,
     benchworker,
     find_target,
-    oracle,
 )
 from convgen.benchcases import CONVGEN_WAYS, TORCH_WAYS, WAYS, read_cases, read_ways
 from convgen.compiler import plan
+from convgen.execution import oracle
+from convgen.execution.local_gpu import nearest_target
+from convgen.execution.torch_oracle import reference
 from convgen.language.parser.parser import parse
-from convgen.localgpu import nearest_target
 from convgen.planning.choices import key_of, text_of
-from convgen.torchoracle import reference
 from drawing import draw
 from running import SMALL, run
 

@@ -28,7 +28,8 @@ from building import (
     make_package,
     tree,
 )
-from convgen import oracle, parse
+from convgen import parse
+from convgen.execution import oracle
 from convgen.files import write_text
 from convgen.hooks import generate_into
 from convgen.project import generate

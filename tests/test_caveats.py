@@ -16,8 +16,8 @@ import torch
 
 from convgen import find_target, parse
 from convgen.compiler import plan
+from convgen.execution.loading import load_module
 from convgen.explain import explain
-from convgen.loading import load_module
 from convgen.planning.caveats import CAVEATS, caveats_of
 from drawing import each_form
 from scattering import axis_of, output_extent, random_parameters, scattered

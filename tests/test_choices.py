@@ -17,6 +17,8 @@ import pytest
 from convgen import TARGETS, find_target, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.errors import SpecError
+from convgen.execution.standin import concrete
+from convgen.execution.verify import verify
 from convgen.explain import explain
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
@@ -25,8 +27,6 @@ from convgen.planning.candidates import best_tile, rank_tiles
 from convgen.planning.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.planning.forms import form_of
 from convgen.planning.plan import Measured
-from convgen.standin import concrete
-from convgen.verify import verify
 from drawing import draw
 from running import make_project, run
 

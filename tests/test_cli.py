@@ -20,8 +20,8 @@ import torch
 
 import convgen
 from convgen import ConvTransposeSpec
+from convgen.execution.verify import Report
 from convgen.families.registry.registry import FAMILIES
-from convgen.verify import Report
 from running import SMALL, make_project, rows, run, start
 
 COMPILE = pytest.mark.compile
@@ -311,7 +311,7 @@ def test_verify_exits_1_if_a_kernel_fails(monkeypatch, passed, code):
         passed=passed,
     )
     module = SimpleNamespace(verify=lambda spec, target, **options: report)
-    monkeypatch.setitem(sys.modules, "convgen.verify", module)
+    monkeypatch.setitem(sys.modules, "convgen.execution.verify", module)
     done = run("verify", SMALL)
     assert (done.exit_code, done.stdout) == (code, f"{report}\n")
     assert json.loads(run("verify", SMALL, "--json").stdout)["kernels"][0]["passed"] is passed

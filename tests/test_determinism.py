@@ -124,7 +124,7 @@ def test_the_compiler_needs_no_torch(root, arguments):
     where = (str(root),) if arguments[0] == "build" else ()
     modules = imported(*arguments, *where)
     assert "convgen.compiler" in modules
-    assert modules & {"torch", "triton", "numpy", "convgen.verify"} == set()
+    assert modules & {"torch", "triton", "numpy", "convgen.execution.verify"} == set()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("emit", "--help"), ("--version",)])

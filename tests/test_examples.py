@@ -17,8 +17,9 @@ import torch
 import compare_with_torch
 import plot_comparison
 import run_kernelbench
-from convgen import ConvTransposeSpec, oracle
-from convgen.loading import load_module
+from convgen import ConvTransposeSpec
+from convgen.execution import oracle
+from convgen.execution.loading import load_module
 from drawing import draw
 
 CASE = {

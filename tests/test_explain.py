@@ -9,8 +9,8 @@ import torch
 
 import convgen
 from convgen.compiler import plan
+from convgen.execution.loading import load_module
 from convgen.explain import explain
-from convgen.loading import load_module
 from running import SMALL, run
 
 BRIEF = "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))"

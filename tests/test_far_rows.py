@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convgen import parse
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from drawing import each_form
 
 pytestmark = pytest.mark.interpreter

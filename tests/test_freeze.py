@@ -18,7 +18,7 @@ from torch import nn
 
 import convgen
 from convgen import SpecError, emit
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 
 pytestmark = pytest.mark.interpreter
 

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 import trials
 from bounding import bounded
 from convgen import parse
+from convgen.execution.oracle import reference
 from convgen.geometry.tile import Tile
-from convgen.oracle import reference
 from convgen.rendering.render import KernelSource
 from fuzz import main, target_of
 from running import worked

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from convgen import find_target, oracle, parse
+from convgen import find_target, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.cubin import read_launches
 from convgen.errors import SpecError
+from convgen.execution import oracle
+from convgen.execution.cubin import read_launches
+from convgen.execution.loading import load_module
 from convgen.explain import explain
 from convgen.geometry.gradient import gradient_refusal, input_gradient
 from convgen.geometry.phases import decompose
-from convgen.loading import load_module
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.choices import Choices, key_of, read_choices, text_of
 from convgen.planning.plan import Measured, MeasuredGradient

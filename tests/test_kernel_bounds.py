@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from convgen import ConvTransposeSpec, emit, parse
-from convgen.loading import load_module
-from convgen.oracle import reference
+from convgen.execution.loading import load_module
+from convgen.execution.oracle import reference
 from convgen.tables.pointwise import Stage
 from drawing import each_form
 

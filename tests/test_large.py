@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from convgen import emit, parse
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from drawing import each_form
 
 LARGE = (

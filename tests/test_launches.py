@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convgen import emit, find_target, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.loading import laid_out, load_module
+from convgen.execution.loading import laid_out, load_module
 from edited import integers
 from launching import ALIGNED, Card
 from test_gradient import emitted as with_gradient

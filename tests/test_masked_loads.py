@@ -16,7 +16,7 @@ import torch
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from test_memory import LAYERS, Layer, load_layer
 
 pytestmark = pytest.mark.interpreter

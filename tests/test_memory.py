@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convgen import ConvTransposeSpec, oracle, parse
+from convgen import ConvTransposeSpec, parse
 from convgen.compiler import compile_kernel
-from convgen.loading import load_module
+from convgen.execution import oracle
+from convgen.execution.loading import load_module
 from convgen.planning.caveats import CAVEATS
 from drawing import forms
 

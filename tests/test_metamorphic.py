@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convgen import ConvTransposeSpec, parse
 from convgen.compiler import compile_kernel
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from drawing import forms
 
 pytestmark = pytest.mark.interpreter

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize, prune
 
 import convgen
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 
 pytestmark = pytest.mark.interpreter
 

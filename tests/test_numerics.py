@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from convgen import ConvTransposeSpec, emit, oracle, parse
-from convgen.loading import load_module
-from convgen.verify import allowed, measure, run
+from convgen import ConvTransposeSpec, emit, parse
+from convgen.execution import oracle
+from convgen.execution.loading import load_module
+from convgen.execution.verify import allowed, measure, run
 from drawing import draw, each_form
 
 DRAWN = 160  # tests/fuzz.py is for long runs

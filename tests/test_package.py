@@ -21,8 +21,9 @@ import pytest
 import torch
 from jinja2 import meta
 
-from convgen import oracle, parse
+from convgen import parse
 from convgen.errors import ProjectError
+from convgen.execution import oracle
 from convgen.package import MANIFEST, SCHEMA
 from convgen.project import files, generate
 from convgen.rendering.header import is_as_generated

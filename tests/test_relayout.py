@@ -23,18 +23,18 @@ import torch
 
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.cubin import read_launches
+from convgen.execution.cubin import read_launches
+from convgen.execution.loading import laid_out, load_module
+from convgen.execution.verify import allowed, measure
 from convgen.explain import explain
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.loading import laid_out, load_module
 from convgen.planning.choices import key_of, read_choices
 from convgen.planning.forms import Form, form_of
 from convgen.planning.input_copy import CopyTile, copy_tile, relayout_refusal
 from convgen.planning.resources import use_of
 from convgen.tables.targets import TARGETS
-from convgen.verify import allowed, measure
 from drawing import BEST, draw
 from running import worked
 

@@ -14,8 +14,9 @@ import torch.nn as nn
 from torch.nn.utils import parametrizations, parametrize
 
 import convgen
-from convgen import SpecError, parse, replace
-from convgen.localgpu import local_target
+from convgen import SpecError, parse
+from convgen.execution import replace
+from convgen.execution.local_gpu import local_target
 
 pytestmark = pytest.mark.interpreter
 

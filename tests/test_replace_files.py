@@ -18,8 +18,9 @@ import torch
 import torch.nn as nn
 
 import convgen
-from convgen import SpecError, replace
+from convgen import SpecError
 from convgen.errors import EditedError, ProjectError
+from convgen.execution import replace
 from convgen.files import check_private
 
 pytestmark = pytest.mark.interpreter

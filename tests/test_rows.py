@@ -17,14 +17,14 @@ import pytest
 
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.compiler import plan
+from convgen.execution.loading import load_module
+from convgen.execution.verify import allowed, measure
 from convgen.geometry.phases import decompose
 from convgen.geometry.row_blocks import MOST_INPUTS, ROWS, RowBlock, rows_refusal
-from convgen.loading import load_module
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.choices import Choices, key_of
 from convgen.planning.plan import Measured
 from convgen.rendering.render import KernelSource
-from convgen.verify import allowed, measure
 from drawing import draw, each_form
 from scattering import axis_of, output_extent, random_parameters, scattered
 

@@ -12,8 +12,8 @@ import math
 import pytest
 
 from convgen import parse
+from convgen.execution.standin import MOST_ELEMENTS, concrete, stand_in
 from convgen.geometry.phases import decompose
-from convgen.standin import MOST_ELEMENTS, concrete, stand_in
 from hard import HARD, verified
 from running import run
 

@@ -14,9 +14,9 @@ import pytest
 
 from convgen import ConvTransposeSpec, SpecError, parse
 from convgen.compiler import compile_kernel, plan
+from convgen.execution.loading import load_module
+from convgen.execution.verify import allowed, measure
 from convgen.families.registry.registry import find_family
-from convgen.loading import load_module
-from convgen.verify import allowed, measure
 from drawing import draw
 
 SHARES = 4

@@ -14,8 +14,9 @@ import torch
 import torch.nn as nn
 
 from building import once
-from convgen import ConvTransposeSpec, oracle
+from convgen import ConvTransposeSpec
 from convgen.compiler import plan
+from convgen.execution import oracle
 from torch_samples import COUNTS, DTYPES, Emitter, Sample, collect, read
 
 pytestmark = pytest.mark.interpreter

@@ -24,8 +24,8 @@ from click.testing import CliRunner
 from convgen import find_target, parse
 from convgen import tune as tuning
 from convgen.cli import main
-from convgen.cubin import compilers
 from convgen.errors import SpecError
+from convgen.execution.cubin import compilers
 from convgen.geometry.gradient import input_gradient
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
@@ -187,7 +187,7 @@ def test_tiles_that_do_not_fit_are_not_timed():
 def test_tiles_that_spill_are_not_timed_either(monkeypatch, spills, shared, fits):
     """Their loop goes to local memory: a time of theirs says nothing of the tile."""
     binary = SimpleNamespace(spills=spills, shared=shared)
-    monkeypatch.setattr("convgen.cubin.compile_for", lambda *of: binary)
+    monkeypatch.setattr("convgen.execution.cubin.compile_for", lambda *of: binary)
     assert _fits(LAYER, "rtx4090", TILE) is fits
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import conv_transpose2d
 
 from convgen import find_target, parse
-from convgen.verify import Report, allowed, measure, verify
+from convgen.execution.verify import Report, allowed, measure, verify
 
 LAYER = parse("ConvTranspose2d(24, 16, 3, padding=1, input=(2, 24, 9, 8))")
 File = Callable[..., torch.Tensor]
@@ -55,7 +55,7 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[File], Report]:
 
     def of(function: File) -> Report:
         file = SimpleNamespace(conv_transpose2d=function)
-        monkeypatch.setattr("convgen.verify.load_module", lambda *_: file)
+        monkeypatch.setattr("convgen.execution.loading.load_module", lambda *_: file)
         return verify(LAYER, find_target("h100"))
 
     return of

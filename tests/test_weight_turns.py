@@ -20,7 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrizations
 
-from convgen import oracle
+from convgen.execution import oracle
 from edited import MODES, every_spec, loading
 
 pytestmark = pytest.mark.interpreter

@@ -16,7 +16,7 @@ import torch
 
 from convgen import emit, find_target, parse
 from convgen.compiler import compile_kernel, plan
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from convgen.table import read_table
 from running import worked
 

@@ -17,18 +17,18 @@ import torch
 
 from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.compiler import compile_kernel, plan
+from convgen.execution.loading import load_module
+from convgen.execution.verify import allowed, measure
 from convgen.explain import explain
 from convgen.families.registry.registry import find_family
 from convgen.geometry.boxes import box_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.loading import load_module
 from convgen.planning.choices import Choices, key_of
 from convgen.planning.forms import form_of
 from convgen.planning.plan import Measured
 from convgen.planning.resources import use_of
-from convgen.verify import allowed, measure
 from drawing import draw
 from running import worked
 

@@ -17,7 +17,7 @@ import pytest
 import convgen
 from convgen import bench
 from convgen.benchcases import CEILINGS
-from convgen.cubin import compilers
+from convgen.execution.cubin import compilers
 from convgen.tune import gpu_executor
 from running import SMALL
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import convgen
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 from drawing import each_form
 
 pytestmark = pytest.mark.interpreter

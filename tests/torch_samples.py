@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from convgen import ConvTransposeSpec
 from convgen.compiler import compile_kernel, plan
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 
 FILE = "samples.pt"
 DTYPES = ("float32", "float16", "bfloat16", "float64")

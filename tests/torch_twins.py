@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import convgen
-from convgen.loading import load_module
+from convgen.execution.loading import load_module
 
 LAYER = "ConvTranspose{rank}d(4, 6, 3, stride=2, padding=1, groups=2, dtype={dtype})"
 GEOMETRY = {"stride": 2, "padding": 1, "groups": 2}

@@ -21,12 +21,12 @@ import torch
 from bounding import bounded
 from convgen import TARGETS, ConvTransposeSpec
 from convgen.compiler import compile_kernel
+from convgen.execution.loading import load_module
+from convgen.execution.oracle import Array, reference
+from convgen.execution.verify import run
 from convgen.geometry.tile import Tile
-from convgen.loading import load_module
-from convgen.oracle import Array, reference
 from convgen.rendering.render import KernelSource
 from convgen.tables.pointwise import Stage
-from convgen.verify import run
 from drawing import BEST, DTYPES, PRECISIONS, forms
 
 CHANNELS = (1, 3, 2, 4, 5, 16, 17, 20, 33)  # of a group; the blocks of a tile have 16 and more

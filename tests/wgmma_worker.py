@@ -19,7 +19,7 @@ import triton
 
 from convgen import find_target, parse
 from convgen.compiler import compile_kernel
-from convgen.cubin import compile_text, read_launches
+from convgen.execution.cubin import compile_text, read_launches
 from convgen.geometry.tile import Tile
 
 SM_90 = 90

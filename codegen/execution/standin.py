@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .compiler import plan
-from .errors import SpecError
-from .geometry.phases import decompose
-from .geometry.problem import problem_of
-from .geometry.tile import Tile
-from .language.spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
-from .planning.choices import Choices
-from .planning.costs import layer_flops, work_of
-from .planning.forms import form_of
-from .planning.plan import KernelPlan
-from .tables.targets import GpuTarget
+from ..compiler import plan
+from ..errors import SpecError
+from ..geometry.phases import decompose
+from ..geometry.problem import problem_of
+from ..geometry.tile import Tile
+from ..language.spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
+from ..planning.choices import Choices
+from ..planning.costs import layer_flops, work_of
+from ..planning.forms import form_of
+from ..planning.plan import KernelPlan
+from ..tables.targets import GpuTarget
 
 
 class Most(NamedTuple):

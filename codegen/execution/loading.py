@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .files import check_private, write_text
-from .language.spec import MEMORY_FORMATS
+from ..files import check_private, write_text
+from ..language.spec import MEMORY_FORMATS
 
 
 def load_module(text: str, name: str, folder: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .language.spec import ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 
 Array = npt.NDArray[Any]
 

@@ -22,12 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import emit
-from .errors import EditedError, ProjectError, SpecError, shown, text_of
-from .files import check_private, is_regular, make_folder, on_disk, write_text
-from .language.spec import ConvTransposeSpec
+from .. import emit
+from ..errors import EditedError, ProjectError, SpecError, shown, text_of
+from ..files import check_private, is_regular, make_folder, on_disk, write_text
+from ..language.spec import ConvTransposeSpec
 from .loading import module_of
-from .localgpu import local_target
+from .local_gpu import local_target
 
 DEVICES = ("cpu", "cuda", "meta")  # where a layer may lie now; its kernel runs on CUDA
 # Process to its own folder: a forked one has its parent's entry too, whose folder may go first.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from .errors import SpecError
-from .tables.targets import TARGETS, GpuTarget
+from ..errors import SpecError
+from ..tables.targets import TARGETS, GpuTarget
 
 
 def local_target() -> GpuTarget:

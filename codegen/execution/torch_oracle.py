@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .language.spec import ConvTransposeSpec
-from .tables.pointwise import Stage
+from ..language.spec import ConvTransposeSpec
+from ..tables.pointwise import Stage
 
 
 def reference(spec: ConvTransposeSpec, x: Any, weight: Any, bias: Any) -> Any:

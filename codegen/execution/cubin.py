@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .compiler import compile_kernel
-from .planning.choices import Choices
-from .planning.input_copy import copy_name
-from .planning.resources import resident
-from .rendering.render import KernelSource
-from .sources import Statement
-from .tables.targets import GpuTarget
+from ..compiler import compile_kernel
+from ..planning.choices import Choices
+from ..planning.input_copy import copy_name
+from ..planning.resources import resident
+from ..rendering.render import KernelSource
+from ..sources import Statement
+from ..tables.targets import GpuTarget
 from .workers import spawn_context
 
 KERNEL = "_kernel"  # what the kernel's name ends with

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler import compile_kernel
+from ..families.registry import find_family
+from ..language.spec import ConvTransposeSpec
+from ..planning.choices import Choices
+from ..tables.targets import GpuTarget
 from . import oracle
-from .compiler import compile_kernel
-from .families.registry import find_family
-from .language.spec import ConvTransposeSpec
 from .loading import laid_out, load_module
-from .planning.choices import Choices
 from .standin import stand_in
-from .tables.targets import GpuTarget
 
 SECONDS = 55  # of the minute that a command may take, which has to start as well
 # The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.
