@@ -15,7 +15,7 @@ from .documents import json_of
 from .errors import SpecError, nearest, shown
 from .files import read_text
 from .language.spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
-from .sources import resolve
+from .project.statements import resolve
 from .tables.dtypes import DTYPES
 from .values import check_integer
 

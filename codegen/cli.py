@@ -77,7 +77,8 @@ def emit(
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
     from .compiler import compile_kernel
     from .files import write_output
-    from .sources import destinations, resolve
+    from .project.statements import resolve
+    from .sources import destinations
 
     statements = resolve(spec, flags)
     paths = destinations(statements, spec, output, force=force)
@@ -127,7 +128,7 @@ def verify(
     with a smaller kernel, stride, padding and dilation, as the report says. Exits with 1 if a
     kernel fails, or if a part was not verified when the seconds were over.
     """
-    from .sources import resolve
+    from .project.statements import resolve
 
     statements = resolve(spec, flags)
     with _torch_for("verify"):
@@ -159,7 +160,7 @@ def explain(
     """Show every stage of SPEC: phases, accesses, tile and grid with their reasons, roofline."""
     from .compiler import plan
     from .explain import explain as sections_of
-    from .sources import resolve
+    from .project.statements import resolve
 
     statements = resolve(spec, flags)
     kernels, measured = [], _choices(choices, statements)
@@ -193,7 +194,7 @@ def compile_command(
     spec: str | None, choices: Path | None, as_json: bool, target: str | None, **flags: Any
 ) -> None:
     """Compile SPEC to machine code for the GPUs of --target a,b,…; needs triton, but no GPU."""
-    from .sources import resolve_for
+    from .project.statements import resolve_for
 
     pairs = resolve_for(spec, flags, target)
     with _torch_for("compile"):
@@ -241,7 +242,7 @@ def tune(
 
     Specs that the file has already are left alone, so that an interrupted run goes on.
     """
-    from .sources import resolve
+    from .project.statements import resolve
 
     statements = resolve(spec, flags)
     with _torch_for("tune"):

@@ -6,13 +6,7 @@ Stage 1, the door of the command line. Input: click's values, all text; output: 
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import click
-
-from .errors import SpecError, shown
-from .language.spec import ConvTransposeSpec
 
 _AXES = "N or N,N: one for all axes, or one for each"
 SPEC_OPTIONS = (
@@ -34,47 +28,3 @@ SPEC_OPTIONS = (
     click.option("--autotune", help="none, blocks, launch."),
     click.option("--target", help="The GPU to plan for (rtx4090); see `convgen targets`."),
 )
-_INTEGERS = ("rank", "groups", "in_channels", "out_channels", "grid")
-_TUPLES = ("kernel_size", "stride", "padding", "output_padding", "dilation", "input")
-
-
-def spec_from_flags(flags: dict[str, Any]) -> ConvTransposeSpec:
-    """Return the spec that flags describe.
-
-    Args:
-        flags: option to text, None where it was not given; `target` is left to the caller.
-
-    Raises:
-        SpecError: a flag is wrong; the message starts with its name.
-    """
-    given = {name: value for name, value in flags.items() if value is not None and name != "target"}
-    if "kernel_size" not in given:
-        raise SpecError("give a spec, a .convgen file, or --k with a kernel size", "kernel_size")
-    try:
-        values = {name: _value(name, value) for name, value in given.items()}
-        return ConvTransposeSpec(**{"rank": 2, **values})
-    except SpecError as error:
-        flag = f"--{(error.argument or 'k').replace('_', '-')}"
-        raise SpecError(f"{flag}: {error}", error.argument) from None
-
-
-def _value(name: str, text: Any) -> Any:
-    if name in _INTEGERS:
-        return _integer(name, text)
-    if name in _TUPLES:
-        text = text.strip()
-        if text[:1] == "(" and text[-1:] == ")":
-            text = text[1:-1].strip()
-        parts = text.removesuffix(",").split(",")
-        numbers = tuple(_integer(name, part, none=name == "input") for part in parts)
-        return numbers[0] if len(numbers) == 1 and name != "input" else numbers
-    return text
-
-
-def _integer(name: str, text: str, none: bool = False) -> int | None:
-    text = text.strip()
-    if none and text.lower() in ("none", "?"):
-        return None
-    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
-        raise SpecError(f"{name} must be an integer, got {shown(text)}", name)
-    return int(text)

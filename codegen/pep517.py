@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .hooks import errors_end_the_build, generate_into
-from .table import read_build_backend
+from .project.hooks import errors_end_the_build, generate_into
+from .project.table import read_build_backend
 
 ASKING = (
     "get_requires_for_build_wheel",

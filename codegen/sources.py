@@ -7,72 +7,12 @@ and the paths that emitted files go to.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .errors import SpecError, visible
 from .files import check_output
-from .flags import spec_from_flags
-from .language.parser import parse_document
-from .language.spec import ConvTransposeSpec, check_target
+from .project.statements import SUFFIX, Statement
 from .rendering.header import is_as_generated, is_generated
-from .table import read_document
-from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
-
-SUFFIX = ".convgen"
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A spec to work on, with its name, if any, and the target that is nearest to it."""
-
-    name: str | None
-    spec: ConvTransposeSpec
-    target: GpuTarget
-
-
-def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
-    """Return what SPEC and the flags ask for; raises SpecError."""
-    try:
-        said = None if flags["target"] is None else check_target(flags["target"])
-    except SpecError as error:
-        raise SpecError(f"--target: {error}", "target") from None
-    others = sorted(n for n, v in flags.items() if v is not None and n != "target")
-    found: list[tuple[str | None, ConvTransposeSpec]]
-    default: str | None = None
-    if text is None:
-        found = [(None, spec_from_flags(flags))]
-    elif others:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise SpecError(f"a spec says it all: {names} cannot be given beside it")
-    elif text.endswith(SUFFIX):
-        statements, default = read_document(Path(text))
-        found = [(statement.name, statement.spec) for statement in statements]
-    elif os.path.exists(text):
-        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
-        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
-    else:
-        document = parse_document(text)
-        found = [(statement.name, statement.spec) for statement in document.statements]
-        default = document.target
-    if not found:
-        raise SpecError("there is no layer in the spec")
-    return [
-        Statement(name, spec, find_target(said or spec.target or default or DEFAULT_TARGET))
-        for name, spec in found
-    ]
-
-
-def resolve_for(text: str | None, flags: dict[str, Any], targets: str | None) -> list[Statement]:
-    """Return what SPEC and the flags ask for, once for each of a list of targets; None: its own."""
-    names = [] if targets is None else [name.strip() for name in targets.split(",")]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError(f"--target: {twice} stands there twice", "target")
-    asked: Sequence[str | None] = names or (None,)
-    return [found for name in asked for found in resolve(text, {**flags, "target": name})]
 
 
 def destinations(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convgen import ConvTransposeSpec, parse
 from convgen.language.parser.parser import parse_document
-from convgen.table import read_table
+from convgen.project.build.table import read_table
 from drawing import draw
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")

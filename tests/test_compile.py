@@ -24,7 +24,7 @@ from convgen.geometry.problem import problem_of
 from convgen.planning.forms import form_of
 from convgen.planning.plan import KernelPlan
 from convgen.planning.resources import Use, use_of
-from convgen.table import read_table
+from convgen.project.build.table import read_table
 from convgen.tables.targets import GpuTarget
 from planned import reason_for
 from running import worked

@@ -12,9 +12,9 @@ import pytest
 from convgen import find_target
 from convgen.compiler import plan
 from convgen.families.registry.registry import FAMILIES
-from convgen.project import check, generate
+from convgen.project.build.build import check, generate
+from convgen.project.build.table import read_table
 from convgen.rules import check_rules
-from convgen.table import read_table
 
 ROOT = Path(__file__).parent.parent
 KERNELS = read_table(ROOT).kernels

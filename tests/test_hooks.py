@@ -27,7 +27,7 @@ from building import (
     tree,
 )
 from convgen import emit, pep517
-from convgen.setuptools_hook import owned_package
+from convgen.project.build.setuptools_hook import owned_package
 
 pytestmark = pytest.mark.build
 

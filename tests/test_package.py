@@ -24,11 +24,11 @@ from jinja2 import meta
 from convgen import parse
 from convgen.errors import ProjectError
 from convgen.execution import oracle
-from convgen.package import MANIFEST, SCHEMA
-from convgen.project import files, generate
+from convgen.project.build.build import files, generate
+from convgen.project.build.package import MANIFEST, SCHEMA
+from convgen.project.build.table import read_table
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.render import environment
-from convgen.table import read_table
 from running import make_project, rows, run
 
 SPEC = "ConvTranspose1d(4, 2, 4, stride=2)"

@@ -19,8 +19,8 @@ from convgen.documents import toml_of
 from convgen.errors import SpecError
 from convgen.files import MAX_FILE
 from convgen.planning.choices import read_choices, rows_of
-from convgen.setuptools_hook import _is_shipped
-from convgen.table import has_table
+from convgen.project.build.setuptools_hook import _is_shipped
+from convgen.project.build.table import has_table
 from running import SMALL, make_project, rows, run
 
 TILE = {"block_m": 32, "block_n": 32, "block_k": 16, "num_warps": 4, "num_stages": 2}

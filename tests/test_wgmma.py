@@ -17,7 +17,7 @@ import torch
 from convgen import emit, find_target, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
-from convgen.table import read_table
+from convgen.project.build.table import read_table
 from running import worked
 
 LAST = "layout=channels_last"

@@ -23,8 +23,8 @@ from ..compiler import compile_kernel
 from ..planning.choices import Choices
 from ..planning.input_copy import copy_name
 from ..planning.resources import resident
+from ..project.statements import Statement
 from ..rendering.render import KernelSource
-from ..sources import Statement
 from ..tables.targets import GpuTarget
 from .workers import spawn_context
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from setuptools import Distribution
 
-from .documents import table_at, toml_of
-from .files import read_text, remove
+from ..documents import table_at, toml_of
+from ..files import read_text, remove
 from .hooks import Generated, errors_end_the_build, generate_into
 from .table import has_table, read_table
 
@@ -95,7 +95,7 @@ def _clean(base: type[Any]) -> type[Any]:
 
     class BuildPy(base):  # type: ignore[misc]  # a class of the build: setuptools', or setup.py's
         def run(self) -> None:
-            from .project import generated_below  # sympy and jinja2 load here
+            from .build import generated_below  # sympy and jinja2 load here
 
             with errors_end_the_build():
                 for path in generated_below(Path(self.build_lib)):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import SpecError, visible, visible_lines
+from ..errors import SpecError, visible, visible_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def generate_into(root: Path) -> Generated:
     Raises:
         SystemExit: the table is wrong, or a file in the way is somebody's work.
     """
-    from .project import generate, write  # sympy and jinja2 load here
+    from .build import generate, write  # sympy and jinja2 load here
 
     with errors_end_the_build():
         build = generate(root)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ProjectError
-from .files import is_regular, on_disk
-from .rendering.header import HEADER_LINE, with_hash
-from .rendering.render import environment
+from ..errors import ProjectError
+from ..files import is_regular, on_disk
+from ..rendering.header import HEADER_LINE, with_hash
+from ..rendering.render import environment
+from ..tables.targets import find_target
+from ..version import __version__
 from .table import Kernel, Table
-from .tables.targets import find_target
-from .version import __version__
 
 MANIFEST = "manifest.json"
 SCHEMA = 1

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ProjectError
-from .execution.cubin import capability_of, compile_text, cores
+from ..errors import ProjectError
+from ..execution.cubin import capability_of, compile_text, cores
+from ..tables.targets import TARGETS, find_target
 from .table import Kernel, Table
-from .tables.targets import TARGETS, find_target
 
 CUBIN = ".cubin"
 # What a build appends to the machine code: by it a later one knows the file for its own.
@@ -157,7 +157,7 @@ def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
     try:
         with tempfile.TemporaryDirectory() as cache:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "convgen.precompile"],
+                [sys.executable, "-P", "-m", "convgen.project.precompile"],
                 input="\n".join(map(json.dumps, lines)),
                 capture_output=True,
                 text=True,

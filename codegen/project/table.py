@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import table_at, toml_of
-from .errors import ProjectError, SpecError, nearest, shown, visible
-from .files import read_text
-from .language.parser import MAX_TEXT, NamedSpec, check_name, parse, parse_document
-from .language.spec import NO_CHOICES, ConvTransposeSpec, check_target
-from .tables.targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
+from ..documents import table_at, toml_of
+from ..errors import ProjectError, SpecError, nearest, shown, visible
+from ..files import read_text
+from ..language.parser import check_name, parse
+from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
+from ..tables.targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
+from .statements import read_document
 
 KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
@@ -276,13 +277,3 @@ def _list(table: dict[str, Any], key: str) -> list[Any]:
         hint = ", written [[tool.convgen.kernel]]" if key == "kernel" else ""
         raise ProjectError(f"{key} of [tool.convgen] must be a list{hint}, got {shown(value)}", key)
     return value
-
-
-def read_document(path: Path) -> tuple[tuple[NamedSpec, ...], str | None]:
-    """Return statements and target of a `.convgen` file; raises ProjectError naming it."""
-    text = read_text(path, MAX_TEXT)
-    try:
-        document = parse_document(text)
-    except SpecError as error:
-        raise ProjectError(f"{path}: {error}", error.argument) from None
-    return document.statements, document.target

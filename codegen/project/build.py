@@ -13,9 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compiler import compile_kernel
-from .errors import EditedError, ProjectError
-from .files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
+from ..compiler import compile_kernel
+from ..errors import EditedError, ProjectError
+from ..files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
+from ..planning.choices import choices_for
+from ..rendering.header import around_hash, is_as_generated, is_generated, with_hash
+from ..tables.targets import find_target
 from .package import (
     MANIFEST,
     manifest_is_intact,
@@ -24,11 +27,8 @@ from .package import (
     package_text,
     read_precompiled,
 )
-from .planning.choices import choices_for
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
-from .rendering.header import around_hash, is_as_generated, is_generated, with_hash
 from .table import Kernel, Table, read_table
-from .tables.targets import find_target
 
 
 @dataclass(frozen=True, slots=True)

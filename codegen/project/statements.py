@@ -1,0 +1,127 @@
+"""Statements: what text, a `.convgen` file or flags ask for.
+
+Input: an argument of the command line, or a row of a table; output: specs
+with their names and targets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ProjectError, SpecError, shown
+from ..files import read_text
+from ..language.parser import MAX_TEXT, NamedSpec, parse_document
+from ..language.spec import ConvTransposeSpec, check_target
+from ..tables.targets import DEFAULT_TARGET, GpuTarget, find_target
+
+SUFFIX = ".convgen"
+_INTEGERS = ("rank", "groups", "in_channels", "out_channels", "grid")
+_TUPLES = ("kernel_size", "stride", "padding", "output_padding", "dilation", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A spec to work on, with its name, if any, and the target that is nearest to it."""
+
+    name: str | None
+    spec: ConvTransposeSpec
+    target: GpuTarget
+
+
+def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
+    """Return what SPEC and the flags ask for; raises SpecError."""
+    try:
+        said = None if flags["target"] is None else check_target(flags["target"])
+    except SpecError as error:
+        raise SpecError(f"--target: {error}", "target") from None
+    others = sorted(n for n, v in flags.items() if v is not None and n != "target")
+    found: list[tuple[str | None, ConvTransposeSpec]]
+    default: str | None = None
+    if text is None:
+        found = [(None, spec_from_flags(flags))]
+    elif others:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise SpecError(f"a spec says it all: {names} cannot be given beside it")
+    elif text.endswith(SUFFIX):
+        statements, default = read_document(Path(text))
+        found = [(statement.name, statement.spec) for statement in statements]
+    elif os.path.exists(text):
+        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
+        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
+    else:
+        document = parse_document(text)
+        found = [(statement.name, statement.spec) for statement in document.statements]
+        default = document.target
+    if not found:
+        raise SpecError("there is no layer in the spec")
+    return [
+        Statement(name, spec, find_target(said or spec.target or default or DEFAULT_TARGET))
+        for name, spec in found
+    ]
+
+
+def resolve_for(text: str | None, flags: dict[str, Any], targets: str | None) -> list[Statement]:
+    """Return what SPEC and the flags ask for, once for each of a list of targets; None: its own."""
+    names = [] if targets is None else [name.strip() for name in targets.split(",")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError(f"--target: {twice} stands there twice", "target")
+    asked: Sequence[str | None] = names or (None,)
+    return [found for name in asked for found in resolve(text, {**flags, "target": name})]
+
+
+def read_document(path: Path) -> tuple[tuple[NamedSpec, ...], str | None]:
+    """Return statements and target of a `.convgen` file; raises ProjectError naming it."""
+    text = read_text(path, MAX_TEXT)
+    try:
+        document = parse_document(text)
+    except SpecError as error:
+        raise ProjectError(f"{path}: {error}", error.argument) from None
+    return document.statements, document.target
+
+
+def spec_from_flags(flags: dict[str, Any]) -> ConvTransposeSpec:
+    """Return the spec that flags describe.
+
+    Args:
+        flags: option to text, None where it was not given; `target` is left to the caller.
+
+    Raises:
+        SpecError: a flag is wrong; the message starts with its name.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and name != "target"}
+    if "kernel_size" not in given:
+        raise SpecError("give a spec, a .convgen file, or --k with a kernel size", "kernel_size")
+    try:
+        values = {name: _value(name, value) for name, value in given.items()}
+        return ConvTransposeSpec(**{"rank": 2, **values})
+    except SpecError as error:
+        flag = f"--{(error.argument or 'k').replace('_', '-')}"
+        raise SpecError(f"{flag}: {error}", error.argument) from None
+
+
+def _value(name: str, text: Any) -> Any:
+    if name in _INTEGERS:
+        return _integer(name, text)
+    if name in _TUPLES:
+        text = text.strip()
+        if text[:1] == "(" and text[-1:] == ")":
+            text = text[1:-1].strip()
+        parts = text.removesuffix(",").split(",")
+        numbers = tuple(_integer(name, part, none=name == "input") for part in parts)
+        return numbers[0] if len(numbers) == 1 and name != "input" else numbers
+    return text
+
+
+def _integer(name: str, text: str, none: bool = False) -> int | None:
+    text = text.strip()
+    if none and text.lower() in ("none", "?"):
+        return None
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        raise SpecError(f"{name} must be an integer, got {shown(text)}", name)
+    return int(text)
