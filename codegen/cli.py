@@ -246,8 +246,8 @@ def tune(
 
     statements = resolve(spec, flags)
     with _torch_for("tune"):
-        from .tune import gpu_executor, tuning_target
-        from .tune import tune as run
+        from .measuring.tune import gpu_executor, tuning_target
+        from .measuring.tune import tune as run
 
         target = tuning_target(flags["target"])
     specs = [statement.spec for statement in statements]
@@ -351,11 +351,11 @@ def bench(
     Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
     over torch's default and over its fastest way, errors against float64.
     """
-    from .bench import not_a_report, run
-    from .benchcases import read_cases, read_ways
-    from .benchplot import draw_plot, not_a_plot, require_matplotlib
-    from .benchreport import table
     from .files import check_output, write_output
+    from .measuring.bench import not_a_report, run
+    from .measuring.cases import read_cases, read_ways
+    from .measuring.plot import draw_plot, not_a_plot, require_matplotlib
+    from .measuring.report import table
     from .planning.choices import choices_at
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from convgen import ConvTransposeSpec, SpecError, emit
-from convgen.benchcases import spec_of
 from convgen.execution.loading import load_module
 from convgen.execution.local_gpu import local_target
 from convgen.execution.torch_oracle import scatter
+from convgen.measuring.cases import spec_of
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from convgen import bench, parse
-from convgen.benchcases import Case
-from convgen.benchplot import draw_plot
-from convgen.benchreport import judged, least_flops, row_of
+from convgen import parse
 from convgen.compiler import plan
 from convgen.geometry.problem import problem_of
+from convgen.measuring import bench
+from convgen.measuring.cases import Case
+from convgen.measuring.plot import draw_plot
+from convgen.measuring.report import judged, least_flops, row_of
 from convgen.planning.costs import layer_flops
 from drawing import draw
 from running import SMALL, run

@@ -22,17 +22,17 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import find_target, parse
-from convgen import tune as tuning
 from convgen.cli import main
 from convgen.errors import SpecError
 from convgen.execution.cubin import compilers
 from convgen.geometry.gradient import input_gradient
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
+from convgen.measuring import tune as tuning
+from convgen.measuring.tune import _fits, shortlist, tune
 from convgen.planning.candidates import best_tile, rank_tiles
 from convgen.planning.choices import key_of, read_choices, shipped, text_of
 from convgen.planning.plan import Candidate, MeasuredGradient
-from convgen.tune import _fits, shortlist, tune
 
 LAYER = "ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False, input=(8, 32, 32, 32))"
 MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}

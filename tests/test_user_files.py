@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from convgen.benchcases import read_cases
 from convgen.documents import toml_of
 from convgen.errors import SpecError
 from convgen.files import MAX_FILE
+from convgen.measuring.cases import read_cases
 from convgen.planning.choices import read_choices, rows_of
 from convgen.project.build.setuptools_hook import _is_shipped
 from convgen.project.build.table import has_table

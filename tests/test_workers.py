@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import convgen
-from convgen import bench
-from convgen.benchcases import CEILINGS
 from convgen.execution.cubin import compilers
-from convgen.tune import gpu_executor
+from convgen.measuring import bench
+from convgen.measuring.cases import CEILINGS
+from convgen.measuring.tune import gpu_executor
 from running import SMALL
 
 # What starting processes and every command import; a file of each name lies in the folder.

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 def compile_something() -> int:
     """Start the compilers of this process, as measuring does."""
-    from convgen.tune import _compilers
+    from convgen.measuring.tune import _compilers
 
     return _compilers().submit(int, "3").result()
 

@@ -23,14 +23,14 @@ from typing import Any
 
 import click
 
-from .benchcases import CEILINGS, Case, Way
-from .benchreport import finished, judged, row_of
-from .errors import SpecError
-from .execution.workers import PYTHON, environment
-from .files import is_stream, write_output
-from .version import __version__
+from ..errors import SpecError
+from ..execution.workers import PYTHON, environment
+from ..files import is_stream, write_output
+from ..version import __version__
+from .cases import CEILINGS, Case, Way
+from .report import finished, judged, row_of
 
-WORKER = (*PYTHON, "-m", "convgen.benchworker")
+WORKER = (*PYTHON, "-m", "convgen.measuring.worker")
 MESSAGE = 300  # characters of a dead worker's last words
 _REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # how a report begins
 

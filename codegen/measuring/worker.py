@@ -1,6 +1,6 @@
 """The worker of bench: a process that measures one way on many cases.
 
-    python -P -m convgen.benchworker FOLDER
+    python -P -m convgen.measuring.worker FOLDER
 
 Stage 2 of bench; needs torch, triton and a CUDA GPU. Input: FOLDER/jobs, a JSON line a job; output:
 a JSON line an answer, on stdout. A process of its own for each way, as torch keeps the first cuDNN
@@ -23,18 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .benchcases import CEILINGS, CONVGEN, WAYS, Way
-from .compiler import compile_kernel
-from .errors import SpecError
-from .execution.cubin import compile_for, compilers, module_name
-from .execution.loading import laid_out, load_module
-from .execution.local_gpu import local_target
-from .execution.torch_oracle import reference, staged
-from .language.parser import parse
-from .language.spec import ConvTransposeSpec
-from .planning.choices import choices_at
-from .rendering.render import KernelSource
-from .tables.targets import find_target
+from ..compiler import compile_kernel
+from ..errors import SpecError
+from ..execution.cubin import compile_for, compilers, module_name
+from ..execution.loading import laid_out, load_module
+from ..execution.local_gpu import local_target
+from ..execution.torch_oracle import reference, staged
+from ..language.parser import parse
+from ..language.spec import ConvTransposeSpec
+from ..planning.choices import choices_at
+from ..rendering.render import KernelSource
+from ..tables.targets import find_target
+from .cases import CEILINGS, CONVGEN, WAYS, Way
 
 SECONDS = 600  # for one job; a hang must not hold up the rest
 MATMUL = 8192

@@ -10,7 +10,7 @@ import io
 from importlib.util import find_spec
 from typing import Any
 
-from .errors import SpecError
+from ..errors import SpecError
 
 BARS = {"over_default": "torch's default", "over_best": "the fastest way of torch"}
 SIDES = {"best_convgen_ms": ("convgen", "o", "full"), "best_torch_ms": ("torch", "s", "none")}

@@ -28,19 +28,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .compiler import compile_kernel
-from .errors import SpecError
-from .execution.workers import spawn_context
-from .files import check_output, is_stream, write_output
-from .geometry.gradient import gradient_refusal, input_gradient
-from .geometry.phases import decompose
-from .geometry.tile import Tile
-from .language.parser import parse
-from .language.spec import ConvTransposeSpec
-from .planning.candidates import rank_tiles
-from .planning.choices import Choices, key_of, read_choices, rows_of, shipped, text_of
-from .planning.plan import Candidate, Measured, MeasuredGradient
-from .tables.targets import TARGETS, GpuTarget, find_target
+from ..compiler import compile_kernel
+from ..errors import SpecError
+from ..execution.workers import spawn_context
+from ..files import check_output, is_stream, write_output
+from ..geometry.gradient import gradient_refusal, input_gradient
+from ..geometry.phases import decompose
+from ..geometry.tile import Tile
+from ..language.parser import parse
+from ..language.spec import ConvTransposeSpec
+from ..planning.candidates import rank_tiles
+from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, text_of
+from ..planning.plan import Candidate, Measured, MeasuredGradient
+from ..tables.targets import TARGETS, GpuTarget, find_target
 
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
 MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
@@ -56,7 +56,7 @@ def tuning_target(name: str | None) -> GpuTarget:
     """
     import torch
 
-    from .execution.local_gpu import local_target
+    from ..execution.local_gpu import local_target
 
     if not torch.cuda.is_available():
         raise SpecError("tune needs a CUDA GPU, and torch sees none")
@@ -260,10 +260,10 @@ def _gradient_times(
     import torch
     from triton.testing import do_bench
 
-    from .benchworker import draw, flipped
-    from .execution.cubin import module_name
-    from .execution.loading import laid_out, load_module
-    from .execution.standin import concrete
+    from ..execution.cubin import module_name
+    from ..execution.loading import laid_out, load_module
+    from ..execution.standin import concrete
+    from .worker import draw, flipped
 
     layer = concrete(spec, small=False)
     back = input_gradient(layer)
@@ -298,10 +298,10 @@ class _Timer:
     """Times the tiles of one spec on the same data."""
 
     def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
-        from .benchcases import WAYS
-        from .benchworker import draw, torch_call
-        from .execution.loading import laid_out
-        from .execution.standin import concrete
+        from ..execution.loading import laid_out
+        from ..execution.standin import concrete
+        from .cases import WAYS
+        from .worker import draw, torch_call
 
         self.spec, self.target = spec, target
         self.folder = tempfile.TemporaryDirectory()
@@ -315,8 +315,8 @@ class _Timer:
         from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
 
-        from .execution.cubin import module_name
-        from .execution.loading import load_module
+        from ..execution.cubin import module_name
+        from ..execution.loading import load_module
 
         source = compile_kernel(self.spec, self.target, tile)
         module = load_module(source.text, module_name(source), Path(self.folder.name))
@@ -355,7 +355,7 @@ def _compiling(
 @functools.cache
 def _compilers() -> Executor:
     """Return this process' compilers: a process for each core but the one that measures."""
-    from .execution.cubin import compilers
+    from ..execution.cubin import compilers
 
     if not _may_have_children():
         return ThreadPoolExecutor(1)
@@ -373,7 +373,7 @@ def _may_have_children() -> bool:
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:
     """Compile a tile; whether it fits the target without spills."""
-    from .execution.cubin import compile_for
+    from ..execution.cubin import compile_for
 
     target = find_target(target_name)
     binary = compile_for(compile_kernel(parse(text), target, tile), target)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .documents import json_of
-from .errors import SpecError, nearest, shown
-from .files import read_text
-from .language.spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
-from .project.statements import resolve
-from .tables.dtypes import DTYPES
-from .values import check_integer
+from ..documents import json_of
+from ..errors import SpecError, nearest, shown
+from ..files import read_text
+from ..language.spec import LAYOUTS, MAX_SIZE, ConvTransposeSpec
+from ..project.statements import resolve
+from ..tables.dtypes import DTYPES
+from ..values import check_integer
 
 GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
 SIZES = ("rank", "batch", "in_channels", "out_channels", "input")

@@ -11,12 +11,12 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from .benchcases import CONVGEN, Case
-from .errors import visible
-from .geometry.phases import decompose
-from .geometry.problem import problem_of
-from .language.spec import LAYOUTS, ConvTransposeSpec
-from .planning.costs import layer_bytes
+from ..errors import visible
+from ..geometry.phases import decompose
+from ..geometry.problem import problem_of
+from ..language.spec import LAYOUTS, ConvTransposeSpec
+from ..planning.costs import layer_bytes
+from .cases import CONVGEN, Case
 
 # No rounding of any dtype is as large, bfloat16's being 2e-3 here: such a result is another one.
 MOST_ERROR = 0.05

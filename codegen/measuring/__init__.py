@@ -1,0 +1,4 @@
+"""Timing on a GPU: layers beside torch, and tiles beside each other.
+
+In: cases. Out: rows, reports, plots and files of choices. Imports project.
+"""
