@@ -19,6 +19,6 @@ def _drop_current_folder() -> None:
 
 if __name__ == "__main__":
     _drop_current_folder()
-    from .cli import main
+    from .cli.commands import main
 
     main()

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import TARGETS, find_target, parse
-from convgen.cli import main as cli
+from convgen.cli.commands.commands import main as cli
 from convgen.compiler import compile_kernel, plan
 from convgen.geometry.problem import problem_of
 from convgen.planning.forms import form_of
@@ -126,9 +126,7 @@ def test_the_command_compiles_for_a_list_of_targets() -> None:
 def test_a_kernel_that_cannot_run_is_an_error(extra: list[str], monkeypatch) -> None:
     """A script that compiles for a card would take it for good."""
     row = {"name": "up", "target": "h100", "registers": 4, "spills": 0, "shared": 240000}
-    monkeypatch.setattr(
-        "convgen.execution.cubin.resources_of", lambda *of: [row | {"occupancy": 0}]
-    )
+    monkeypatch.setattr("convgen.cli.compile.resources_of", lambda *of: [row | {"occupancy": 0}])
     done = CliRunner().invoke(cli, ["compile", "ConvTranspose1d(4, 4, 3)", *extra])
     assert done.exit_code == 1
     assert done.stderr == "Error: up for h100 takes more than an SM has\n"

@@ -43,7 +43,7 @@ ELSEWHERE = {
 
 COMMANDS = """
 import sys
-from convgen.cli import main
+from convgen.cli.commands import main
 for arguments in (
     ["emit", sys.argv[1], "-o", "emitted"],
     ["build", sys.argv[2]],
@@ -95,7 +95,7 @@ def test_emit_and_build_agree(expected):
 
 IMPORTED = """
 import sys
-from convgen.cli import main
+from convgen.cli.commands import main
 try:
     main(sys.argv[1:])
 finally:

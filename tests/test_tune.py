@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import find_target, parse
-from convgen.cli import main
+from convgen.cli.commands.commands import main
 from convgen.errors import SpecError
 from convgen.execution.cubin import compilers
 from convgen.geometry.gradient import input_gradient

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from .cli_common import guarded, print_json, progress
-from .errors import visible
+from ..errors import visible
+from .common import guarded, print_json, progress
 
 _root = click.argument("root", default=".", type=click.Path(file_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -24,7 +24,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @guarded
 def init(root: Path, as_json: bool) -> None:
     """Add a commented [tool.convgen] to ROOT/pyproject.toml, and say what is left to do."""
-    from .project.scaffold import start
+    from ..project.scaffold import start
 
     started = start(root)
     if as_json:
@@ -49,7 +49,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
     An edited file that a kernel names stops the build with exit 1; one that no kernel names is
     kept, and the build exits 1.
     """
-    from .project import build as project
+    from ..project import build as project
 
     made = project.generate(root, progress)
     dry = check or diff
@@ -78,8 +78,8 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
 @guarded
 def list_files(root: Path, sources: bool, as_json: bool) -> None:
     """List the files that `build` would write, for build systems; below ROOT as it is given."""
-    from .project.build import files
-    from .project.table import read_table
+    from ..project.build import files
+    from ..project.table import read_table
 
     table = read_table(root)
     found = [root / "pyproject.toml", *table.sources] if sources else files(table)

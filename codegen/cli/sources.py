@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import SpecError, visible
-from .files import check_output
-from .project.statements import SUFFIX, Statement
-from .rendering.header import is_as_generated, is_generated
+from ..errors import SpecError, visible
+from ..files import check_output
+from ..project.statements import SUFFIX, Statement
+from ..rendering.header import is_as_generated, is_generated
 
 
 def destinations(

@@ -15,12 +15,12 @@ from typing import Any
 
 import click
 
-from .cli_common import guarded, print_json, progress
-from .cli_project import build, init, list_files
-from .errors import SpecError
+from ..errors import SpecError
+from ..language.spec import NO_CHOICES
+from ..version import __version__
+from .common import guarded, print_json, progress
 from .flags import SPEC_OPTIONS
-from .language.spec import NO_CHOICES
-from .version import __version__
+from .project import build, init, list_files
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ _choices_option = click.option(
 
 
 def _choices(path: Path | None, statements: list[Any]) -> Any:
-    from .planning.choices import choices_for
+    from ..planning.choices import choices_for
 
     return choices_for(path, {statement.target.name for statement in statements})
 
@@ -75,9 +75,9 @@ def emit(
     **flags: Any,
 ) -> None:
     """Print the kernel of SPEC: text, a .convgen file, or flags such as --k 3 --stride 1."""
-    from .compiler import compile_kernel
-    from .files import write_output
-    from .project.statements import resolve
+    from ..compiler import compile_kernel
+    from ..files import write_output
+    from ..project.statements import resolve
     from .sources import destinations
 
     statements = resolve(spec, flags)
@@ -128,11 +128,11 @@ def verify(
     with a smaller kernel, stride, padding and dilation, as the report says. Exits with 1 if a
     kernel fails, or if a part was not verified when the seconds were over.
     """
-    from .project.statements import resolve
+    from ..project.statements import resolve
 
     statements = resolve(spec, flags)
     with _torch_for("verify"):
-        from .execution.verify import verify as run
+        from ..execution.verify import verify as run
     measured = _choices(choices, statements)
     with progress(statements) as bar:
         reports = [run(s.spec, s.target, choices=measured, seconds=seconds) for s in bar]
@@ -158,9 +158,9 @@ def explain(
     spec: str | None, choices: Path | None, stage: str | None, as_json: bool, **flags: Any
 ) -> None:
     """Show every stage of SPEC: phases, accesses, tile and grid with their reasons, roofline."""
-    from .compiler import plan
-    from .explain import explain as sections_of
-    from .project.statements import resolve
+    from ..compiler import plan
+    from ..explain import explain as sections_of
+    from ..project.statements import resolve
 
     statements = resolve(spec, flags)
     kernels, measured = [], _choices(choices, statements)
@@ -194,11 +194,11 @@ def compile_command(
     spec: str | None, choices: Path | None, as_json: bool, target: str | None, **flags: Any
 ) -> None:
     """Compile SPEC to machine code for the GPUs of --target a,b,…; needs triton, but no GPU."""
-    from .project.statements import resolve_for
+    from ..project.statements import resolve_for
 
     pairs = resolve_for(spec, flags, target)
     with _torch_for("compile"):
-        from .execution.cubin import resources_of
+        from .compile import resources_of
 
         measured = _choices(choices, pairs)
         with progress(pairs) as bar:
@@ -242,12 +242,12 @@ def tune(
 
     Specs that the file has already are left alone, so that an interrupted run goes on.
     """
-    from .project.statements import resolve
+    from ..project.statements import resolve
 
     statements = resolve(spec, flags)
     with _torch_for("tune"):
-        from .measuring.tune import gpu_executor, tuning_target
-        from .measuring.tune import tune as run
+        from ..measuring.tune import gpu_executor, tuning_target
+        from ..measuring.tune import tune as run
 
         target = tuning_target(flags["target"])
     specs = [statement.spec for statement in statements]
@@ -284,7 +284,7 @@ def targets(as_json: bool) -> None:
     """List the GPUs that can be planned for; * is the default."""
     from dataclasses import asdict
 
-    from .tables.targets import DEFAULT_TARGET, TARGETS
+    from ..tables.targets import DEFAULT_TARGET, TARGETS
 
     if as_json:
         print_json("targets", {"targets": [asdict(target) for target in TARGETS]})
@@ -303,7 +303,7 @@ def targets(as_json: bool) -> None:
 @guarded
 def families(as_json: bool) -> None:
     """List the kernel families; the planner ranks the tiles of all that serve a spec."""
-    from .families.registry import FAMILIES
+    from ..families.registry import FAMILIES
 
     if as_json:
         rows = [{"name": f.name, "serves": f.serves, "idea": f.idea} for f in FAMILIES]
@@ -351,12 +351,12 @@ def bench(
     Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
     over torch's default and over its fastest way, errors against float64.
     """
-    from .files import check_output, write_output
-    from .measuring.bench import not_a_report, run
-    from .measuring.cases import read_cases, read_ways
-    from .measuring.plot import draw_plot, not_a_plot, require_matplotlib
-    from .measuring.report import table
-    from .planning.choices import choices_at
+    from ..files import check_output, write_output
+    from ..measuring.bench import not_a_report, run
+    from ..measuring.cases import read_cases, read_ways
+    from ..measuring.plot import draw_plot, not_a_plot, require_matplotlib
+    from ..measuring.report import table
+    from ..planning.choices import choices_at
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .errors import EditedError, SpecError, visible, visible_lines
+from ..errors import EditedError, SpecError, visible, visible_lines
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123
