@@ -12,10 +12,12 @@ torch or triton, or reads a clock, an environment or a device.
 
 from __future__ import annotations
 
+from .families.registry import FAMILIES
 from .geometry.phases import decompose
 from .geometry.tile import Tile
 from .language.spec import ConvTransposeSpec
 from .planning.choices import Choices
+from .planning.family import Family
 from .planning.plan import KernelPlan
 from .planning.planner import plan_kernel
 from .rendering.render import KernelSource, render
@@ -27,6 +29,7 @@ def plan(
     target: GpuTarget | None = None,
     tile: Tile | None = None,
     choices: Choices | None = None,
+    families: tuple[Family, ...] = FAMILIES,
 ) -> KernelPlan:
     """Return the plan of `spec`.
 
@@ -35,12 +38,13 @@ def plan(
         target: the GPU; None is the spec's own, or the default.
         tile: a tile in place of a choice.
         choices: measured ones, which come before the package's own.
+        families: the ways of computing it that are ranked.
 
     Raises:
         SpecError: no launch grid can hold the spec's programs.
     """
     chosen = target or find_target(spec.target or DEFAULT_TARGET)
-    return plan_kernel(spec, decompose(spec), chosen, tile, choices)
+    return plan_kernel(spec, decompose(spec), chosen, families, tile, choices)
 
 
 def compile_kernel(
@@ -48,6 +52,7 @@ def compile_kernel(
     target: GpuTarget | None = None,
     tile: Tile | None = None,
     choices: Choices | None = None,
+    families: tuple[Family, ...] = FAMILIES,
     *,
     precompiled: bool = False,
 ) -> KernelSource:
@@ -55,4 +60,4 @@ def compile_kernel(
 
     With `precompiled` it uses machine code that lies beside it, as a project's build puts it there.
     """
-    return render(plan(spec, target, tile, choices), precompiled=precompiled)
+    return render(plan(spec, target, tile, choices, families), precompiled=precompiled)

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .families.registry import FAMILIES, find_family
 from .geometry.gradient import gradient_refusal
 from .geometry.groups import Grouping
 from .geometry.problem import problem_of
@@ -22,7 +21,7 @@ from .planning.input_copy import copied_bytes, copy_text, tile_text
 from .planning.plan import Candidate, KernelPlan
 from .planning.resources import use_of
 from .symbolic.scribe import Scribe
-from .symbolic.sizes import AXES, sizes_of
+from .symbolic.sizes import AXES
 from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
@@ -61,7 +60,7 @@ def _spec(plan: KernelPlan) -> Rows:
     yield "spec", str(spec)
     yield "input", _shape((spec.batch, spec.in_channels, *spec.spatial))
     yield "output", _shape((spec.batch, spec.out_channels, *spec.output_spatial))
-    exact = spec.precision is None or not find_family(plan.family).products
+    exact = spec.precision is None or not plan.family.products
     yield "dtype", spec.dtype if exact else f"{spec.dtype}, products {spec.precision}"
     yield "layout", spec.layout
 
@@ -107,8 +106,8 @@ def _groups(grouping: Grouping) -> Rows:
 
 
 def _index(plan: KernelPlan) -> Rows:
-    sizes = sizes_of(plan)
-    context = find_family(plan.family).context(plan, sizes, Scribe(sizes.space))
+    sizes = plan.sizes
+    context = plan.family.context(plan, sizes, Scribe(sizes.space))
     for name in ("x", "w", "y"):
         access = getattr(context, name)
         if access.boxed:
@@ -124,12 +123,12 @@ def _index(plan: KernelPlan) -> Rows:
 def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
     problem = problem_of(plan.spec, plan.phases)
-    form = form_of(plan.spec, plan.phases, problem, tile)
-    family, use = find_family(plan.family), use_of(plan.spec, form, tile, target)
+    form = form_of(plan.spec, plan.phases, problem, tile, plan.families)
+    family, use = plan.family, use_of(plan.spec, form, tile, target)
     if plan.nominal:
         yield "note", "sizes are left to run time: figures are for nominal ones"
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
-    yield "family", f"{family.name}: {family.idea}"
+    yield "family", f"{family.name}: {family.method}"
     if caveats := caveats_of(plan):
         yield "mind", " ".join(caveats)
     yield "tile", tile_text(plan)
@@ -239,12 +238,12 @@ def _candidates(plan: KernelPlan) -> Rows:
                 f"{cost.l2_bytes / 1e6:.1f} MB asked for"
             ),
         )
-    for family in FAMILIES:
+    for family in plan.families:
         best = [c for c in plan.ranking if c.tile.family == family.name][:1]
         for candidate in best:
             yield f"family {family.name}", f"{candidate.cost.model_ms:.4f} ms with {candidate.tile}"
         if not best:
-            reason = family.refuses(plan.spec) or "no tile fits the target"
+            reason = family.refusal(plan.spec) or "no tile fits the target"
             yield f"family {family.name}", f"not for this layer: {reason}"
 
 
@@ -253,7 +252,7 @@ def _wrapper(plan: KernelPlan) -> Rows:
     problem = problem_of(spec, plan.phases)
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
     copies = f"none of an input that is dense{layout}; one of an input that is not dense"
-    if plan.tile.boxed:
+    if plan.family.boxed:
         copies += " or starts at no multiple of 16 bytes, and of such a packed weight"
     workspace = "no workspace"
     if plan.tile.relayout:

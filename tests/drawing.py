@@ -7,6 +7,7 @@ import random
 
 from convgen import ConvTransposeSpec, SpecError, find_target
 from convgen.compiler import compile_kernel
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
 from convgen.planning.candidates import rank_tiles
@@ -85,7 +86,7 @@ def forms(spec: ConvTransposeSpec) -> dict[str, list[Tile]]:
     """
     found: dict[str, list[Tile]] = {}
     target = find_target(spec.target or "rtx4090")
-    for candidate in rank_tiles(spec, decompose(spec), target):
+    for candidate in rank_tiles(spec, decompose(spec), target, FAMILIES):
         tile = candidate.tile
         rows = f" rows {tile.rows}" if tile.rows > 1 else ""
         copy = " copy" if tile.relayout else ""

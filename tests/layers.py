@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from convgen import ConvTransposeSpec, parse
-from convgen.language.parser.parser import parse_document
-from convgen.project.build.table import read_table
+from convgen.language.parser import parse_document
+from convgen.project.table import read_table
 from drawing import draw
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")

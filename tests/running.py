@@ -11,7 +11,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from convgen.cli.commands.commands import main
+from convgen.cli.commands import main
 
 SMALL = "ConvTranspose1d(4, 2, 4, stride=2, input=(1, 4, 9))"
 

@@ -31,8 +31,8 @@ from building import (
 from convgen import parse
 from convgen.execution import oracle
 from convgen.files import write_text
-from convgen.project.build.build import generate
-from convgen.project.build.hooks import generate_into
+from convgen.project.build import generate
+from convgen.project.hooks import generate_into
 from running import rows, run
 
 pytestmark = pytest.mark.build

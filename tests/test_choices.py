@@ -20,6 +20,7 @@ from convgen.errors import SpecError
 from convgen.execution.standin import concrete
 from convgen.execution.verify import verify
 from convgen.explain import explain
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
@@ -47,7 +48,7 @@ def written(tmp_path: Path, *rows: dict[str, object], target: str = "h100") -> P
 
 
 def test_a_measured_tile_comes_before_the_model(tmp_path):
-    choices = read_choices(written(tmp_path, row()))
+    choices = read_choices(written(tmp_path, row()), FAMILIES)
     made = plan(parse(LAYER), find_target("h100"), choices=choices)
     assert made.tile == TILE != made.ranking[0].tile
     reasons = dict(explain(made, "plan")[0].rows)
@@ -55,7 +56,7 @@ def test_a_measured_tile_comes_before_the_model(tmp_path):
 
 
 def test_the_header_names_the_file_of_choices_by_its_hash(tmp_path):
-    choices = read_choices(written(tmp_path, row()))
+    choices = read_choices(written(tmp_path, row()), FAMILIES)
     with_choices = compile_kernel(parse(LAYER), find_target("h100"), choices=choices).text
     assert f"# choices: sha256 {choices.digest}\n" in with_choices
     without = compile_kernel(parse(LAYER), find_target("h100")).text
@@ -63,7 +64,7 @@ def test_the_header_names_the_file_of_choices_by_its_hash(tmp_path):
 
 
 def test_choices_stay_with_their_target(tmp_path):
-    choices = read_choices(written(tmp_path, row()))
+    choices = read_choices(written(tmp_path, row()), FAMILIES)
     for target in TARGETS:
         made = plan(parse(LAYER), target, choices=choices)
         assert (made.measured is not None) == (target.name == "h100"), target.name
@@ -82,8 +83,8 @@ def test_a_file_for_another_target_is_told(tmp_path):
 def shipped_layer() -> tuple[str, Tile]:
     """Return a layer for which the package has another tile than the model, and the model's."""
     h100 = find_target("h100")
-    for text, measured in shipped("h100").table.items():
-        best = best_tile(parse(text), decompose(parse(text)), h100)
+    for text, measured in shipped("h100", FAMILIES).table.items():
+        best = best_tile(parse(text), decompose(parse(text)), h100, FAMILIES)
         if best != measured.tile:
             return text, best
     raise AssertionError("the model agrees with all that was measured")
@@ -176,7 +177,7 @@ def test_a_tile_that_no_card_can_hold_is_refused():
 
 def test_a_file_that_has_no_row_for_a_layer_leaves_its_bytes_alone(tmp_path):
     """Else every kernel of a project would drift with each row that is added."""
-    choices = read_choices(written(tmp_path, row()))
+    choices = read_choices(written(tmp_path, row()), FAMILIES)
     other = parse("ConvTranspose2d(8, 8, 3, input=(8, 8, 32, 32))")
     h100 = find_target("h100")
     assert compile_kernel(other, h100, choices=choices).text == compile_kernel(other, h100).text
@@ -206,14 +207,16 @@ def test_a_broken_file_is_a_clear_error(kind, tmp_path):
     path = tmp_path / "choices.json"
     path.write_text(BROKEN[kind], "utf-8")
     with pytest.raises(SpecError) as caught:
-        plan(parse(LAYER), find_target("h100"), choices=read_choices(path))
+        plan(parse(LAYER), find_target("h100"), choices=read_choices(path, FAMILIES))
     assert str(caught.value)
 
 
 def test_a_row_may_spell_its_layer_in_any_way(tmp_path):
     """A row that a hand wrote was ignored without a word where its text was not the key."""
     path = written(tmp_path, row() | {"spec": f"relu | {LAYER} | tanh"})
-    assert plan(parse(LAYER), find_target("h100"), choices=read_choices(path)).tile == TILE
+    assert (
+        plan(parse(LAYER), find_target("h100"), choices=read_choices(path, FAMILIES)).tile == TILE
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,13 +229,13 @@ def test_a_row_may_spell_its_layer_in_any_way(tmp_path):
 def test_what_is_wrong_with_a_file_names_it(tmp_path, changes, parts):
     path = written(tmp_path, row() | changes, target=changes.get("target", "h100"))
     with pytest.raises(SpecError) as caught:
-        read_choices(path)
+        read_choices(path, FAMILIES)
     assert all(part in str(caught.value) for part in parts)
 
 
 def test_a_file_that_is_not_there_is_a_clear_error(tmp_path):
     with pytest.raises(SpecError, match="cannot read"):
-        read_choices(tmp_path / "none.json")
+        read_choices(tmp_path / "none.json", FAMILIES)
 
 
 SHIPPED = sorted(
@@ -260,7 +263,7 @@ def test_shipped_tiles_serve_their_layers(name):
         # Without a GPU `convgen verify` runs the tile on a smaller layer, which it has to serve.
         small = concrete(spec, small=True)
         phases = decompose(small)
-        form_of(small, phases, problem_of(small, phases), made.tile)
+        form_of(small, phases, problem_of(small, phases), made.tile, FAMILIES)
 
 
 @pytest.mark.interpreter
@@ -279,14 +282,14 @@ def test_verify_runs_tiles_that_need_whole_vectors(layer, family, device):
     spec, target = parse(f"{layer}, dtype=float16)"), find_target("h100")
     made = plan(spec, target)
     assert made.measured is not None
-    assert (made.family, made.tile.relayout) == (family, family == "gather")
+    assert (made.family.name, made.tile.relayout) == (family, family == "gather")
     report = verify(spec, target)
     assert report.passed
     assert report.reduced == (device == "cpu")
 
 
 def test_a_tile_survives_the_file():
-    assert tile_of(json.loads(json.dumps(dataclasses.asdict(TILE)))) == TILE
+    assert tile_of(json.loads(json.dumps(dataclasses.asdict(TILE))), FAMILIES) == TILE
 
 
 @pytest.mark.interpreter
@@ -305,8 +308,8 @@ def test_a_measured_tile_needs_no_ranking(monkeypatch):
     def refuse(*_):
         raise AssertionError("ranked")
 
-    monkeypatch.setattr("convgen.planning.candidates.rank_tiles", refuse)
-    monkeypatch.setattr("convgen.planning.candidates.best_tile", refuse)
+    monkeypatch.setattr("convgen.planning.planner.rank_tiles", refuse)
+    monkeypatch.setattr("convgen.planning.planner.best_tile", refuse)
     spec = parse("ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))")
     made = plan(spec, find_target("h100"))
     assert made.measured is not None
@@ -321,7 +324,10 @@ def test_the_model_s_tile_is_the_first_of_its_ranking(target):
 
     Breaks if the bound is no bound: on layers of KernelBench and real ones, and on drawn ones.
     """
-    layers = [parse(text) for text in list(shipped("h100").table)[::8]]
+    layers = [parse(text) for text in list(shipped("h100", FAMILIES).table)[::8]]
     for spec in (*layers, *(draw(seed)[0] for seed in range(7000, 7012))):
         phases = decompose(spec)
-        assert best_tile(spec, phases, target) == rank_tiles(spec, phases, target)[0].tile, spec
+        assert (
+            best_tile(spec, phases, target, FAMILIES)
+            == rank_tiles(spec, phases, target, FAMILIES)[0].tile
+        ), spec

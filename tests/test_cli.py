@@ -21,7 +21,7 @@ import torch
 import convgen
 from convgen import ConvTransposeSpec
 from convgen.execution.verify import Report
-from convgen.families.registry.registry import FAMILIES
+from convgen.families.registry import FAMILIES
 from running import SMALL, make_project, rows, run, start
 
 COMPILE = pytest.mark.compile

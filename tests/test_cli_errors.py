@@ -13,7 +13,7 @@ import time
 import pytest
 
 import convgen
-from convgen.cli.commands.commands import main
+from convgen.cli.commands import main
 from running import SMALL, make_project, rows, run, start
 
 MEGABYTE = 1 << 20

@@ -18,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import TARGETS, find_target, parse
-from convgen.cli.commands.commands import main as cli
+from convgen.cli.commands import main as cli
 from convgen.compiler import compile_kernel, plan
+from convgen.families.registry import FAMILIES
 from convgen.geometry.problem import problem_of
 from convgen.planning.forms import form_of
 from convgen.planning.plan import KernelPlan
 from convgen.planning.resources import Use, use_of
-from convgen.project.build.table import read_table
+from convgen.project.table import read_table
 from convgen.tables.targets import GpuTarget
 from planned import reason_for
 from running import worked
@@ -208,7 +209,7 @@ def test_neighbouring_threads_have_neighbours_of_a_row(name: str) -> None:
 
 def estimated(made: KernelPlan, target: GpuTarget) -> Use:
     """Return what the planner takes a kernel's tile for."""
-    form = form_of(made.spec, made.phases, problem_of(made.spec, made.phases), made.tile)
+    form = form_of(made.spec, made.phases, problem_of(made.spec, made.phases), made.tile, FAMILIES)
     return use_of(made.spec, form, made.tile, target)
 
 

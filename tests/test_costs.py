@@ -13,6 +13,7 @@ import pytest
 import layers
 from convgen import find_target
 from convgen.compiler import plan
+from convgen.families.registry import FAMILIES
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
 from convgen.planning.costs import cost_of, least_of
@@ -54,7 +55,7 @@ def test_the_model_s_times_stand_beside_published_ones(problem: int) -> None:
 def cost(made: KernelPlan, tile: Tile) -> float:
     """Return the model's time of a tile of the layer of a plan."""
     problem = problem_of(made.spec, made.phases)
-    form = form_of(made.spec, made.phases, problem, tile)
+    form = form_of(made.spec, made.phases, problem, tile, FAMILIES)
     least = least_of(made.spec, problem, RTX4090)
     return cost_of(made.spec, problem, form, tile, RTX4090, least).model_ms
 

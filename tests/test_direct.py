@@ -15,7 +15,7 @@ from convgen import ConvTransposeSpec, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
 from convgen.execution.verify import allowed, measure
-from convgen.families.registry.registry import find_family
+from convgen.families.direct import DIRECT
 from drawing import draw
 
 SHARES = 4
@@ -79,7 +79,7 @@ def test_stages_are_applied_and_padding_stays_zero(dtype, layout, tmp_path, devi
 )
 def test_other_layers_are_left_to_other_families(text):
     spec = parse(text)
-    assert find_family("direct").refuses(spec)
+    assert DIRECT.refusal(spec)
     assert all(candidate.tile.family != "direct" for candidate in plan(spec).ranking)
 
 
@@ -87,4 +87,4 @@ def test_other_layers_are_left_to_other_families(text):
 def test_a_depthwise_layer_takes_it(others):
     """The planner's costs are a guess here; multiplying zeros in matrix units is never right."""
     layer = "ConvTranspose2d(64, 64, 4, stride=2, padding=1, groups=64"
-    assert plan(parse(f"{layer}{others})")).family == "direct"
+    assert plan(parse(f"{layer}{others})")).family == DIRECT

@@ -25,6 +25,7 @@ from convgen.execution import oracle
 from convgen.execution.cubin import read_launches
 from convgen.execution.loading import load_module
 from convgen.explain import explain
+from convgen.families.registry import FAMILIES
 from convgen.geometry.gradient import gradient_refusal, input_gradient
 from convgen.geometry.phases import decompose
 from convgen.planning.candidates import rank_tiles
@@ -40,7 +41,7 @@ OPEN = "ConvTranspose2d(kernel_size=3, padding=1, groups=2, dtype=float64)"
 def tiles_of(spec, kinds=("gather", 1, 1)):
     """Return the tiles of a (family, span, rows) that could give the input's gradient of `spec`."""
     back = input_gradient(spec)
-    ranking = rank_tiles(back, decompose(back), H100)
+    ranking = rank_tiles(back, decompose(back), H100, FAMILIES)
     tiles = [c.tile for c in ranking]
     return [t for t in tiles if kinds is None or (t.family, t.span, t.rows) == kinds]
 
@@ -135,7 +136,7 @@ def test_a_row_of_a_file_of_choices_brings_the_kernel(tmp_path):
     row |= {"ms": 1.0, "tried": 3, "input_gradient": {"tile": tile, "ms": 0.5, "torch_ms": 0.7}}
     path = tmp_path / "choices.json"
     path.write_text(text_of("h100", {"device": "a card"}, [row]), "utf-8")
-    source = compile_kernel(spec, H100, choices=read_choices(path))
+    source = compile_kernel(spec, H100, choices=read_choices(path, FAMILIES))
     assert source.plan.gradient is not None
     assert "# input gradient: " in source.text
     without = {"tile": tile, "ms": 0.5}, {"ms": 0.5, "torch_ms": 0.7}
@@ -146,7 +147,7 @@ def test_a_row_of_a_file_of_choices_brings_the_kernel(tmp_path):
             )
         )
         with pytest.raises(SpecError, match=f"input_gradient of row 1.*{said}"):
-            read_choices(path)
+            read_choices(path, FAMILIES)
 
 
 def test_a_tile_that_no_card_holds_is_refused():

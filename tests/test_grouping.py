@@ -12,8 +12,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from convgen import parse
-from convgen.families.registry.polyphase import SPANS, span_refusal
-from convgen.families.registry.registry import find_family
+from convgen.families.polyphase import POLYPHASE, SPANS, span_refusal
 from convgen.geometry.groups import MOST_LANES, MOST_SLOTS, Grouping, refusal
 from scattering import axis_of, output_extent, random_parameters, scattered
 
@@ -232,7 +231,7 @@ SERVED = {
 def test_the_spans_that_serve_a_layer(text):
     """Breaks if a family is planned that it refuses, or if it refuses what it could serve."""
     spec = parse(text)
-    refused = find_family("polyphase").refuses(spec)
+    refused = POLYPHASE.refusal(spec)
     assert (refused is None) == bool(SERVED[text])
     if spec.layout == "channels_first":
         assert tuple(span for span in SPANS if span_refusal(spec, span) is None) == SERVED[text]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from convgen import ConvTransposeSpec, SpecError, parse
-from convgen.language.parser.parser import NamedSpec, parse_document
+from convgen.language.parser import NamedSpec, parse_document
 from convgen.tables.pointwise import POINTWISE, Stage
 from drawing import draw
 

@@ -45,7 +45,8 @@ def source_of(name: str) -> str:
     if "boxes" not in name and "copy" not in name:
         return emit(spec)
     wanted = "boxes" in name, "copy" in name
-    tiles = [c.tile for c in plan(spec, H100).ranking if (c.tile.boxed, c.tile.relayout) == wanted]
+    ranking = [c.tile for c in plan(spec, H100).ranking]
+    tiles = [tile for tile in ranking if (tile.family == "window", tile.relayout) == wanted]
     return compile_kernel(spec, H100, tiles[0]).text
 
 

@@ -12,6 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from convgen import find_target, parse
+from convgen.families import depthwise as d
+from convgen.families import matrix_costs as m
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
@@ -39,7 +42,9 @@ def work(text: str, target: str, tile: dict[str, object]) -> Work:
     phases = decompose(spec)
     problem = problem_of(spec, phases)
     made = Tile(**tile)
-    return work_of(spec, problem, form_of(spec, phases, problem, made), made, find_target(target))
+    return work_of(
+        spec, problem, form_of(spec, phases, problem, made, FAMILIES), made, find_target(target)
+    )
 
 
 def dot(m: int, n: int, k: int) -> int:
@@ -49,93 +54,93 @@ def dot(m: int, n: int, k: int) -> int:
 
 def step(inputs: float, weights: float) -> float:
     """Return nanoseconds of a step without its products; `weights` in bytes."""
-    return c.STEP + inputs + weights * c.LOAD_WEIGHT
+    return c.STEP + inputs + weights * m.LOAD_WEIGHT
 
 
 # 128 x 32 inputs and 64 x 32 weights a step, 128 x 64 outputs: 32 tiles an image, all channels.
-GATHER = step(128 * 32 * c.LOAD_POSITIONS[4][1], 64 * 32 * 4)
+GATHER = step(128 * 32 * m.LOAD_POSITIONS[4][1], 64 * 32 * 4)
 GATHER_BYTES = 256 * 4 * (18 * (128 + 64) * 32 + 128 * 64)
 
 # A layer, a target and a tile: programs, steps (9 taps, 64 / 32 blocks of channels), bytes, and ns.
 WORK: dict[str, tuple[str, str, dict[str, object], int, float, int, Callable[[], float]]] = {
     "single outputs": (
         LAYER, "h100", BLOCKS, 256, 18, GATHER_BYTES,
-        lambda: 18 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * c.STORE,
+        lambda: 18 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * m.STORE,
     ),
     "eight warps": (
         LAYER, "h100", BLOCKS | {"num_warps": 8}, 256, 18, GATHER_BYTES,
-        lambda: c.SPLIT * (18 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * c.STORE),
+        lambda: c.SPLIT * (18 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * m.STORE),
     ),
     "few positions take the older instructions": (
         LAYER, "h100", BLOCKS | {"block_m": 32}, 1024, 18, 1024 * 4 * (18 * 96 * 32 + 32 * 64),
         lambda: 18 * (
-            step(32 * 32 * c.LOAD_POSITIONS[4][1], 64 * 32 * 4)
-            + dot(32, 64, 32) / H100 / c.SUSTAINED_OLD[9]
-        ) + 32 * 64 * c.STORE,
+            step(32 * 32 * m.LOAD_POSITIONS[4][1], 64 * 32 * 4)
+            + dot(32, 64, 32) / H100 / m.SUSTAINED_OLD[9]
+        ) + 32 * 64 * m.STORE,
     ),
     "an A100": (
         LAYER, "a100", BLOCKS, 256, 18, GATHER_BYTES,
-        lambda: 18 * (GATHER + dot(128, 64, 32) / A100 / c.SUSTAINED_OLD[8]) + 128 * 64 * c.STORE,
+        lambda: 18 * (GATHER + dot(128, 64, 32) / A100 / m.SUSTAINED_OLD[8]) + 128 * 64 * m.STORE,
     ),
     "an RTX 4090, whose products and loads overlap": (
         LAYER, "rtx4090", BLOCKS, 256, 18, GATHER_BYTES,
         lambda: (
             (18 * dot(128, 64, 32) / RTX4090 / 0.95) ** 4
-            + (18 * GATHER + 128 * 64 * c.STORE) ** 4
+            + (18 * GATHER + 128 * 64 * m.STORE) ** 4
         ) ** 0.25,
     ),
     "three products for one": (
         f"{LAYER}, precision=tf32x3", "h100", BLOCKS, 256, 18, GATHER_BYTES,
-        lambda: 18 * (GATHER + 3 * dot(128, 64, 32) / H100) + 128 * 64 * c.STORE,
+        lambda: 18 * (GATHER + 3 * dot(128, 64, 32) / H100) + 128 * 64 * m.STORE,
     ),
     "a copy of the input: 8 * 64 * 64 * 64 elements, read and written": (
         LAYER, "h100", BLOCKS | {"relayout": True}, 256, 18, GATHER_BYTES + 2 * 8_388_608,
-        lambda: 18 * (step(128 * 32 * c.LOAD_COPY[4], 64 * 32 * 4) + dot(128, 64, 32) / H100)
-        + 128 * 64 * c.STORE,
+        lambda: 18 * (step(128 * 32 * m.LOAD_COPY[4], 64 * 32 * 4) + dot(128, 64, 32) / H100)
+        + 128 * 64 * m.STORE,
     ),
     "two groups, of 32 channels each: a tile of 64 columns for each": (
         f"{LAYER}, groups=2", "h100", BLOCKS, 512, 9, 512 * 4 * (9 * (128 + 64) * 32 + 128 * 64),
-        lambda: 9 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * c.STORE,
+        lambda: 9 * (GATHER + dot(128, 64, 32) / H100) + 128 * 64 * m.STORE,
     ),
     "images of 3 x 3 share tiles: 72 positions in tiles of 32": (
         LAYER.replace("64, 64, 64)", "64, 3, 3)"), "h100", BLOCKS | {"block_m": 32}, 3, 18,
         3 * 4 * (18 * 96 * 32 + 32 * 64),
         lambda: 18 * (
-            step(32 * 32 * c.LOAD_POSITIONS[4][1], 64 * 32 * 4)
-            + dot(32, 64, 32) / H100 / c.SUSTAINED_OLD[9]
-        ) + 32 * 64 * c.STORE,
+            step(32 * 32 * m.LOAD_POSITIONS[4][1], 64 * 32 * 4)
+            + dot(32, 64, 32) / H100 / m.SUSTAINED_OLD[9]
+        ) + 32 * 64 * m.STORE,
     ),
     "channels_last": (
         LAST16, "h100", BLOCKS, 256, 18, GATHER_BYTES // 2,
-        lambda: 18 * (step(128 * 32 * c.LOAD_CHANNELS[2], 64 * 32 * 2) + dot(128, 64, 32) / H100_16)
-        + 128 * 64 * c.STORE_CHANNELS[2],
+        lambda: 18 * (step(128 * 32 * m.LOAD_CHANNELS[2], 64 * 32 * 2) + dot(128, 64, 32) / H100_16)
+        + 128 * 64 * m.STORE_CHANNELS[2],
     ),
     "channels that come in no vectors: 60 are two blocks of 32": (
         LAST16.replace("(64, 64, 3", "(60, 64, 3").replace("(8, 64", "(8, 60"),
         "h100", BLOCKS, 256, 18, GATHER_BYTES // 2,
         lambda: 18 * (
-            step(128 * 32 * c.LOAD_CHANNELS[2] * c.APART, 64 * 32 * 2) + dot(128, 64, 32) / H100_16
-        ) + 128 * 64 * c.STORE_CHANNELS[2],
+            step(128 * 32 * m.LOAD_CHANNELS[2] * m.APART, 64 * 32 * 2) + dot(128, 64, 32) / H100_16
+        ) + 128 * 64 * m.STORE_CHANNELS[2],
     ),
     "boxes of 2 x 64 positions, which are turned": (
         LAST16, "h100", BLOCKS | {"family": "window"}, 256, 18, GATHER_BYTES // 2,
         lambda: 18 * (
-            c.STEP + 2 * c.BOX + 128 * 32 * c.LOAD_BOX[2] * c.TURNED
-            + 64 * 32 * 2 * c.LOAD_BOX_WEIGHT + dot(128, 64, 32) / H100_16
-        ) + 128 * 64 * c.STORE_BOX,
+            c.STEP + 2 * m.BOX + 128 * 32 * m.LOAD_BOX[2] * m.TURNED
+            + 64 * 32 * 2 * m.LOAD_BOX_WEIGHT + dot(128, 64, 32) / H100_16
+        ) + 128 * 64 * m.STORE_BOX,
     ),
     "boxes of 64 positions of a row": (
         LAST16, "h100", BLOCKS | {"family": "window", "block_m": 64}, 512, 18,
         512 * 2 * (18 * (64 + 64) * 32 + 64 * 64),
         lambda: 18 * (
-            c.STEP + 2 * c.BOX + 64 * 32 * c.LOAD_BOX[2] + 64 * 32 * 2 * c.LOAD_BOX_WEIGHT
+            c.STEP + 2 * m.BOX + 64 * 32 * m.LOAD_BOX[2] + 64 * 32 * 2 * m.LOAD_BOX_WEIGHT
             + dot(64, 64, 32) / H100_16
-        ) + 64 * 64 * c.STORE_BOX,
+        ) + 64 * 64 * m.STORE_BOX,
     ),
     "a stride: 4 phases, of 4 taps and 2 blocks of channels": (
         STRIDED, "h100", BLOCKS, 1024, 8, 1024 * 4 * (8 * (128 + 64) * 32 + 128 * 64),
         lambda: 8 * (GATHER + dot(128, 64, 32) / H100)
-        + 128 * 64 * c.STORE_STRIDED * (64 / 16) ** c.STORE_STRIDED_GROWTH,
+        + 128 * 64 * m.STORE_STRIDED * (64 / 16) ** m.STORE_STRIDED_GROWTH,
     ),
     # Of a row pairs of inputs make 4 outputs; the first one begins 1 before it: 33 of them. 64 of
     # these rows are 2112 positions, 17 tiles; 2 tiles of channels, 2 phases of rows. Steps: 2 taps
@@ -143,26 +148,26 @@ WORK: dict[str, tuple[str, str, dict[str, object], int, float, int, Callable[[],
     "pairs of inputs": (
         STRIDED, "h100", PAIRS, 17 * 8 * 2 * 2, 16, 544 * 4 * (16 * (128 + 128) * 32 + 128 * 128),
         lambda: 16 * (
-            step(128 * 32 * c.LOAD_POSITIONS[4][2], 128 * 32 * 4) + dot(128, 128, 32) / H100
-        ) + 128 * 128 * c.STORE_GROUPS[4],
+            step(128 * 32 * m.LOAD_POSITIONS[4][2], 128 * 32 * 4) + dot(128, 128, 32) / H100
+        ) + 128 * 128 * m.STORE_GROUPS[4],
     ),
     "pairs in rows of odd extent: 63 inputs, 126 outputs, 32 groups": (
         STRIDED.replace("64, 64)", "64, 63)"), "h100", PAIRS, 16 * 8 * 2 * 2, 16,
         512 * 4 * (16 * (128 + 128) * 32 + 128 * 128),
         lambda: 16 * (
-            step(128 * 32 * c.LOAD_POSITIONS[4][2] * c.ODD_PAIRS[4], 128 * 32 * 4)
+            step(128 * 32 * m.LOAD_POSITIONS[4][2] * m.ODD_PAIRS[4], 128 * 32 * 4)
             + dot(128, 128, 32) / H100
-        ) + 128 * 128 * c.STORE_GROUPS[4],
+        ) + 128 * 128 * m.STORE_GROUPS[4],
     ),
     # 64 rows are 16 blocks, 1024 positions, 16 tiles of 64. A step has one of 3 taps of the last
     # axis: 6 rows of inputs and 3 of weights, 12 products. 4 blocks of 16 channels: 12 steps.
     "blocks of 4 rows": (
         LAYER, "h100", ROWS, 128, 12, 128 * 4 * (12 * (6 * 64 + 3 * 64) * 16 + 4 * 64 * 64),
-        lambda: c.UNROLLED * (
+        lambda: m.UNROLLED * (
             12 * (
-                step(6 * 64 * 16 * c.LOAD_POSITIONS[4][1], 3 * 64 * 16 * 4)
+                step(6 * 64 * 16 * m.LOAD_POSITIONS[4][1], 3 * 64 * 16 * 4)
                 + 12 * dot(64, 64, 16) / H100
-            ) + 4 * 64 * 64 * c.STORE
+            ) + 4 * 64 * 64 * m.STORE
         ),
     ),
     # 4 outputs a position: 1024 positions an image, 4 tiles of each of 64 channels. A step loads 4
@@ -170,14 +175,14 @@ WORK: dict[str, tuple[str, str, dict[str, object], int, float, int, Callable[[],
     "depthwise, groups of 4": (
         DEPTHWISE, "h100", ONE | {"family": "stencil", "span": 4, "block_m": 256}, 2048, 3,
         2048 * 4 * (3 * (256 * 4 + 4) + 256 * 4),
-        lambda: 3 * (c.STEP + 256 * (3 * c.DIRECT_LOAD + 4 * c.DIRECT_PRODUCT))
-        + 256 * 4 * c.DIRECT_STORE[4],
+        lambda: 3 * (c.STEP + 256 * (3 * d.LOAD + 4 * d.PRODUCT))
+        + 256 * 4 * d.STORE[4],
     ),
     "depthwise, single outputs of 4 channels": (
         DEPTHWISE, "h100", ONE | {"family": "direct", "block_m": 256, "block_n": 4},
         16 * 16 * 8, 9, 2048 * 4 * (9 * (256 + 1) * 4 + 256 * 4),
-        lambda: 9 * (c.STEP + 256 * 4 * (c.DIRECT_LOAD + c.DIRECT_PRODUCT))
-        + 256 * 4 * c.DIRECT_STORE[4],
+        lambda: 9 * (c.STEP + 256 * 4 * (d.LOAD + d.PRODUCT))
+        + 256 * 4 * d.STORE[4],
     ),
 }  # fmt: skip
 

@@ -24,9 +24,9 @@ from jinja2 import meta
 from convgen import parse
 from convgen.errors import ProjectError
 from convgen.execution import oracle
-from convgen.project.build.build import files, generate
-from convgen.project.build.package import MANIFEST, SCHEMA
-from convgen.project.build.table import read_table
+from convgen.project.build import files, generate
+from convgen.project.package import MANIFEST, SCHEMA
+from convgen.project.table import read_table
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.render import environment
 from running import make_project, rows, run

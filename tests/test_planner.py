@@ -14,10 +14,12 @@ import pytest
 from convgen import find_target, parse
 from convgen.compiler import plan
 from convgen.errors import SpecError
+from convgen.families import matrix_registers as registers
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
-from convgen.planning import registers
 from convgen.planning.candidates import _order, rank_tiles
+from convgen.planning.family import find_family
 from convgen.planning.plan import Candidate, Cost
 
 TILE = Tile(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=3)
@@ -91,7 +93,10 @@ ORDER = {
 def test_what_comes_first(why: str) -> None:
     winner, loser, name = ORDER[why]
     target = find_target(name)
-    assert _order(winner, target) < _order(loser, target)
+    first, second = (
+        _order(each, find_family(each.tile.family, FAMILIES), target) for each in (winner, loser)
+    )
+    assert first < second
 
 
 def test_a_tie_has_a_stated_winner() -> None:
@@ -101,7 +106,7 @@ def test_a_tie_has_a_stated_winner() -> None:
     come first, then shallower ones, then eight warps.
     """
     spec = parse("ConvTranspose1d(4, 2, 4, stride=2, input=(1, 4, 9))")
-    ranking = rank_tiles(spec, decompose(spec), find_target("rtx4090"))[:6]
+    ranking = rank_tiles(spec, decompose(spec), find_target("rtx4090"), FAMILIES)[:6]
     assert [(c.tile.num_warps, c.tile.num_stages) for c in ranking] == [
         (warps, stages) for warps in (4, 8) for stages in (4, 3, 2)
     ]
@@ -129,7 +134,7 @@ def test_what_just_fits_is_ranked(more: int, shared: int, ranked: bool) -> None:
         registers_per_thread=REGISTERS + registers.MARGIN + more,
         shared_per_block=shared,
     )
-    tiles = [found.tile for found in rank_tiles(TINY, decompose(TINY), card)]
+    tiles = [found.tile for found in rank_tiles(TINY, decompose(TINY), card, FAMILIES)]
     assert (FITS in tiles) == ranked
 
 

@@ -20,8 +20,8 @@ import convgen
 from convgen.errors import ProjectError
 from convgen.files import only_writer, write_text
 from convgen.planning.choices import text_of
-from convgen.project.build.build import generate, write
-from convgen.project.build.table import has_table, read_table
+from convgen.project.build import generate, write
+from convgen.project.table import has_table, read_table
 from running import SMALL, make_project, rows, run
 
 LONG_AGO = 10**18  # nanoseconds

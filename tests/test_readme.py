@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from convgen.project.build.build import generate
+from convgen.project.build import generate
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)

@@ -27,11 +27,13 @@ from convgen.execution.cubin import read_launches
 from convgen.execution.loading import laid_out, load_module
 from convgen.execution.verify import allowed, measure
 from convgen.explain import explain
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
 from convgen.planning.choices import key_of, read_choices
-from convgen.planning.forms import Form, form_of
+from convgen.planning.family import Form
+from convgen.planning.forms import form_of
 from convgen.planning.input_copy import CopyTile, copy_tile, relayout_refusal
 from convgen.planning.resources import use_of
 from convgen.tables.targets import TARGETS
@@ -349,7 +351,7 @@ def test_the_tiles_that_take_most_shared_memory_fit() -> None:
         problem = problem_of(spec, decompose(spec))
         forms: dict[Form, list[tuple[int, Tile]]] = {}
         for candidate in plan(spec, H100).ranking:
-            form = form_of(spec, decompose(spec), problem, candidate.tile)
+            form = form_of(spec, decompose(spec), problem, candidate.tile, FAMILIES)
             if form.relayout or spec.layout == "channels_last":
                 shared = use_of(spec, form, candidate.tile, H100).shared
                 forms.setdefault(form, []).append((shared, candidate.tile))
@@ -397,7 +399,7 @@ def test_choices_of_copies_are_read(value: object, reason: str, tmp_path: Path) 
     whole = {"schema": 1, "target": "h100", "measured": where}
     path = tmp_path / "choices.json"
     path.write_text(json.dumps(whole | {"choices": [row]}))
-    assert read_choices(path).table[key].tile.relayout
+    assert read_choices(path, FAMILIES).table[key].tile.relayout
     path.write_text(json.dumps(whole | {"choices": [row | {"input_gradient": found}]}))
     with pytest.raises(SpecError, match=reason):
-        read_choices(path)
+        read_choices(path, FAMILIES)

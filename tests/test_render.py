@@ -19,10 +19,10 @@ import jinja2
 import pytest
 from jinja2 import meta, nodes
 
-import convgen
 from convgen.compiler import plan
-from convgen.families.registry.registry import FAMILIES, KernelFamily
-from convgen.language.parser.parser import parse
+from convgen.families.registry import FAMILIES
+from convgen.language.parser import parse
+from convgen.planning.family import Family
 from convgen.rendering.copy_names import RelayoutText
 from convgen.rendering.file_names import FileContext, file_context
 from convgen.rendering.header import is_as_generated
@@ -192,7 +192,7 @@ CAST = ("result", "y")
 OF_THE_FILE = ("template", "precision_constant", "rounds", "settles", "swaps", "unpipelined")
 
 
-def fields_read(family: KernelFamily) -> set[tuple[type, str]]:
+def fields_read(family: Family) -> set[tuple[type, str]]:
     """Return (dataclass, field) of what the templates read for a kernel of a family."""
     others = {other.template for other in FAMILIES} - {family.template}
     scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
@@ -258,8 +258,7 @@ def test_contexts_hold_text_numbers_and_flags(plans):
     """A sympy expression would be printed by sympy's rules, not by the printer's."""
     for each in plans:
         ahead: list[object] = [file_context(each)]
-        family = convgen.families.find_family(each.family)
-        assert isinstance(ahead[0].kernels[0].body, family.context_type)
+        assert isinstance(ahead[0].kernels[0].body, each.family.context_type)
         while ahead:
             value = ahead.pop()
             if dataclasses.is_dataclass(value):

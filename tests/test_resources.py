@@ -10,10 +10,11 @@ from __future__ import annotations
 import pytest
 
 from convgen import find_target, parse
+from convgen.families import matrix_registers as r
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
 from convgen.geometry.tile import Tile
-from convgen.planning import registers as r
 from convgen.planning.forms import form_of
 from convgen.planning.resources import Use, occupancy, resident, use_of
 
@@ -35,7 +36,7 @@ def use(text: str, target: str, tile: dict[str, object]) -> Use:
     """Return what a tile of a layer is estimated to take."""
     spec, made = parse(text + ")"), Tile(**tile)
     phases = decompose(spec)
-    form = form_of(spec, phases, problem_of(spec, phases), made)
+    form = form_of(spec, phases, problem_of(spec, phases), made, FAMILIES)
     return use_of(spec, form, made, find_target(target))
 
 
@@ -174,7 +175,7 @@ REGISTERS: dict[str, tuple[str, str, dict[str, object], int]] = {
     # each, 16 deep), 6 rows of inputs.
     "blocks of rows by mma.sync": (
         LAYER, "rtx4090", ROWS | {"block_m": 32},
-        round(r.OTHER_ROW_FRAGMENTS + r.ROW_SUM * 64 + r.ROW_OPERAND["gather"] * 24
+        round(r.OTHER_ROW_FRAGMENTS + r.ROW_SUM * 64 + r.ROW_OPERAND * 24
               + r.ROW_INPUT * 6),
     ),
     # 256 positions of 4 outputs by 128 threads; the products of a tap beside their sums.
@@ -263,8 +264,8 @@ def test_registers_that_a_tile_may_take(name: str) -> None:
     text, target, tile, most = MOST[name]
     spec, made = parse(text + ")"), Tile(**tile)
     phases = decompose(spec)
-    form = form_of(spec, phases, problem_of(spec, phases), made)
-    assert r.most_registers(spec, form, made, find_target(target)) == most
+    form = form_of(spec, phases, problem_of(spec, phases), made, FAMILIES)
+    assert form.family.most_registers(spec, form, made, find_target(target)) == most
 
 
 # On average: of them an SM holds its programs.

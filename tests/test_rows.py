@@ -19,6 +19,7 @@ from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.compiler import plan
 from convgen.execution.loading import load_module
 from convgen.execution.verify import allowed, measure
+from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.row_blocks import MOST_INPUTS, ROWS, RowBlock, rows_refusal
 from convgen.planning.candidates import rank_tiles
@@ -90,7 +91,7 @@ def test_what_blocks_cannot_serve(text: str) -> None:
     reason = rows_refusal(parse(text), 4)
     assert reason is not None
     assert REFUSED[text] in reason
-    ranking = rank_tiles(parse(text), decompose(parse(text)), H100)
+    ranking = rank_tiles(parse(text), decompose(parse(text)), H100, FAMILIES)
     assert all(candidate.tile.rows != 4 for candidate in ranking)
 
 
@@ -267,7 +268,7 @@ def test_groups_are_reordered_by_one_function() -> None:
 def test_the_planner_takes_blocks_by_itself() -> None:
     """On a card that nobody measured, too; a file of choices comes before it."""
     spec = parse("ConvTranspose2d(64, 64, 3, input=(8, 64, 1024, 1024))")
-    ranking = rank_tiles(spec, decompose(spec), H100)
+    ranking = rank_tiles(spec, decompose(spec), H100, FAMILIES)
     for target in ("rtx4090", "b200"):
         assert plan(spec, find_target(target)).tile.rows > 1
     tile = next(candidate.tile for candidate in ranking if candidate.tile.rows == 1)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from convgen.project.build.build import generate
-from convgen.project.build.table import read_table
+from convgen.project.build import generate
+from convgen.project.table import read_table
 from running import run
 
 SETUPTOOLS = """[build-system]

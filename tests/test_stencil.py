@@ -16,7 +16,7 @@ from convgen import ConvTransposeSpec, SpecError, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
 from convgen.execution.verify import allowed, measure
-from convgen.families.registry.registry import find_family
+from convgen.families.stencil import STENCIL
 from drawing import draw
 
 SHARES = 4
@@ -70,7 +70,7 @@ def test_depthwise_layers_of_whole_rows_match_the_oracle(
             continue
         tiles = [c.tile for c in plan(spec).ranking if c.tile.family == "stencil"]
         if not tiles:
-            assert find_family("stencil").refuses(spec), f"seed {seed}: {spec}"
+            assert STENCIL.refusal(spec), f"seed {seed}: {spec}"
             continue
         tile = source.choice(tiles)
         module = load_module(compile_kernel(spec, None, tile).text, f"stencil_{seed}", tmp_path)
@@ -140,7 +140,7 @@ def test_a_layer_of_whole_rows_takes_it(dtype):
 )
 def test_other_layers_are_left_to_other_families(text, reason):
     spec = parse(text)
-    refused = find_family("stencil").refuses(spec)
+    refused = STENCIL.refusal(spec)
     assert refused is not None
     assert reason in refused
     assert all(candidate.tile.family != "stencil" for candidate in plan(spec).ranking)

@@ -22,9 +22,10 @@ import pytest
 from click.testing import CliRunner
 
 from convgen import find_target, parse
-from convgen.cli.commands.commands import main
+from convgen.cli.commands import main
 from convgen.errors import SpecError
 from convgen.execution.cubin import compilers
+from convgen.families.registry import FAMILIES
 from convgen.geometry.gradient import input_gradient
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
@@ -42,7 +43,7 @@ H100 = find_target("h100")
 
 def ranking_of(text: str) -> tuple[Candidate, ...]:
     """Return what tune chooses from."""
-    return rank_tiles(parse(text), decompose(parse(text)), H100)
+    return rank_tiles(parse(text), decompose(parse(text)), H100, FAMILIES)
 
 
 class NoExecutor(Executor):
@@ -87,14 +88,14 @@ def test_what_was_measured_on_the_architecture_is_tried_again(monkeypatch, targe
     """Else another search with few tiles could ship a slower one in its place."""
     text, own = next(
         (text, own)
-        for text, own in shipped("h100").table.items()
+        for text, own in shipped("h100", FAMILIES).table.items()
         if own.tile not in shortlist(ranking_of(text), 1)
     )
     executor = ThreadPoolExecutor(1)
     monkeypatch.setattr(tuning, "_fits", lambda *of: True)
     monkeypatch.setattr(tuning, "_compilers", lambda: executor)
     first, *others = [tile for tile, _ in tuning._compiling.__wrapped__(text, target, 1, known)]
-    assert first == best_tile(parse(text), decompose(parse(text)), find_target(target))
+    assert first == best_tile(parse(text), decompose(parse(text)), find_target(target), FAMILIES)
     assert (own.tile in others) == tried
 
 
@@ -211,7 +212,7 @@ def test_a_row_has_the_gradient_of_the_input_where_a_kernel_could_give_it(
     where = row.pop("measured")
     path = tmp_path / "choices.json"
     path.write_text(text_of("h100", where, [row]), "utf-8")
-    found = read_choices(path).table[text].gradient
+    found = read_choices(path, FAMILIES).table[text].gradient
     backs = [str(input_gradient(parse(text)))] if stride == 1 else []
     assert compiled == [text, *backs]
     assert found == (MeasuredGradient(TILE, 0.5, 0.75) if stride == 1 else None)
@@ -232,7 +233,7 @@ def test_what_is_no_file_of_choices_is_overwritten_only_with_force(tmp_path):
         list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
     assert output.read_text() == "mine"
     list(tune([parse(LAYER)], H100, output, Remembering(), 4, force=True))
-    assert list(read_choices(output).table) == [key_of(parse(LAYER))]
+    assert list(read_choices(output, FAMILIES).table) == [key_of(parse(LAYER))]
     # What it has is kept: nothing is measured again.
     assert list(tune([parse(LAYER)], H100, output, NoExecutor(), 4, force=True)) == []
 
@@ -276,6 +277,6 @@ def test_the_gradient_of_a_layer_s_input_is_tuned(tmp_path: Path):
     output, layer = tmp_path / "choices.json", LAYER.replace("stride=2", "stride=1")
     done = CliRunner().invoke(main, ["tune", layer, "-o", str(output), "--tiles", "4"])
     assert done.exit_code == 0, done.stderr
-    found = read_choices(output).table[key_of(parse(layer))].gradient
+    found = read_choices(output, FAMILIES).table[key_of(parse(layer))].gradient
     assert found is not None
     assert min(found.ms, found.torch_ms) > 0

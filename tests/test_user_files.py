@@ -16,11 +16,12 @@ import pytest
 
 from convgen.documents import toml_of
 from convgen.errors import SpecError
+from convgen.families.registry import FAMILIES
 from convgen.files import MAX_FILE
 from convgen.measuring.cases import read_cases
 from convgen.planning.choices import read_choices, rows_of
-from convgen.project.build.setuptools_hook import _is_shipped
-from convgen.project.build.table import has_table
+from convgen.project.setuptools_hook import _is_shipped
+from convgen.project.table import has_table
 from running import SMALL, make_project, rows, run
 
 TILE = {"block_m": 32, "block_n": 32, "block_k": 16, "num_warps": 4, "num_stages": 2}
@@ -114,7 +115,7 @@ def test_what_is_no_file_of_some_size_is_not_read(tmp_path, monkeypatch, kind):
     assert KINDS[kind] in refused("bench", "it.json")
     for read in (read_choices, rows_of):
         with pytest.raises(SpecError, match=KINDS[kind]):
-            read(Path("choices"))
+            read(Path("choices"), FAMILIES)
     for command in ("build", "list-files"):
         refused(command, ".")
     refused("init", ".")
@@ -129,10 +130,10 @@ def test_a_file_at_the_limit_is_read(tmp_path):
     assert run("emit", tmp_path / "it.convgen").exit_code == 0
     text = json.dumps(CHOICES)
     (tmp_path / "choices").write_text(text.ljust(MAX_FILE))
-    assert read_choices(tmp_path / "choices").target == "h100"
+    assert read_choices(tmp_path / "choices", FAMILIES).target == "h100"
     (tmp_path / "choices").write_text(text.ljust(MAX_FILE + 1))
     with pytest.raises(SpecError, match="longer than 4096 KB"):
-        read_choices(tmp_path / "choices")
+        read_choices(tmp_path / "choices", FAMILIES)
 
 
 @pytest.mark.parametrize("key", ["output", "specs", "choices"])
@@ -245,7 +246,7 @@ def test_every_field_of_choices_is_checked(tmp_path, path):
             assert "nan" not in done.stdout
             assert run("emit", SMALL, "--target", "h100", "--choices", file).exit_code == 0
     file.write_text(json.dumps(CHOICES))
-    assert read_choices(file).table
+    assert read_choices(file, FAMILIES).table
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ import convgen
 from convgen import ConvTransposeSpec, GpuTarget, SpecError, find_target
 from convgen.compiler import compile_kernel
 from convgen.errors import shown, visible
+from convgen.families.registry import FAMILIES
 from convgen.geometry.tile import Tile
-from convgen.language.parser.spec import make_stage
+from convgen.language.spec import make_stage
 from convgen.planning.choices import tile_of
 from convgen.tables.pointwise import Stage
 
@@ -239,7 +240,7 @@ def test_a_wrong_tile_is_refused_by_its_field(field, values):
         with pytest.raises(SpecError, match=field):
             Tile(**TILE | {field: value})
         with pytest.raises(SpecError, match=field):
-            tile_of(TILE | {"family": "gather", "span": 1} | {field: value})
+            tile_of(TILE | {"family": "gather", "span": 1} | {field: value}, FAMILIES)
 
 
 def test_a_module_of_other_numbers():

@@ -55,7 +55,7 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[File], Report]:
 
     def of(function: File) -> Report:
         file = SimpleNamespace(conv_transpose2d=function)
-        monkeypatch.setattr("convgen.execution.loading.load_module", lambda *_: file)
+        monkeypatch.setattr("convgen.execution.verify.load_module", lambda *_: file)
         return verify(LAYER, find_target("h100"))
 
     return of

@@ -17,7 +17,7 @@ import torch
 from convgen import emit, find_target, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
-from convgen.project.build.table import read_table
+from convgen.project.table import read_table
 from running import worked
 
 LAST = "layout=channels_last"
@@ -50,7 +50,7 @@ def test_no_product_loses_its_operand() -> None:
     jobs = []
     for layer in LAYERS:
         tiles = [c.tile for c in plan(parse(layer), target).ranking]
-        boxed = [tile for tile in tiles if tile.boxed]
+        boxed = [tile for tile in tiles if tile.family == "window"]
         jobs += [(layer, tile) for tile in dict.fromkeys((*tiles[:TILES], *boxed[: TILES // 2]))]
     rows = worked("wgmma_worker.py", [(s, "h100", dataclasses.asdict(t), True) for s, t in jobs])
     wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]

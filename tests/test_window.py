@@ -20,7 +20,8 @@ from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
 from convgen.execution.verify import allowed, measure
 from convgen.explain import explain
-from convgen.families.registry.registry import find_family
+from convgen.families.registry import FAMILIES
+from convgen.families.window import WINDOW
 from convgen.geometry.boxes import box_of
 from convgen.geometry.phases import decompose
 from convgen.geometry.problem import problem_of
@@ -51,7 +52,7 @@ REFUSED = {
 
 def windows(spec: ConvTransposeSpec, rows: int | None = None) -> list[Tile]:
     """Return the tiles of the family, best first; those of blocks of `rows`."""
-    tiles = [c.tile for c in plan(spec, H100).ranking if c.tile.boxed]
+    tiles = [c.tile for c in plan(spec, H100).ranking if c.tile.family == "window"]
     return [tile for tile in tiles if rows in (None, tile.rows)]
 
 
@@ -79,7 +80,7 @@ def served(seed: int) -> ConvTransposeSpec:
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_who_is_refused(text: str) -> None:
-    reason = find_family("window").refuses(parse(text))
+    reason = WINDOW.refusal(parse(text))
     assert reason is not None
     assert REFUSED[text] in reason
     assert windows(parse(text)) == []
@@ -88,7 +89,9 @@ def test_who_is_refused(text: str) -> None:
 def test_who_has_no_such_unit() -> None:
     """Ada has none; consumer Blackwell has one, but multiplies from registers."""
     for name in ("rtx4090", "a100", "rtx5090"):
-        assert not any(c.tile.boxed for c in plan(parse(LAYER), find_target(name)).ranking)
+        assert not any(
+            c.tile.family == "window" for c in plan(parse(LAYER), find_target(name)).ranking
+        )
 
 
 @pytest.mark.interpreter
@@ -103,7 +106,7 @@ def test_layers_match_the_oracle(share: int, tmp_path: Path, device: str) -> Non
             continue
         tiles = windows(spec)
         if not tiles:
-            reason = find_family("window").refuses(spec)
+            reason = WINDOW.refusal(spec)
             copied = spec.layout == "channels_first" and spec.stride[-1] > 1
             assert reason or copied, f"seed {seed}: {spec}"
             continue
@@ -214,7 +217,7 @@ def test_tiles_take_what_was_estimated(dtype: str) -> None:
     for (text, tile), row in zip(pairs, worked("compile_worker.py", jobs), strict=True):
         spec = parse(text)
         phases = decompose(spec)
-        form = form_of(spec, phases, problem_of(spec, phases), tile)
+        form = form_of(spec, phases, problem_of(spec, phases), tile, FAMILIES)
         use, where = use_of(spec, form, tile, H100), f"{tile}: {text}"
         assert row["spills"] <= 8, where
         assert row["shared"] <= use.shared + 256, where

@@ -39,9 +39,10 @@ _choices_option = click.option(
 
 
 def _choices(path: Path | None, statements: list[Any]) -> Any:
+    from ..families.registry import FAMILIES
     from ..planning.choices import choices_for
 
-    return choices_for(path, {statement.target.name for statement in statements})
+    return choices_for(path, {statement.target.name for statement in statements}, FAMILIES)
 
 
 @contextlib.contextmanager
@@ -306,11 +307,11 @@ def families(as_json: bool) -> None:
     from ..families.registry import FAMILIES
 
     if as_json:
-        rows = [{"name": f.name, "serves": f.serves, "idea": f.idea} for f in FAMILIES]
+        rows = [{"name": f.name, "serves": f.serves, "idea": f.method} for f in FAMILIES]
         print_json("families", {"families": rows})
         return
     for family in FAMILIES:
-        click.echo(f"{family.name:8} serves {family.serves}: {family.idea}")
+        click.echo(f"{family.name:8} serves {family.serves}: {family.method}")
 
 
 @main.command()
@@ -351,6 +352,7 @@ def bench(
     Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
     over torch's default and over its fastest way, errors against float64.
     """
+    from ..families.registry import FAMILIES
     from ..files import check_output, write_output
     from ..measuring.bench import not_a_report, run
     from ..measuring.cases import read_cases, read_ways
@@ -360,7 +362,7 @@ def bench(
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:
-        choices_at(choices)  # the workers read them, but a bad file should stop the run
+        choices_at(choices, FAMILIES)  # the workers read them, but a bad file should stop the run
     if plot is not None:
         require_matplotlib()
     for path, refusal in ((output, not_a_report), (plot, not_a_plot)):

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import emit
+from ..compiler import compile_kernel
 from ..errors import EditedError, ProjectError, SpecError, shown, text_of
 from ..files import check_private, is_regular, make_folder, on_disk, write_text
 from ..language.spec import ConvTransposeSpec
@@ -187,7 +187,7 @@ def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any
         ProjectError: others may change it, or cannot be written there.
     """
     try:
-        text = emit(spec)
+        text = compile_kernel(spec).text
     except SpecError as error:  # no launch grid holds it
         raise _LeftError(str(error)) from None
     home = Path(folder or _own_folder()).resolve()

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 from ..compiler import plan
 from ..errors import SpecError
+from ..families.registry import FAMILIES
 from ..geometry.phases import decompose
 from ..geometry.problem import problem_of
 from ..geometry.tile import Tile
 from ..language.spec import MAX_CHANNELS, MAX_SIZE, ConvTransposeSpec
 from ..planning.choices import Choices
 from ..planning.costs import layer_flops, work_of
+from ..planning.family import Family
 from ..planning.forms import form_of
 from ..planning.plan import KernelPlan
 from ..tables.targets import GpuTarget
@@ -94,6 +96,7 @@ def stand_in(
     spec: ConvTransposeSpec,
     target: GpuTarget | None,
     choices: Choices | None,
+    families: tuple[Family, ...] = FAMILIES,
     *,
     small: bool,
 ) -> StandIn:
@@ -103,6 +106,7 @@ def stand_in(
         spec: the layer.
         target: the GPU it is planned for; None is the spec's own, or the default.
         choices: measured tiles, as of `plan`.
+        families: the ways of computing it, as of `plan`.
         small: it runs in the interpreter.
     """
     problem = problem_of(spec, decompose(spec))
@@ -119,12 +123,12 @@ def stand_in(
                 continue
             emitted = _opened(spec, sized)
             if made is None:  # its tile mostly suits smaller sizes of the geometry, too
-                made = plan(spec if geometry is spec else emitted, target, choices=choices)
-            if not _serves(made.tile, emitted, sized):
-                made = plan(emitted, target, choices=choices)
+                made = plan(spec if geometry is spec else emitted, target, None, choices, families)
+            if not _serves(made.tile, emitted, sized, families):
+                made = plan(emitted, target, None, choices, families)
             reduced = (*(sized.input or ()), sized.out_channels) != whole
             found = StandIn(sized, emitted, made.tile, reduced, geometry is not spec)
-            if not small or _steps(found, made.target) <= MOST_STEPS:
+            if not small or _steps(found, made) <= MOST_STEPS:
                 return found
     assert found is not None  # the last geometry has two taps an axis
     return found
@@ -197,25 +201,30 @@ def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
     )
 
 
-def _serves(tile: Tile, emitted: ConvTransposeSpec, sized: ConvTransposeSpec) -> bool:
+def _serves(
+    tile: Tile,
+    emitted: ConvTransposeSpec,
+    sized: ConvTransposeSpec,
+    families: tuple[Family, ...],
+) -> bool:
     """Whether there is a kernel of this kind for a stand-in."""
     phases = decompose(sized)
     try:
-        form_of(emitted, phases, problem_of(sized, phases), tile)
+        form_of(emitted, phases, problem_of(sized, phases), tile, families)
     except SpecError:
         return False
     return True
 
 
-def _steps(found: StandIn, target: GpuTarget) -> float:
+def _steps(found: StandIn, made: KernelPlan) -> float:
     """Return the steps that the interpreter takes for all programs, their ends counted as one.
 
     Those of large tiles, and of operands in parts, count as several.
     """
     spec, phases = found.emitted, decompose(found.sized)
     problem = problem_of(found.sized, phases)
-    form = form_of(spec, phases, problem, found.tile)
-    work = work_of(spec, problem, form, found.tile, target)
+    form = form_of(spec, phases, problem, found.tile, made.families)
+    work = work_of(spec, problem, form, found.tile, made.target)
     size = form.rows * found.tile.block_m * form.columns(found.tile)
     split = spec.product.products if spec.product and spec.product.interpreted else 1
     return work.programs * (1 + work.steps) * ((1 + split) / 2 + size / STEP_ELEMENTS)

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from ..compiler import compile_kernel
-from ..families.registry import find_family
+from ..families.registry import FAMILIES
 from ..language.spec import ConvTransposeSpec
 from ..planning.choices import Choices
+from ..planning.family import Family
 from ..tables.targets import GpuTarget
 from . import oracle
 from .loading import laid_out, load_module
@@ -103,6 +104,7 @@ def verify(
     seed: int = 0,
     choices: Choices | None = None,
     seconds: int = SECONDS,
+    families: tuple[Family, ...] = FAMILIES,
 ) -> Report:
     """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
 
@@ -117,9 +119,9 @@ def verify(
     gpu = torch.cuda.is_available()
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    found = stand_in(spec, target, choices, small=not gpu)
+    found = stand_in(spec, target, choices, families, small=not gpu)
     sized = found.sized
-    source = compile_kernel(found.emitted, target, found.tile)
+    source = compile_kernel(found.emitted, target, found.tile, families=families)
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     if not gpu and spec.product is not None and not spec.product.interpreted:
         where += f", which has no {spec.product.name} and multiplies in ieee"
@@ -135,7 +137,7 @@ def verify(
             stack.enter_context(_within(seconds - (time.monotonic() - start)))
             exact = _measure_integers(sized, module, device, random)
             report = dataclasses.replace(report, exact=exact)
-            rounds = find_family(source.plan.family).products
+            rounds = source.plan.family.products
             error, faithful = _measure_errors(sized, module, device, random, rounds)
     except _OutOfTimeError:
         return dataclasses.replace(report, unverified=f"the {seconds} s are over")

@@ -10,13 +10,16 @@ there by the weights that lead to these outputs, all in the accumulator's precis
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import sympy
 from sympy import Expr, Integer
 
-from ..geometry.groups import refusal
-from ..geometry.phases import decompose
+from ..geometry.groups import Grouping, refusal
+from ..geometry.phases import AxisPhases, decompose
+from ..geometry.problem import Problem
 from ..kernels.builder import (
     Kernel,
     bias_coordinates,
@@ -34,10 +37,13 @@ from ..kernels.packing import grouped_reach, grouped_tap, kernel_extents, raw_we
 from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
 from ..kernels.texts import AccessText, LoadText, Loop, OperandText, StoreText
 from ..language.spec import ConvTransposeSpec
+from ..planning.family import Form
+from ..planning.forms import grouped_outputs, single_outputs
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Sizes
+from .depthwise import DepthwiseFamily, depthwise_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +85,6 @@ class DirectContext:
     outputs: tuple[StoreText, ...]
     y_pointers: str
     result: str
-
-
-def depthwise_refusal(spec: ConvTransposeSpec) -> str | None:
-    """Return why `spec` is not depthwise, None if it is."""
-    if 1 < spec.groups == spec.in_channels == spec.out_channels:
-        return None
-    return "not depthwise: a group of one input and one output channel each"
 
 
 def direct_refusal(spec: ConvTransposeSpec) -> str | None:
@@ -200,3 +199,38 @@ def _reach(kernel: Kernel, lines: list[str], name: str, reach: Expr, column: Exp
     lines.append(f"{name} = {column}{kernel.offset(moved)}")
     bounds = kernel.scribe.space.bounds(reach)
     return kernel.scribe.name(name, bounds.low, bounds.high, "phase")
+
+
+class Direct(DepthwiseFamily):
+    """Serves depthwise layers."""
+
+    name = "direct"
+    method = (
+        "one multiplication a tap and output, without matrix units, in full precision; in "
+        "channels_first all phases of the last axis in one contiguous store"
+    )
+    serves = "depthwise layers"
+    template = "kernels/direct.py.jinja"
+    context_type = DirectContext
+    columns: ClassVar = {"channels_first": (1, 2, 4, 8, 16), "channels_last": (32, 64, 128, 256)}
+    loads = 1
+
+    def refusal(self, spec: ConvTransposeSpec) -> str | None:
+        """Return why it cannot serve `spec`, None if it can."""
+        return direct_refusal(spec)
+
+    def forms(
+        self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+    ) -> Iterator[Form]:
+        """Yield its form: single outputs, or all phases of the last axis in channels_first."""
+        if spec.layout == "channels_last" or phases[-1].stride == 1:  # a group has one output
+            yield single_outputs(self, spec, phases, problem)
+        else:
+            yield grouped_outputs(self, spec, Grouping(phases[-1], 1), phases, problem)
+
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectContext:
+        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        return direct_context(plan, sizes, scribe)
+
+
+DIRECT = Direct()

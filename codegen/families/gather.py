@@ -10,9 +10,12 @@ the template. The positions of a program are outputs of one phase (phases.py has
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from sympy import Integer
 
+from ..geometry.phases import AxisPhases
+from ..geometry.problem import Problem
 from ..kernels.builder import (
     ONE,
     Kernel,
@@ -30,10 +33,15 @@ from ..kernels.builder import (
 from ..kernels.gemm import GemmContext, channel_lanes, loads, weight_coordinates
 from ..kernels.taps import define_phase, define_steps, define_taps
 from ..kernels.texts import StoreText
+from ..language.spec import ConvTransposeSpec
+from ..planning.family import Form
+from ..planning.forms import single_outputs
+from ..planning.input_copy import relayout_refusal
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import Sizes
+from .matrix import MatrixFamily
 
 
 def gather_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
@@ -112,3 +120,34 @@ def _in_one_dimension(kernel: Kernel, text: StoreText, *, first: bool) -> StoreT
     if text.mask_lines:
         lines.append(f"y_mask = tl.broadcast_to(y_mask, ({shape})).reshape({flat})")
     return dataclasses.replace(text, pointer_lines=tuple(lines))
+
+
+class Gather(MatrixFamily):
+    """Serves every layer."""
+
+    name = "gather"
+    method = "implicit GEMM, output-stationary: phase by phase, one loop over (channel block, tap)"
+    serves = "any"
+    template = "kernels/gemm.py.jinja"
+    context_type = GemmContext
+
+    def refusal(self, spec: ConvTransposeSpec) -> str | None:
+        """Return None: it can serve every spec."""
+        return None
+
+    def forms(
+        self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+    ) -> Iterator[Form]:
+        """Yield the form of single outputs, and that of a copy where it loads whole rows."""
+        form = single_outputs(self, spec, phases, problem)
+        yield form
+        whole = spec.stride[-1] == 1 or spec.layout == "channels_last"
+        if whole and relayout_refusal(spec) is None:
+            yield dataclasses.replace(form, relayout=True)
+
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
+        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        return gather_context(plan, sizes, scribe)
+
+
+GATHER = Gather()

@@ -8,8 +8,12 @@ its inputs rows of the weight beside theirs, and the store lays the columns side
 
 from __future__ import annotations
 
-from ..geometry.groups import refusal
-from ..geometry.phases import decompose
+import dataclasses
+from collections.abc import Iterator
+
+from ..geometry.groups import Grouping, refusal
+from ..geometry.phases import AxisPhases, decompose
+from ..geometry.problem import Problem
 from ..kernels.builder import (
     Kernel,
     bias_coordinates,
@@ -25,11 +29,15 @@ from ..kernels.gemm import GemmContext, channel_lanes, loads, weight_coordinates
 from ..kernels.group_coordinates import group_inputs, group_outputs
 from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
 from ..language.spec import ConvTransposeSpec
+from ..planning.family import Form
+from ..planning.forms import grouped_outputs
+from ..planning.input_copy import relayout_refusal
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import BLOCKS, Sizes
 from ..symbolic.space import FloorDiv
+from .matrix import MatrixFamily
 
 SPANS = (1, 2, 4)
 
@@ -125,3 +133,40 @@ def _operand_lines(sizes: Sizes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     # passes once a tap: an aligned load is cheaper than keeping it.
     comment = "# Channel and place in the group become one axis, as in the packed weight"
     return (comment,), (f"x = swap_groups(x, {sizes.span})",)
+
+
+class Polyphase(MatrixFamily):
+    """Serves layers in channels_first."""
+
+    name = "polyphase"
+    method = (
+        "implicit GEMM over groups of neighbours in a row, which become channels: aligned "
+        "loads, and all phases of the last axis in one contiguous store"
+    )
+    serves = "channels_first, where a group of the last axis is small"
+    template = "kernels/gemm.py.jinja"
+    context_type = GemmContext
+    grouped = True
+
+    def refusal(self, spec: ConvTransposeSpec) -> str | None:
+        """Return why it cannot serve `spec` with any span, None if it can."""
+        return polyphase_refusal(spec)
+
+    def forms(
+        self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+    ) -> Iterator[Form]:
+        """Yield a form for each span that serves `spec`, and one of a copy of single inputs."""
+        for span in SPANS:
+            if span_refusal(spec, span) is not None:
+                continue
+            form = grouped_outputs(self, spec, Grouping(phases[-1], span), phases, problem)
+            yield form
+            if span == 1 and relayout_refusal(spec) is None:
+                yield dataclasses.replace(form, relayout=True)
+
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
+        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        return polyphase_context(plan, sizes, scribe)
+
+
+POLYPHASE = Polyphase()

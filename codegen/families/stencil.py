@@ -10,12 +10,15 @@ stores the outputs as whole vectors. Along the other axes the flat loop goes tap
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sympy import Expr, Integer
 
 from ..geometry.groups import Grouping
-from ..geometry.phases import decompose
+from ..geometry.phases import AxisPhases, decompose
+from ..geometry.problem import Problem
 from ..kernels.builder import (
     ONE,
     Kernel,
@@ -33,12 +36,14 @@ from ..kernels.packing import raw_weight
 from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
 from ..kernels.texts import AccessText, Loop, OperandText, StoreText
 from ..language.spec import ConvTransposeSpec
+from ..planning.family import Form
+from ..planning.forms import grouped_outputs
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate, Mask, access
 from ..symbolic.lines import assignment, bare
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import Sizes
-from .direct import depthwise_refusal
+from .depthwise import DepthwiseFamily, depthwise_refusal
 
 STENCIL_SPANS = (2, 4, 8)
 VECTOR = 16  # bytes that a thread loads at once
@@ -312,3 +317,40 @@ def _join_lines(width: int, widths: str) -> tuple[str, ...]:
                 shape = f".reshape({widths})" if width > 2 else ""
                 lines.append(f"acc += {joined}{shape}")
     return tuple(lines)
+
+
+class Stencil(DepthwiseFamily):
+    """Serves depthwise layers whose rows come in whole groups."""
+
+    name = "stencil"
+    method = (
+        "groups of neighbours in a row, loaded and stored as vectors; weights are scalars of "
+        "the program, without matrix units, in full precision"
+    )
+    serves = "depthwise layers in channels_first whose rows come in whole groups"
+    template = "kernels/stencil.py.jinja"
+    context_type = StencilContext
+    unrolled = True
+    prefers_wide = True
+    columns: ClassVar = {"channels_first": (1,)}
+    loads = 3  # of a group: a vector, and the inputs beside it
+
+    def refusal(self, spec: ConvTransposeSpec) -> str | None:
+        """Return why it cannot serve `spec` with any span, None if it can."""
+        return stencil_refusal(spec)
+
+    def forms(
+        self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+    ) -> Iterator[Form]:
+        """Yield a form for each span that serves `spec`."""
+        for span in STENCIL_SPANS:
+            if stencil_span_refusal(spec, span) is None:
+                grouping = Grouping(phases[-1], span, self.unrolled)
+                yield grouped_outputs(self, spec, grouping, phases, problem)
+
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilContext:
+        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        return stencil_context(plan, sizes, scribe)
+
+
+STENCIL = Stencil()

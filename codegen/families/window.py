@@ -10,10 +10,16 @@ lies outside the tensor reads as zero, which is the padding.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 
 from sympy import Expr, Integer, Symbol
 
+from ..geometry.boxes import tiles_of
+from ..geometry.phases import AxisPhases
+from ..geometry.problem import Problem
+from ..geometry.tile import Tile
 from ..kernels.builder import (
     ONE,
     Kernel,
@@ -30,12 +36,19 @@ from ..kernels.gemm import GemmContext, WeightText, channel_lanes, input_tiles
 from ..kernels.taps import define_phase, define_steps, define_taps
 from ..kernels.texts import AccessText, LoadText
 from ..language.spec import ConvTransposeSpec
+from ..planning.candidates import WORTH_UNMEASURED
+from ..planning.family import Form
+from ..planning.forms import single_outputs
 from ..planning.grid import axis_coordinate, image_coordinate
+from ..planning.input_copy import relayout_refusal
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate, unflatten
 from ..symbolic.lines import WIDTH
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Sizes
+from ..tables.targets import GpuTarget
+from .matrix import MatrixFamily
+from .matrix_registers import boxes_fit
 
 VECTOR = 16  # bytes that strides of a descriptor are multiples of
 MOST_COORDINATE = 2**31 - 1
@@ -200,3 +213,61 @@ def _weights(kernel: Kernel, row: Expr, channel: Expr) -> tuple[WeightText, ...]
 def _load(kernel: Kernel, start: list[Expr]) -> str:
     """Return the call that loads the box with a `start`."""
     return f".load([{', '.join(map(kernel.scribe.text, start))}])"
+
+
+class Window(MatrixFamily):
+    """Serves layers of known sizes on GPUs that have a tensor memory accelerator."""
+
+    name = "window"
+    method = (
+        "implicit GEMM over neighbours in a row: a tap's inputs are a box that the tensor "
+        "memory accelerator loads, without an address or a mask for an element"
+    )
+    serves = "known sizes in channels_last or with a copy, on GPUs since Hopper"
+    template = "kernels/gemm.py.jinja"
+    context_type = GemmContext
+    boxed = True
+
+    def refusal(self, spec: ConvTransposeSpec) -> str | None:
+        """Return why it cannot serve `spec`, None if it can."""
+        return window_refusal(spec)
+
+    def forms(
+        self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
+    ) -> Iterator[Form]:
+        """Yield the form of boxes of the input in channels_last, and of a copy of it."""
+        form = dataclasses.replace(
+            single_outputs(self, spec, phases, problem),
+            positions=math.prod(problem.phase_extents),
+            extents=(problem.batch, *problem.phase_extents),
+        )
+        last = spec.layout == "channels_last"
+        if last:
+            yield form
+        if (last or spec.stride[-1] == 1) and relayout_refusal(spec) is None:
+            yield dataclasses.replace(form, relayout=True)
+
+    def worth(self, target: GpuTarget) -> float:
+        """Return how much faster than others a tile has to be: the model knows boxes of Hopper."""
+        return 1.0 if target.is_hopper else WORTH_UNMEASURED
+
+    def limits(self, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> str | None:
+        """Return why `tile` cannot run on `target`, None if it can."""
+        if boxes_fit(spec, tile, target):
+            return None
+        return "boxes want a GPU since Hopper, channels of one group alone, and 16 positions a warp"
+
+    def folds_batch(self, problem: Problem, form: Form, tile: Tile) -> bool:
+        """Return False: a box has images as one of its axes."""
+        return False
+
+    def tiles(self, spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile) -> int:
+        """Return the boxes of positions that cover all images."""
+        return tiles_of(form.extents, form.box(tile))
+
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
+        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        return window_context(plan, sizes, scribe)
+
+
+WINDOW = Window()

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from ..errors import SpecError, shown, text_of
 from ..values import check_integer
 
-SINGLE = ("gather", "window")  # families whose positions are single outputs, not groups of a row
-DEPTHWISE = ("direct", "stencil")  # families whose channels are groups of their own
 # Of a tile's numbers, from what no kernel has less of to what no GPU or kernel has more of.
 TILE_RANGES = (
     *((block, 1, 1024) for block in ("block_m", "block_n", "block_k")),
@@ -68,16 +66,6 @@ class Tile:
             raise SpecError(
                 f"relayout of a tile must be true or false, got {shown(self.relayout)}", "relayout"
             )
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether its programs have channels that are groups of their own."""
-        return self.family in DEPTHWISE
-
-    @property
-    def boxed(self) -> bool:
-        """Whether its programs load boxes of tensors, from descriptors."""
-        return self.family == "window"
 
     def __str__(self) -> str:
         inputs = f" x {self.span} inputs" if self.span > 1 else ""

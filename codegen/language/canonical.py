@@ -5,7 +5,10 @@ Stage 1, parse. Input: a `ConvTransposeSpec`; output: text that parses back to a
 
 from __future__ import annotations
 
-from .spec import ConvTransposeSpec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .spec import ConvTransposeSpec
 
 
 def format_spec(spec: ConvTransposeSpec) -> str:

@@ -22,6 +22,7 @@ from ..tables.dtypes import DTYPES, PRECISIONS, DType, Precision, find_dtype, fi
 from ..tables.pointwise import POINTWISE, Stage, find_pointwise
 from ..tables.targets import TARGETS
 from ..values import check_choice, check_integer, entries_of, number_of
+from .canonical import format_spec
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
@@ -335,6 +336,4 @@ class ConvTransposeSpec:
         return cls(**read_module(module), input=input_size)
 
     def __str__(self) -> str:
-        from .canonical import format_spec
-
         return format_spec(self)

@@ -31,6 +31,7 @@ from typing import Any
 from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.workers import spawn_context
+from ..families.registry import FAMILIES
 from ..files import check_output, is_stream, write_output
 from ..geometry.gradient import gradient_refusal, input_gradient
 from ..geometry.phases import decompose
@@ -42,6 +43,7 @@ from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, 
 from ..planning.plan import Candidate, Measured, MeasuredGradient
 from ..tables.targets import TARGETS, GpuTarget, find_target
 
+BOXED = {family.name for family in FAMILIES if family.boxed}
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
 MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
 FINALISTS = 4  # timed again, longer
@@ -174,14 +176,14 @@ def _read(
     if not output.exists():
         return [], None
     try:
-        found = read_choices(output)
+        found = read_choices(output, FAMILIES)
     except SpecError as error:
         if force:
             return [], None
         raise SpecError(f"{error}; --force overwrites it", "output") from None
     if found.target != target.name:
         raise SpecError(f"{output} has choices for {found.target}, not {target.name}", "output")
-    return rows_of(output)
+    return rows_of(output, FAMILIES)
 
 
 def measure(
@@ -210,7 +212,7 @@ def measure(
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
         # The gradient's launch makes no copy and no descriptor.
-        plain = [job for job in jobs[each] if not (job[0].relayout or job[0].boxed)]
+        plain = [job for job in jobs[each] if not job[0].relayout and job[0].family not in BOXED]
         found = _fastest(parse(each), target, plain)[1]
         ms, torch_ms = _gradient_times(spec, target, tile, found)
         row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}
@@ -345,8 +347,8 @@ def _compiling(
     architecture is among them if `known`, so that another search finds none that is slower.
     """
     spec, target = parse(text), find_target(target_name)
-    tiles = shortlist(rank_tiles(spec, decompose(spec), target), count)
-    same = [shipped(each.name).of(spec) for each in TARGETS if each.arch == target.arch]
+    tiles = shortlist(rank_tiles(spec, decompose(spec), target, FAMILIES), count)
+    same = [shipped(each.name, FAMILIES).of(spec) for each in TARGETS if each.arch == target.arch]
     measured = [each.tile for each in same if known and each is not None]
     tiles += [tile for tile in dict.fromkeys(measured) if tile not in tiles]
     return [(tile, _compilers().submit(_fits, text, target_name, tile)) for tile in tiles]

@@ -29,6 +29,7 @@ from ..execution.cubin import compile_for, compilers, module_name
 from ..execution.loading import laid_out, load_module
 from ..execution.local_gpu import local_target
 from ..execution.torch_oracle import reference, staged
+from ..families.registry import FAMILIES
 from ..language.parser import parse
 from ..language.spec import ConvTransposeSpec
 from ..planning.choices import choices_at
@@ -175,7 +176,7 @@ def flipped(spec: ConvTransposeSpec, weight: Any) -> Any:
 
 def compile_job(spec: ConvTransposeSpec, way: Way, job: dict[str, Any]) -> KernelSource:
     """Return the file that convgen emits for a job."""
-    choices = choices_at(Path(job["choices"])) if job["choices"] else None
+    choices = choices_at(Path(job["choices"]), FAMILIES) if job["choices"] else None
     spec = dataclasses.replace(spec, layout=way.layout)
     return compile_kernel(spec, find_target(job["target"]), choices=choices)
 

@@ -7,31 +7,23 @@ with their cost (costs.py), best first.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..geometry.phases import AxisPhases
-from ..geometry.problem import Problem, problem_of
-from ..geometry.tile import DEPTHWISE, Tile
+from ..geometry.problem import problem_of
+from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..tables.targets import GpuTarget
 from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
-from .forms import Form, forms
+from .family import Family, Form, Use
+from .forms import forms
 from .plan import Candidate
-from .registers import NUM_WARPS, WARP, most_registers
-from .resources import Use, demand_of, occupancy
+from .resources import occupancy
 
-# `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
-BLOCK_M = (32, 64, 128, 256)
-BLOCK_N = (16, 32, 64, 128, 256)
-BLOCK_K = (16, 32, 64)
-NUM_STAGES = (2, 3, 4)
-DIRECT_M = {"channels_first": (64, 128, 256, 512), "channels_last": (4, 8, 16, 32, 64)}
-DIRECT_N = {"channels_first": (1, 2, 4, 8, 16), "channels_last": (32, 64, 128, 256)}
-# Copies take memory: they have to gain by the model. It knows them, and boxes, of Hopper.
+# Copies take memory: they have to gain by the model. It knows them of Hopper alone.
 WORTH_COPY = 1.05
 WORTH_UNMEASURED = 2.0
 
@@ -60,47 +52,59 @@ def rank_tiles(
     spec: ConvTransposeSpec,
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
+    families: tuple[Family, ...],
 ) -> tuple[Candidate, ...]:
-    """Return every tile that fits `target`, with its cost, best first.
+    """Return every tile of `families` that fits `target`, with its cost, best first.
 
-    It takes longer than to print a file, and who tries tiles asks for each of them.
+    Cached: ranking takes longer than printing a file, and who tries tiles asks for each of them.
     """
     least = least_of(spec, problem_of(spec, phases), target)
-    candidates = [
-        candidate
-        for siblings in _siblings(spec, phases, target, least)
+    ordered = [
+        (_order(candidate, siblings.form.family, target), candidate)
+        for siblings in _siblings(spec, phases, target, least, families)
         for candidate in _candidates(siblings, target, least)
     ]
-    return tuple(sorted(candidates, key=lambda candidate: _order(candidate, target)))
+    return tuple(candidate for _, candidate in sorted(ordered, key=lambda pair: pair[0]))
 
 
-def best_tile(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: GpuTarget) -> Tile:
+def best_tile(
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    target: GpuTarget,
+    families: tuple[Family, ...],
+) -> Tile:
     """Return the first tile of `rank_tiles`, in a third of its time."""
     least = least_of(spec, problem_of(spec, phases), target)
     found: list[tuple[tuple[Any, ...], Tile]] = []
-    every = sorted(_siblings(spec, phases, target, least), key=lambda each: each.least_grain)
+    every = list(_siblings(spec, phases, target, least, families))
+    every.sort(key=lambda each: each.least_grain)
     for siblings in every:
         if found and siblings.least_grain > found[0][0][0]:
             break
         candidates = _candidates(siblings, target, least)
-        here = [(_order(each, target), each.tile) for each in candidates]
+        here = [(_order(each, siblings.form.family, target), each.tile) for each in candidates]
         found = [min(found + here)]
     return found[0][1]
 
 
 def _siblings(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], target: GpuTarget, least: Least
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    target: GpuTarget,
+    least: Least,
+    families: tuple[Family, ...],
 ) -> Iterator[Siblings]:
     """Yield the tiles that fit `target`."""
     problem = problem_of(spec, phases)
-    for form in forms(spec, phases, problem):
-        for blocks in _blocks_of(spec, problem, form):
+    for form in forms(spec, phases, problem, families):
+        family = form.family
+        for blocks in family.blocks(spec, problem, form):
             tile = _tile(form, *blocks)
-            most = most_registers(spec, form, tile, target)
-            if most == 0 or _share_a_layout(spec, form, tile):
+            most = family.most_registers(spec, form, tile, target)
+            if most == 0:
                 continue
-            demand = demand_of(spec, form, tile, target)
-            uses = {number: demand.use(number) for number in _stages(form)}
+            demand = family.demand(spec, form, tile, target)
+            uses = {number: demand.use(number) for number in family.stages(form)}
             fitting = {
                 number: use
                 for number, use in uses.items()
@@ -109,7 +113,7 @@ def _siblings(
             if fitting:
                 work = work_of(spec, problem, form, tile, target)
                 least_ms = least_ms_of_work(work, target, least)
-                yield Siblings(form, blocks, fitting, work, _grain(tile, target, least_ms))
+                yield Siblings(form, blocks, fitting, work, _grain(tile, family, target, least_ms))
 
 
 def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
@@ -120,20 +124,20 @@ def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator
         yield Candidate(tile, cost)
 
 
-def _worth(tile: Tile, target: GpuTarget) -> float:
+def _worth(tile: Tile, family: Family, target: GpuTarget) -> float:
     """Return how much faster than others a tile has to be by the model, to be taken."""
-    if (tile.boxed or tile.relayout) and target.arch != "sm_90":
-        return WORTH_UNMEASURED
-    return WORTH_COPY if tile.relayout else 1.0
+    if not tile.relayout:
+        return family.worth(target)
+    return WORTH_COPY if target.is_hopper else WORTH_UNMEASURED
 
 
-def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
+def _order(candidate: Candidate, family: Family, target: GpuTarget) -> tuple[Any, ...]:
     tile = candidate.tile
     # The model's figures are no better than a percent: within that, wider vectors win over single
     # elements, fewer bytes asked for, the smaller tile, and the deeper pipeline.
-    grain = _grain(tile, target, candidate.cost.model_ms)
+    grain = _grain(tile, family, target, candidate.cost.model_ms)
     size = tile.block_m * tile.block_n
-    wide = tile.span if tile.family == "stencil" else 0
+    wide = tile.span if family.prefers_wide else 0
     name = (tile.family, tile.span, tile.rows, tile.relayout)
     l2_bytes = candidate.cost.l2_bytes
     return (
@@ -149,48 +153,9 @@ def _order(candidate: Candidate, target: GpuTarget) -> tuple[Any, ...]:
     )
 
 
-def _grain(tile: Tile, target: GpuTarget, model_ms: float) -> int:
+def _grain(tile: Tile, family: Family, target: GpuTarget, model_ms: float) -> int:
     """Return the model's time in steps of a percent, as far as it is worth."""
-    return round(math.log(model_ms * _worth(tile, target)) / math.log(1.01))
-
-
-def _blocks_of(
-    spec: ConvTransposeSpec, problem: Problem, form: Form
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield BLOCK_M, BLOCK_N, BLOCK_K and warps of the tiles of a form."""
-    if form.family in DEPTHWISE:
-        yield from _depthwise_blocks(spec, problem, form)
-        return
-    group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
-    most = 2 * form.positions * problem.batch
-    rows = [m for m in BLOCK_M if m <= max(BLOCK_M[0], most)]
-    columns = _channels(BLOCK_N, form.lanes, group_out)
-    depths = _channels(BLOCK_K, form.span, group_in)
-    yield from itertools.product(rows, columns, depths, NUM_WARPS)
-
-
-def _depthwise_blocks(
-    spec: ConvTransposeSpec, problem: Problem, form: Form
-) -> Iterator[tuple[int, int, int, int]]:
-    columns = DIRECT_N[spec.layout] if form.family == "direct" else (1,)
-    columns = tuple(n for n in columns if n < 2 * problem.out_channels) or columns[:1]
-    for block_m, block_n, num_warps in itertools.product(DIRECT_M[spec.layout], columns, NUM_WARPS):
-        if block_m * block_n >= WARP * num_warps:
-            yield block_m, block_n, 1, num_warps
-
-
-def _channels(extents: tuple[int, ...], width: int, channels: int) -> list[int]:
-    """Return the channels of blocks that have one of `extents` columns, `width` a channel."""
-    blocks = [max(1, extent // width) for extent in extents if extent >= width]
-    least = blocks[0]
-    return [block for block in blocks if block < 2 * max(channels, least)] or [least]
-
-
-def _stages(form: Form) -> tuple[int, ...]:
-    """Return the stages that tiles of a form are tried with."""
-    if form.family in DEPTHWISE:  # they have one step
-        return NUM_STAGES[:1]
-    return NUM_STAGES if form.rows == 1 else NUM_STAGES[:2]  # a step of rows is large
+    return round(math.log(model_ms * _worth(tile, family, target)) / math.log(1.01))
 
 
 def _tile(
@@ -202,18 +167,8 @@ def _tile(
         block_k=block_k,
         num_warps=num_warps,
         num_stages=num_stages,
-        family=form.family,
+        family=form.family.name,
         span=form.span,
         rows=form.rows,
         relayout=form.relayout,
     )
-
-
-def _share_a_layout(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
-    """Whether the tiles of input and weight have one shape, and so one layout: the weight's.
-
-    Its vectors run along the input channels; neighbouring threads then read far from each other
-    along a row. None of them is the fastest measured of its layer.
-    """
-    apart = spec.layout == "channels_last" or form.relayout or form.span > 1
-    return not apart and tile.block_m == tile.block_k == form.columns(tile)

@@ -33,6 +33,7 @@ from ..files import read_text
 from ..geometry.tile import Tile
 from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
 from ..values import check_choice, check_integer, integer_of, number_of
+from .family import Family
 from .plan import Measured, MeasuredGradient
 
 SCHEMA = 1
@@ -81,21 +82,23 @@ def key_of(spec: ConvTransposeSpec) -> str:
 
 
 @functools.cache
-def shipped(target: str) -> Choices:
+def shipped(target: str, families: tuple[Family, ...]) -> Choices:
     """Return the package's choices for a target; empty if it has none."""
     source = importlib.resources.files(__package__) / "measured" / f"{target}.json"
     if not source.is_file():
         return Choices(target, {})
-    found = _read(source.read_text(encoding="utf-8"), f"choices/{target}.json")
+    found = _read(source.read_text(encoding="utf-8"), f"choices/{target}.json", families)
     return dataclasses.replace(found, digest=None)
 
 
-def choices_at(path: Path) -> Choices:
+def choices_at(path: Path, families: tuple[Family, ...]) -> Choices:
     """Return the choices in a file, `MODEL_ALONE` for the path ``none``; raises `read_choices`'."""
-    return MODEL_ALONE if path == Path(NO_CHOICES) else read_choices(path)
+    return MODEL_ALONE if path == Path(NO_CHOICES) else read_choices(path, families)
 
 
-def choices_for(path: Path | None, targets: set[str]) -> Choices | None:
+def choices_for(
+    path: Path | None, targets: set[str], families: tuple[Family, ...]
+) -> Choices | None:
     """Return the choices in a file, None for no file, `MODEL_ALONE` for the path ``none``.
 
     Raises:
@@ -103,16 +106,16 @@ def choices_for(path: Path | None, targets: set[str]) -> Choices | None:
     """
     if path is None:
         return None
-    found = choices_at(path)
+    found = choices_at(path, families)
     if found.target not in {*targets, NO_CHOICES}:
         names = ", ".join(sorted(targets))
         raise SpecError(f"{path} has choices for {found.target}, not for {names}", "choices")
     return found
 
 
-def read_choices(path: Path) -> Choices:
-    """Return the choices in a file; raises SpecError if it has none that can be used."""
-    found = _read(read_text(path), str(path))
+def read_choices(path: Path, families: tuple[Family, ...]) -> Choices:
+    """Return the choices in a file, of tiles of `families`; raises SpecError if it has others."""
+    found = _read(read_text(path), str(path), families)
     return dataclasses.replace(found, table=_by_key(found.table, path))
 
 
@@ -129,19 +132,21 @@ def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
     return keyed
 
 
-def rows_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def rows_of(
+    path: Path, families: tuple[Family, ...]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the rows of a file of choices, and where they were measured, as the file has them.
 
     Raises:
         SpecError: as `read_choices`.
     """
     text = read_text(path)
-    _read(text, str(path))
+    _read(text, str(path), families)
     data = json_of(text)
     return data["choices"], data["measured"]
 
 
-def _read(text: str, name: str) -> Choices:
+def _read(text: str, name: str, families: tuple[Family, ...]) -> Choices:
     try:
         data = json_of(text)
         schema = _field(data, "schema", "the file")
@@ -157,7 +162,7 @@ def _read(text: str, name: str) -> Choices:
             spec = _field(row, "spec", f"row {number} of choices")
             if not isinstance(spec, str):
                 raise SpecError(f"spec of row {number} must be a text, got {shown(spec)}")
-            table[spec] = _row(row, number, device)
+            table[spec] = _row(row, number, device, families)
     except SpecError as error:
         raise SpecError(f"{name}: {error}", "choices") from None
     return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
@@ -183,31 +188,33 @@ def _measured_on(measured: Any) -> str:
     return str(device)
 
 
-def _row(row: dict[str, Any], number: int, device: str) -> Measured:
+def _row(row: dict[str, Any], number: int, device: str, families: tuple[Family, ...]) -> Measured:
     where = f"row {number}"
     if row.get("first_ms") is not None:
         _time(row, "first_ms", where)
     return Measured(
-        _tile(row, where),
+        _tile(row, where, families),
         _time(row, "ms", where),
         check_integer(f"tried of {where}", _field(row, "tried", where), 1, 2**31),
         device,
-        _gradient_of(row, where) if "input_gradient" in row else None,
+        _gradient_of(row, where, families) if "input_gradient" in row else None,
     )
 
 
-def _gradient_of(row: dict[str, Any], row_name: str) -> MeasuredGradient:
+def _gradient_of(
+    row: dict[str, Any], row_name: str, families: tuple[Family, ...]
+) -> MeasuredGradient:
     where = f"input_gradient of {row_name}"
     found = row["input_gradient"]
-    tile = _tile(found, where)
-    if tile.relayout or tile.boxed:
-        raise SpecError(f"tile of {where}: such a kernel makes no copy and reads no boxes")
+    tile = _tile(found, where, families)
+    if tile.relayout:
+        raise SpecError(f"tile of {where}: such a kernel makes no copy")
     return MeasuredGradient(tile, _time(found, "ms", where), _time(found, "torch_ms", where))
 
 
-def _tile(row: Any, where: str) -> Tile:
+def _tile(row: Any, where: str, families: tuple[Family, ...]) -> Tile:
     try:
-        return tile_of(_field(row, "tile", where))
+        return tile_of(_field(row, "tile", where), families)
     except SpecError as error:
         raise SpecError(f"tile of {where}: {error}") from None
 
@@ -223,16 +230,14 @@ def _time(row: dict[str, Any], key: str, where: str) -> float:
     return number
 
 
-def tile_of(row: Any) -> Tile:
+def tile_of(row: Any, families: tuple[Family, ...]) -> Tile:
     """Return the tile that a file's object describes; raises SpecError if it is none."""
-    from ..families.registry import FAMILIES
-
     names = [field.name for field in dataclasses.fields(Tile)]
     given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}
     if set(given) != set(names):
         raise SpecError(f"a tile has {', '.join(names)}")
     tile = Tile(**row)
-    check_choice("family of a tile", tile.family, tuple(family.name for family in FAMILIES))
+    check_choice("family of a tile", tile.family, tuple(family.name for family in families))
     return tile
 
 

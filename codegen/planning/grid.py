@@ -19,10 +19,14 @@ from .plan import GRID_LIMITS, GridCoordinate
 Grid = tuple[tuple[GridCoordinate, ...], ...]
 
 
-def _grid(
+def place_on_grid(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], sizes: Sizes, fold: bool
 ) -> tuple[Grid, str]:
-    """Place the coordinates on the grid's axes: the longest extent on axis 0."""
+    """Return the coordinates on the grid's axes, the longest extent on axis 0, and why so.
+
+    Raises:
+        SpecError: an axis would need more programs than CUDA allows.
+    """
     space = sizes.space
     steps = []
     numbered = list(zip(range(spec.rank), AXES[spec.rank], phases, strict=True))

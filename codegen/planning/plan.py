@@ -16,7 +16,9 @@ from ..geometry.phases import AxisPhases
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
+from ..symbolic.sizes import Sizes
 from ..tables.targets import GpuTarget
+from .family import Family
 
 GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical specifications
 
@@ -101,7 +103,10 @@ class KernelPlan:
     Attributes:
         spec: the layer, sizes known or not.
         target: the GPU it is planned for.
+        family: what computes it.
+        families: those whose tiles were ranked.
         phases: one entry a spatial axis.
+        sizes: the sizes of its kernel.
         grouping: of the last axis, where the family groups it.
         block: of the last axis but one, where a program has several of its rows.
         tile: the tile of the launch; with autotune, the first of `tuned`.
@@ -121,7 +126,10 @@ class KernelPlan:
 
     spec: ConvTransposeSpec
     target: GpuTarget
+    family: Family
+    families: tuple[Family, ...]
     phases: tuple[AxisPhases, ...]
+    sizes: Sizes
     grouping: Grouping | None
     block: RowBlock | None
     tile: Tile
@@ -144,11 +152,6 @@ class KernelPlan:
         return self.rank()
 
     @property
-    def family(self) -> str:
-        """The name of the family that runs it."""
-        return self.tile.family
-
-    @property
     def input_layout(self) -> str:
         """The layout that the kernel reads: the spec's, or that of the copy made before."""
         return "channels_last" if self.tile.relayout else self.spec.layout
@@ -159,7 +162,7 @@ class KernelPlan:
 
         Programs of depthwise layers read a few weights, whatever their order.
         """
-        return self.tile.depthwise
+        return self.family.depthwise
 
     @property
     def grid_text(self) -> str:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import functools
 
+from ..errors import SpecError
 from ..geometry.gradient import PREFIX, gradient_refusal, input_gradient
-from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import problem_of
 from ..geometry.row_blocks import RowBlock
-from ..geometry.tile import SINGLE, Tile
+from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.sizes import make_sizes
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
-from .costs import cost_of, folds_batch, least_of
+from .costs import cost_of, least_of
+from .family import Family
 from .forms import form_of
-from .grid import _grid
+from .grid import place_on_grid
 from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
 
@@ -31,6 +32,7 @@ def plan_kernel(
     spec: ConvTransposeSpec,
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
+    families: tuple[Family, ...],
     tile: Tile | None = None,
     choices: Choices | None = None,
     prefix: str = "",
@@ -41,6 +43,7 @@ def plan_kernel(
         spec: the layer.
         phases: its phases.
         target: the GPU.
+        families: those whose tiles are ranked.
         tile: a tile to use in place of a choice.
         choices: measured ones, which come before the package's own; `MODEL_ALONE` for neither.
         prefix: what the names of sizes begin with.
@@ -48,26 +51,41 @@ def plan_kernel(
     Raises:
         SpecError: the launch grid asked for cannot hold the programs.
     """
-    rank = functools.partial(rank_tiles, spec, phases, target)
+    rank = functools.partial(rank_tiles, spec, phases, target, families)
     measured: Measured | None = None
     digest: str | None = None
     if tile is None and spec.autotune == "none":
-        measured, digest = _measured(spec, target, choices)
-    chosen = tile or (best_tile(spec, phases, target) if measured is None else measured.tile)
+        measured, digest = _measured(spec, target, families, choices)
+    chosen = tile or (None if measured is None else measured.tile)
+    chosen = chosen or best_tile(spec, phases, target, families)
     tuned = _tuned(spec, chosen, rank()) if spec.autotune != "none" else ()
     problem = problem_of(spec, phases)
-    form = form_of(spec, phases, problem, chosen)
+    form = form_of(spec, phases, problem, chosen, families)
+    family = form.family
     if measured is not None:
         check_limits(form, spec, chosen, target)
-    fold = folds_batch(problem, form, chosen)
-    grouping = _grouping(spec, phases, chosen)
+    fold = family.folds_batch(problem, form, chosen)
+    grouping = family.grouping(spec, phases, chosen.span)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
-    sizes = make_sizes(spec, phases, tuned or (chosen,), grouping, block, fold, prefix)
-    grid, reason = _grid(spec, phases, sizes, fold)
+    sizes = make_sizes(
+        spec,
+        phases,
+        tuned or (chosen,),
+        grouping,
+        block,
+        depthwise=family.depthwise,
+        boxed=family.boxed,
+        fold=fold,
+        prefix=prefix,
+    )
+    grid, reason = place_on_grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,
         target=target,
+        family=family,
+        families=families,
         phases=phases,
+        sizes=sizes,
         grouping=grouping,
         block=block,
         tile=chosen,
@@ -79,25 +97,18 @@ def plan_kernel(
         rank=rank,
         measured=measured,
         choices_digest=digest,
-        unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target),
+        unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target, families),
         grid_reason=reason,
         prefix=prefix,
-        gradient=_gradient(spec, target, measured),
+        gradient=_gradient(spec, target, families, measured),
     )
 
 
-def _grouping(
-    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], tile: Tile
-) -> Grouping | None:
-    """Return the grouping of the last axis; a group of one input and one output is none."""
-    if tile.family in SINGLE or spec.layout == "channels_last":
-        return None
-    grouping = Grouping(phases[-1], tile.span, unrolled=tile.family == "stencil")
-    return None if grouping.width == 1 else grouping
-
-
 def _gradient(
-    spec: ConvTransposeSpec, target: GpuTarget, measured: Measured | None
+    spec: ConvTransposeSpec,
+    target: GpuTarget,
+    families: tuple[Family, ...],
+    measured: Measured | None,
 ) -> KernelPlan | None:
     """Return the plan of the input's gradient, where its kernel was measured to beat torch's."""
     found = None if measured is None else measured.gradient
@@ -105,14 +116,18 @@ def _gradient(
         return None
     back = input_gradient(spec)
     phases = decompose(back)
-    check_limits(
-        form_of(back, phases, problem_of(back, phases), found.tile), back, found.tile, target
-    )
-    return plan_kernel(back, phases, target, found.tile, prefix=PREFIX)
+    form = form_of(back, phases, problem_of(back, phases), found.tile, families)
+    if form.family.boxed:
+        raise SpecError("the kernel of the input's gradient reads no boxes", "choices")
+    check_limits(form, back, found.tile, target)
+    return plan_kernel(back, phases, target, families, found.tile, prefix=PREFIX)
 
 
 def _measured(
-    spec: ConvTransposeSpec, target: GpuTarget, given: Choices | None
+    spec: ConvTransposeSpec,
+    target: GpuTarget,
+    families: tuple[Family, ...],
+    given: Choices | None,
 ) -> tuple[Measured | None, str | None]:
     """Return what was measured for `spec`, and the hash of the file that says so.
 
@@ -120,7 +135,7 @@ def _measured(
     """
     if given == MODEL_ALONE:
         return None, None
-    for choices in (given, shipped(target.name)):
+    for choices in (given, shipped(target.name, families)):
         if choices is not None and choices.target == target.name:
             found = choices.of(spec)
             if found is not None:
@@ -128,9 +143,9 @@ def _measured(
     return None, None
 
 
-def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
+def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget, families: tuple[Family, ...]) -> bool:
     """Whether a plan without choices would take a tile of the package's."""
-    return spec.autotune == "none" and shipped(target.name).of(spec) is not None
+    return spec.autotune == "none" and shipped(target.name, families).of(spec) is not None
 
 
 def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..compiler import compile_kernel
 from ..errors import EditedError, ProjectError
+from ..families.registry import FAMILIES
 from ..files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
 from ..planning.choices import choices_for
 from ..rendering.header import around_hash, is_as_generated, is_generated, with_hash
@@ -83,7 +84,7 @@ def generate(
     `shown` gives back the kernels, and may show how many are done.
     """
     table = read_table(root)
-    choices = choices_for(table.choices, {kernel.target for kernel in table.kernels})
+    choices = choices_for(table.choices, {kernel.target for kernel in table.kernels}, FAMILIES)
     shipping = {job.kernel for job in jobs(table)}
     texts = {}
     with shown(table.kernels) as kernels:

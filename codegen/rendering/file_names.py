@@ -18,7 +18,7 @@ from ..planning.caveats import caveats_of
 from ..planning.input_copy import tile_text
 from ..planning.plan import KernelPlan
 from ..symbolic.lines import WIDTH
-from ..symbolic.sizes import Sizes, sizes_of
+from ..symbolic.sizes import Sizes
 from ..version import __version__
 from .copy_names import RelayoutText, relayout_text
 from .kernel_names import KernelText, kernel_text
@@ -99,13 +99,13 @@ class FileContext:
 def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
     """Return every name the templates of `plan`'s family use; `precompiled`: machine code ships."""
     spec, op = plan.spec, f"conv_transpose{plan.spec.rank}d"
-    sizes = sizes_of(plan)
+    sizes = plan.sizes
     packs, used = _packs(plan, sizes)
     kernel = kernel_text(plan, sizes, f"{op}_kernel", "Compute one tile of the output.", used=used)
     kernels: tuple[KernelText, ...] = (kernel,)
     gradient, gradient_tile = None, None
     if plan.gradient is not None:
-        back, back_sizes = plan.gradient, sizes_of(plan.gradient)
+        back, back_sizes = plan.gradient, plan.gradient.sizes
         more, used = _packs(back, back_sizes)
         name = f"{op}_input_gradient_kernel"
         second = kernel_text(back, back_sizes, name, _BACKWARD, _PREFACE, used)
@@ -121,7 +121,7 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         grid=_grid_text(plan),
         choices=plan.choices_digest,
         command="convgen build" if precompiled else _command(plan),
-        family=plan.family,
+        family=plan.family.name,
         caveats=tuple(line for text in caveats_of(plan) for line in textwrap.wrap(text, WIDTH)),
         layer=f"ConvTranspose{spec.rank}d",
         op=op,

@@ -198,12 +198,12 @@ class HostNames:
                 count = Integer(self.plan.block.advance * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
-        blocks_in = self._most("block_n" if self.plan.tile.depthwise else "block_k")
+        blocks_in = self._most("block_n" if self.plan.family.depthwise else "block_k")
         whole = channels_last or self.plan.fold_batch
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         extents = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
-        if not self.plan.tile.depthwise:  # the weight's columns, each with all input channels
+        if not self.plan.family.depthwise:  # the weight's columns, each with all input channels
             grouping = self.plan.grouping
             columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
             extents.append(columns * sizes.group_in)

@@ -14,7 +14,6 @@ from typing import Any
 
 from sympy import Symbol
 
-from ..families.registry import find_family
 from ..families.window import described_sizes
 from ..kernels.gemm import is_overtaken, settled
 from ..kernels.packing import packed_grouping
@@ -100,7 +99,7 @@ def kernel_text(
     Sizes that are `used` elsewhere in the file are among its constants.
     """
     spec = plan.spec
-    family = find_family(plan.family)
+    family = plan.family
     scribe = Scribe(sizes.space)
     body = family.context(plan, sizes, scribe)
     overtaken = family.products and is_overtaken(plan, sizes, body)
@@ -112,7 +111,7 @@ def kernel_text(
     body = _with_values(spec, body, staged=bool(after))
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
-    if plan.tile.boxed:
+    if plan.family.boxed:
         scribe.used |= described_sizes(sizes)
     if not plan.prefix:  # even where no line reads them: they are what the file is for
         scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
@@ -256,7 +255,7 @@ def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
     packed = f"{packed_shape(plan)}, packed"
     shapes["w_shape"] = _raw_shape(plan) if plan.reads_raw_weight else packed
     shapes |= {"x_box": "", "w_box": ""}
-    if plan.tile.boxed:
+    if plan.family.boxed:
         taps, rows, columns = packed_axes(plan)
         shapes["w_shape"] = f"[{taps} * {rows}, {columns}], packed"
         names = zip(("N", *letters), sizes.box, strict=True)

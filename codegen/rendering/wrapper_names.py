@@ -120,7 +120,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     spatial = tuple(range(spec.rank + 1, 1, -1))
     axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
-    described = dict(zip(tensors, ("x_desc", "w_desc") if plan.tile.boxed else (), strict=False))
+    described = dict(zip(tensors, ("x_desc", "w_desc") if plan.family.boxed else (), strict=False))
     operands = [described.get(tensor, tensor) for tensor in tensors]
     launch_sizes = names.launch_sizes(arguments)
     tile, packed = plan.tile, packed_grouping(plan)

@@ -21,7 +21,6 @@ from ..geometry.problem import NOMINAL_BATCH
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
-from ..planning.plan import KernelPlan
 from .space import FloorDiv, Space, symbol
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
@@ -220,16 +219,19 @@ def make_sizes(
     tiles: tuple[Tile, ...],
     grouping: Grouping | None,
     block: RowBlock | None,
-    fold: bool = False,
-    prefix: str = "",
+    *,
+    depthwise: bool,
+    boxed: bool,
+    fold: bool,
+    prefix: str,
 ) -> Sizes:
     """Return the sizes of a kernel for `spec` that runs with any of `tiles`.
 
-    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one. With
-    `fold` images share tiles. The names in the file begin with `prefix`.
+    A `grouping` with a span above 1 needs a known last extent, a `block` a known last but one. A
+    `depthwise` kernel's programs take several channels, each a group; a `boxed` one's have boxes of
+    positions. With `fold` images share tiles. The names in the file begin with `prefix`.
     """
-    # To the direct family a channel is no group: its programs take several.
-    groups = 1 if tiles[0].depthwise else spec.groups
+    groups = 1 if depthwise else spec.groups
     table = [Size("BATCH", spec.batch), *_channels(spec, groups)]
     letters = [letter.upper() for letter in AXES[spec.rank]]
     outputs = spec.output_spatial
@@ -257,7 +259,7 @@ def make_sizes(
         values = {getattr(tile, name.lower()) for tile in tiles}
         table.append(Size(name, values.pop() if len(values) == 1 else None))
     sizes = Sizes(tuple(table), spec.rank, groups, tiles, phases, grouping, block)
-    if tiles[0].boxed:
+    if boxed:
         sizes = _with_box(sizes, spec)
         table = list(sizes.table)
     elif needs_even_rows(spec, 1 if grouping is None else grouping.span, fold):
@@ -288,12 +290,6 @@ def _with_box(sizes: Sizes, spec: ConvTransposeSpec) -> Sizes:
             name = f"BOX_{letter}"
             table += [Size(name, each), Size(f"{letter.lower()}_tiles", tiles, count, name)]
     return dataclasses.replace(sizes, table=tuple(table), box=box)
-
-
-def sizes_of(plan: KernelPlan) -> Sizes:
-    """Return the sizes of the kernel of `plan`."""
-    parts = plan.tiles, plan.grouping, plan.block, plan.fold_batch, plan.prefix
-    return make_sizes(plan.spec, plan.phases, *parts)
 
 
 def needs_even_rows(spec: ConvTransposeSpec, span: int, fold: bool) -> bool:

@@ -1,7 +1,7 @@
-"""What a tile takes of the registers of a thread, and which tiles would spill.
+"""What a tile of products in matrix units takes of a thread's registers, and which would spill.
 
-Stage 4, part of plan. Input: a spec, a `Form` of it and a `Tile`; output: numbers. They are
-estimates; the compiler has the last word (cubin.py).
+Stage 4, part of the families that multiply in matrix units (matrix.py). Input: a spec, a `Form` of
+it and a `Tile`; output: numbers. They are estimates; the compiler has the last word (cubin.py).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from ..geometry.boxes import is_run
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
+from ..planning.family import Form
+from ..planning.resources import WARP, accumulators_of
 from ..tables.targets import GpuTarget
-from .forms import Form
 
-WARP = 32
 NUM_WARPS = (4, 8)
 FRAGMENT = (16, 8)  # rows and columns of an instruction of `mma.sync`
 # Where products read shared memory: of 313 tiles with rows that were compiled (Triton 3.6, sm_89
@@ -51,7 +51,8 @@ WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
 # sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
 # layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of 176 below the bound spills.
 ROW_SUM = 1.22
-ROW_OPERAND = {"gather": 1.46, "polyphase": 1.04}
+ROW_OPERAND = 1.46
+ROW_OPERAND_GROUPED = 1.04
 ROW_INPUT = 7.0
 ROW_STAGED = 0.25  # each element that is no asynchronous copy and passes through a register
 OTHER_ROW_FRAGMENTS = 10
@@ -82,12 +83,10 @@ DEEPEST_OPEN = 32
 def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
     """Estimate registers a thread, with two stages."""
     threads = WARP * tile.num_warps
-    if tile.depthwise:  # the products of a tap beside their sums
-        return OTHER_REGISTERS + 2 * tile.block_m * form.columns(tile) // threads
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
     accumulators = accumulators_of(spec, form, tile)
-    if tile.boxed:
+    if form.family.boxed:
         shared = input_from_shared(spec, form, tile, target)
         return OTHER_REGISTERS + accumulators + (0 if shared else tile.block_m * depth // threads)
     if form.rows > 1:
@@ -97,17 +96,17 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
     # Products of several terms hold each operand in two or three parts.
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     lines = tile.block_m + columns
-    if form.family == "polyphase" and form.span == 1 and from_shared(spec, tile, target):
+    if form.family.grouped and form.span == 1 and from_shared(spec, tile, target):
         # Only float32 inputs pass through registers, to be rounded. Of 49 such tiles of 128
         # accumulators one spilled, none of the 41 that this lets fit (Triton 3.6).
         lines = tile.block_m if spec.dtype == "float32" else 0
     operands = lines * depth * wide * parts // threads
     # A strided output is stored element by element: every accumulator has its own address.
-    strided = max(spec.stride) > 1 and form.family == "gather"
+    strided = max(spec.stride) > 1 and not form.family.grouped
     addresses = accumulators // 2 if strided else 0
-    if form.family != "gather" and None in spec.spatial:  # pointers of run-time strides
+    if form.family.grouped and None in spec.spatial:  # pointers of run-time strides
         addresses += 3 * accumulators // 4
-    if form.family == "polyphase" and form.lanes > spec.stride[-1] * form.span:
+    if form.family.grouped and form.lanes > spec.stride[-1] * form.span:
         addresses += accumulators // 4  # lanes without an output are masked
     if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
         narrow = 2 if spec.element.itemsize == 2 else 1
@@ -140,7 +139,8 @@ def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
     return round(
         OTHER_ROW_FRAGMENTS
         + ROW_SUM * accumulators_of(spec, form, tile)
-        + ROW_OPERAND[form.family] * fragments_of(spec, form, tile)
+        + (ROW_OPERAND_GROUPED if form.family.grouped else ROW_OPERAND)
+        * fragments_of(spec, form, tile)
         + ROW_INPUT * form.inputs
         + (ROW_STAGED * staged if is_staged(spec, form) else 0)
     )
@@ -153,13 +153,13 @@ def expected_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: 
     """
     bound = registers_of(spec, form, tile, target)
     in_parts = spec.product is not None and spec.product.products > 1
-    if tile.depthwise or in_parts or spec.dtype == "float64":
+    if in_parts or spec.dtype == "float64":
         return bound
     sums, size = accumulators_of(spec, form, tile), spec.element.itemsize
     depth = form.depth(tile)
     elements = tile.block_m * depth / (WARP * tile.num_warps)
     operands = 0.0 if input_from_shared(spec, form, tile, target) else elements * size / 4
-    if tile.boxed:
+    if form.family.boxed:
         return round(EXPECTED_BOX + sums + operands)
     if target.multiplies_from_shared:
         run = 16 // size if spec.layout == "channels_last" or form.relayout else form.span
@@ -183,7 +183,7 @@ def is_staged(spec: ConvTransposeSpec, form: Form) -> bool:
     An asynchronous copy has 32 bits at least; an element of 16 that a tap shifts is by itself, and
     so are channels in odd numbers.
     """
-    if spec.element.itemsize != 2 or form.span > 1 or form.family == "window":
+    if spec.element.itemsize != 2 or form.span > 1 or form.family.boxed:
         return False
     if spec.layout == "channels_last" or form.relayout:
         return spec.in_channels is None or spec.in_channels // spec.groups % 2 == 1
@@ -218,7 +218,7 @@ def from_shared(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
 
 def input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether products read the input from shared memory too: nothing happens to it on the way."""
-    if tile.boxed and not is_run(form.box(tile)):
+    if form.family.boxed and not is_run(form.box(tile)):
         return False
     plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
     return plain and form.span == 1 and from_shared(spec, tile, target)
@@ -231,15 +231,15 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
     """
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     depth = form.depth(tile)
-    if form.family == "polyphase" and None in spec.spatial and depth > DEEPEST_OPEN:
+    if form.family.grouped and None in spec.spatial and depth > DEEPEST_OPEN:
         return 0
-    if form.family == "polyphase" and form.span > 1 and not _lays_out(spec, target):
+    if form.family.grouped and form.span > 1 and not _lays_out(spec, target):
         return 0
-    if tile.boxed and not boxes_fit(spec, tile, target):
+    if form.family.boxed and not boxes_fit(spec, tile, target):
         return 0
     if target.has_tensor_memory and not _sums_fit(spec, form, tile, target):
         return 0
-    if form.rows > 1 and not tile.boxed:
+    if form.rows > 1 and not form.family.boxed:
         if not _rows_fit(spec, form, tile, target):
             return 0
         from_shared = target.multiplies_from_shared
@@ -309,7 +309,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         if steps is not None and steps * form.products <= UNROLLED_PRODUCTS:
             return False
     # Each output of a strided layer has its own address.
-    apart = spec.stride[-1] > 1 and form.family == "gather"
+    apart = spec.stride[-1] > 1 and not (form.family.grouped or form.family.boxed)
     roomy = roomy and spec.dtype != "float64" and not apart
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 
@@ -344,9 +344,3 @@ def _margin(form: Form, target: GpuTarget) -> int:
     if form.span == 1:
         return MARGIN
     return MARGIN_GROUPED if target.multiplies_from_shared else MARGIN_FRAGMENTS
-
-
-def accumulators_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
-    """Return registers of a thread's accumulators."""
-    wide = 2 if spec.dtype == "float64" else 1
-    return form.rows * tile.block_m * form.columns(tile) * wide // (WARP * tile.num_warps)

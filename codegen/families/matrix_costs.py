@@ -1,0 +1,115 @@
+"""What products in matrix units cost: the time of a program of gather, window or polyphase.
+
+Stage 4, part of the families that multiply in matrix units (matrix.py). Input: a spec, a `Form` of
+it, a `Tile` and a `GpuTarget`; output: nanoseconds of an SM. planning/costs.py says what the
+figures are fitted to, and makes of them what a call takes.
+"""
+
+from __future__ import annotations
+
+from ..geometry.boxes import is_run
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from ..planning.costs import STEP, rate
+from ..planning.family import Form
+from ..tables.targets import GpuTarget
+from .matrix_registers import WGMMA_ROWS, comes_in_vectors
+
+# Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in
+# channels_first by inputs loaded as one, too (a tap's shift breaks the alignment of longer runs).
+LOAD_POSITIONS = {
+    8: {1: 0.16, 2: 0.14, 4: 0.05},
+    4: {1: 0.088, 2: 0.068, 4: 0.022},
+    2: {1: 0.051, 2: 0.04, 4: 0.034},
+}
+# Times that, of pairs in rows of odd extent: every other row begins within one. From two layers in
+# float32 and float16, 136 tiles, on the same card; fours are no slower there.
+ODD_PAIRS = {8: 1.0, 4: 2.2, 2: 1.6}
+LOAD_CHANNELS = {8: 0.08, 4: 0.045, 2: 0.014}
+LOAD_COPY = {4: 0.025, 2: 0.0071}  # of a copy in channels_last (relayout.py)
+LOAD_BOX = {4: 0.021, 2: 0.0032}  # boxes (window.py); those of float32 are rounded in registers
+APART = 4.0  # times that, where channels do not come in 16 bytes
+TURNED = 1.9  # times that, where a box is no run: Triton lays it out in registers
+# Of a byte of the weights that a step loads; the same of boxes. Of each box, for its barriers.
+LOAD_WEIGHT = 0.0025
+LOAD_BOX_WEIGHT = 0.0047
+BOX = 26.0
+# Of an element of the outputs: each by itself along a row, along the channels (by bytes of an
+# element), from boxes, of groups of a row.
+STORE = 0.027
+STORE_CHANNELS = {8: 0.3, 4: 0.15, 2: 0.058}
+STORE_BOX = 0.016
+STORE_GROUPS = {8: 0.16, 4: 0.066, 2: 0.051}
+# Strided stores fill a line in several programs; more channels a tile, more lines in flight.
+STORE_STRIDED = 0.3  # of STRIDED_N channels a tile
+STRIDED_N = 16
+STORE_STRIDED_GROWTH = 0.41  # exponent of BLOCK_N / STRIDED_N
+# Blocks of rows of single inputs take longer than the rest of the model has it where products read
+# shared memory; those of groups do not.
+UNROLLED = 1.1
+# Parts of the peak rate of the matrix units. On Hopper the rest of a step is added to the products;
+# tiles of few positions take the older instructions there, which A100 has alone (a guess).
+SUSTAINED = 1.0
+SUSTAINED_OLD = {9: 0.34, 10: 0.34, 8: 0.75}
+# GeForce and L40S (sm_86, sm_89, sm_120): their matrix units take twice the cycles an instruction,
+# in which a warp issues the next loads; a saturated RTX 4060 reaches 0.957 of its peak (triton
+# issue 10851). Of products and loads that overlap the longer time is felt, and part of the other.
+SUSTAINED_SLOW = 0.95
+OVERLAP = 4  # exponent of the sum of both
+
+
+def program_ns(
+    spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, steps: float
+) -> float:
+    """Return what a program of so many steps costs its SM, in nanoseconds."""
+    loads, store = steps * _load_ns(spec, form, tile), _store_ns(spec, form, tile)
+    flops = 2 * form.products * tile.block_m * form.columns(tile) * form.depth(tile)
+    products = steps * flops / (rate(spec, target) * 1e-9 / target.sms)
+    if target.overlaps_loads:
+        both = (products / SUSTAINED_SLOW) ** OVERLAP + (loads + store) ** OVERLAP
+        return float(both ** (1 / OVERLAP))
+    new = target.multiplies_from_shared and tile.block_m >= WGMMA_ROWS
+    sustained = SUSTAINED if new else SUSTAINED_OLD[target.compute_capability[0]]
+    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1 and not form.family.boxed
+    slower = UNROLLED if single and target.multiplies_from_shared else 1.0
+    return slower * (products / sustained + loads + store)
+
+
+def _load_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
+    """Return what a step costs an SM beside its products, in nanoseconds."""
+    depth, size = form.depth(tile), spec.element.itemsize
+    inputs = form.inputs * tile.block_m * depth
+    weights = form.weights * form.columns(tile) * depth * size
+    if form.family.boxed:
+        turned = 1.0 if is_run(form.box(tile)) else TURNED
+        boxes = BOX * (form.inputs + form.weights)
+        return STEP + boxes + inputs * LOAD_BOX[size] * turned + weights * LOAD_BOX_WEIGHT
+    if form.relayout:
+        load = LOAD_COPY[size]
+    elif spec.layout == "channels_last":
+        load = LOAD_CHANNELS[size] * (1.0 if comes_in_vectors(spec) else APART)
+    else:
+        load = LOAD_POSITIONS[size][form.span]
+        if form.span == 2 and _is_odd(spec.input):
+            load *= ODD_PAIRS[size]
+    return STEP + inputs * load + weights * LOAD_WEIGHT
+
+
+def _is_odd(extents: tuple[int | None, ...] | None) -> bool:
+    """Whether rows of an input have an odd extent; one of 1 leaves a pair nothing to load."""
+    last = extents[-1] if extents else None
+    return last is not None and last > 1 and last % 2 == 1
+
+
+def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
+    """Return what the store of a program costs its SM, in nanoseconds."""
+    size, last = spec.element.itemsize, spec.layout == "channels_last"
+    if last:
+        store = STORE_BOX if form.family.boxed else STORE_CHANNELS[size]
+    elif form.family.grouped:
+        store = STORE_GROUPS[size]
+    elif spec.stride[-1] > 1:
+        store = STORE_STRIDED * (tile.block_n / STRIDED_N) ** STORE_STRIDED_GROWTH
+    else:
+        store = STORE
+    return form.rows * tile.block_m * form.columns(tile) * store
