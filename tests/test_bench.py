@@ -385,7 +385,8 @@ def test_nothing_stands_between_the_answers(tmp_path):
 def test_no_module_of_bench_imports_what_it_measures_with():
     """`convgen --help` and the process that waits for the workers must stay light."""
     code = (
-        "import sys, convgen.cli.commands, convgen.measuring.bench, convgen.measuring.plot, convgen.measuring.worker\n"
+        "import sys, convgen.cli.commands\n"
+        "from convgen.measuring import bench, plot, worker\n"
         "sys.exit(bool({'torch', 'triton', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

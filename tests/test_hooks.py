@@ -65,7 +65,9 @@ def test_setuptools_leaves_projects_without_the_table_alone(tmp_path, builder):
 
 def test_the_entry_point_costs_other_projects_nothing(build_python, builder):
     """Sympy takes half a second, in every build of everything."""
-    code = "import sys, convgen.project.setuptools_hook; print({'sympy', 'jinja2'} & set(sys.modules))"
+    code = (
+        "import sys, convgen.project.setuptools_hook\nprint({'sympy', 'jinja2'} & set(sys.modules))"
+    )
     assert builder.run(build_python, "-c", code).stdout == "set()\n"
 
 
