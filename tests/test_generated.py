@@ -14,7 +14,7 @@ from convgen.compiler import plan
 from convgen.families.registry import FAMILIES
 from convgen.project.build import check, generate
 from convgen.project.table import read_table
-from convgen.rules import check_rules
+from rules import check_rules
 
 ROOT = Path(__file__).parent.parent
 KERNELS = read_table(ROOT).kernels

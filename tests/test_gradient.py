@@ -31,7 +31,7 @@ from convgen.geometry.phases import decompose
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.choices import Choices, key_of, read_choices, text_of
 from convgen.planning.plan import Measured, MeasuredGradient
-from convgen.rules import check_rules
+from rules import check_rules
 
 H100 = find_target("h100")
 LAYER = "ConvTranspose2d(4, 6, 3, padding=1, groups=2, dtype=float64, input=(2, 4, 5, 6))"

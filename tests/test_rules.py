@@ -12,7 +12,7 @@ import re
 import pytest
 
 import convgen
-from convgen.rules import RULES, check_rules
+from rules import RULES, check_rules
 
 PLAIN = "ConvTranspose2d(64, 64, 3, input=(8, 64, 128, 128), grid=2)"
 BLOCKS = "ConvTranspose2d(64, 64, 3, stride=2, grid=1, autotune=blocks)"

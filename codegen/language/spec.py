@@ -23,6 +23,7 @@ from ..tables.pointwise import POINTWISE, Stage, find_pointwise
 from ..tables.targets import TARGETS
 from ..values import check_choice, check_integer, entries_of, number_of
 from .canonical import format_spec
+from .torch_module import read_module
 
 LAYOUTS = ("channels_first", "channels_last")
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
@@ -331,8 +332,6 @@ class ConvTransposeSpec:
         Raises:
             SpecError: `module` is none of these, or uses what convgen has not.
         """
-        from .torch_module import read_module
-
         return cls(**read_module(module), input=input_size)
 
     def __str__(self) -> str:

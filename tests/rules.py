@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .geometry.gradient import PREFIX
-from .rendering.header import HASH_KEY, is_as_generated
+from convgen.geometry.gradient import PREFIX
+from convgen.rendering.header import HASH_KEY, is_as_generated
 
 Breaches = Iterator[tuple[ast.AST, str]]
 
