@@ -19,7 +19,6 @@ from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
 from convgen.planning.candidates import _order, rank_tiles
-from convgen.planning.family import find_family
 from convgen.planning.plan import Candidate, Cost
 
 TILE = Tile(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=3)
@@ -92,10 +91,9 @@ ORDER = {
 @pytest.mark.parametrize("why", ORDER)
 def test_what_comes_first(why: str) -> None:
     winner, loser, name = ORDER[why]
+    families = {family.name: family for family in FAMILIES}
     target = find_target(name)
-    first, second = (
-        _order(each, find_family(each.tile.family, FAMILIES), target) for each in (winner, loser)
-    )
+    first, second = (_order(each, families[each.tile.family], target) for each in (winner, loser))
     assert first < second
 
 

@@ -253,8 +253,3 @@ class Family(abc.ABC):
         """Return elements that a step of a tile loads."""
         lines = form.inputs * tile.block_m + form.weights * form.columns(tile)
         return lines * form.depth(tile)
-
-
-def find_family(name: str, families: tuple[Family, ...]) -> Family:
-    """Return the family of that name; raises KeyError if there is none."""
-    return {family.name: family for family in families}[name]

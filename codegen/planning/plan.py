@@ -157,6 +157,12 @@ class KernelPlan:
         return "channels_last" if self.tile.relayout else self.spec.layout
 
     @property
+    def rounds(self) -> bool:
+        """Whether its operands are rounded to TF32 before they are multiplied."""
+        product = self.spec.product if self.family.products else None
+        return product is not None and product.rounds
+
+    @property
     def reads_raw_weight(self) -> bool:
         """Whether its kernel reads the weight as torch lays it, so that nothing is packed.
 

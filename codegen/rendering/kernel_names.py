@@ -133,7 +133,7 @@ def kernel_text(
         bias_value=_bias_value(spec),
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
-        rounds=product is not None and product.rounds,
+        rounds=plan.rounds,
         settles=settles,
         unpipelined=overtaken and not settles,
         swaps=family.products and plan.grouping is not None,

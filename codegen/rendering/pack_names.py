@@ -24,7 +24,7 @@ from ..kernels.packing import (
     packed_taps,
 )
 from ..kernels.texts import AccessText
-from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.access import Coordinate, Mask, masks_of, unflatten
 from ..symbolic.scribe import Scribe
@@ -171,7 +171,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         w_last=weights[1] if len(weights) > 1 else None,
         zero_lines=tuple(zero_lines),
         masked=first.masked,
-        value=_value(plan.spec),
+        value=_value(plan),
         format=MEMORY_FORMATS.get(plan.spec.rank, ""),
         taps=packed_taps(plan),
         rows=_times(sizes.lanes) if grouping else "",
@@ -309,9 +309,10 @@ def _weight(
     ]
 
 
-def _value(spec: ConvTransposeSpec) -> str:
+def _value(plan: KernelPlan) -> str:
     """Return the text of a weight as it is packed; under autocast it may come in float32."""
-    if spec.product is not None and spec.product.rounds:
+    spec = plan.spec
+    if plan.rounds:
         return "round_to_tf32(w)"
     if spec.dtype == "bfloat16":
         return cast(spec, "w.to(tl.float32)")
@@ -323,9 +324,8 @@ def _times(size: Expr) -> str:
 
 
 def _summary(plan: KernelPlan) -> str:
-    product = plan.spec.product
     backward = " for the input's gradient" * bool(plan.prefix)
-    rounded = ", rounded to TF32" * (product is not None and product.rounds)
+    rounded = ", rounded to TF32" * plan.rounds
     return f"Pack one tile of the weight{backward}{rounded}."
 
 

@@ -36,10 +36,14 @@ class KernelSource:
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
-    """Return the Jinja environment of the templates: strict, and with no filter of its own."""
+def environment(other: jinja2.BaseLoader | None = None) -> jinja2.Environment:
+    """Return the Jinja environment of the templates: strict, and with no filter of its own.
+
+    Templates that convgen has not come from the `other` loader, that of a family.
+    """
+    own = jinja2.PackageLoader("convgen.templates", "")
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("convgen.templates", ""),
+        loader=jinja2.ChoiceLoader([own, *([] if other is None else [other])]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -51,7 +55,7 @@ def environment() -> jinja2.Environment:
 def render(plan: KernelPlan, *, precompiled: bool = False) -> KernelSource:
     """Return the emitted file of `plan`; `precompiled` as in `compile_kernel`."""
     context = file_context(plan, precompiled=precompiled)
-    templates = environment()
+    templates = environment(plan.family.loader)
     body = templates.get_template("module.py.jinja")
     # The operator's namespace is a hash of the file as it would be without one.
     unnamed = body.render(_names(context, ""))
