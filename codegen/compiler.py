@@ -1,13 +1,13 @@
-"""The compiler: four stages from a description to the text of a file.
+"""The compiler: five stages from a description to the text of a file.
 
-    1. parse      text, flags or a module      -> ConvTransposeSpec   language.py, flags.py, spec.py
-    2. decompose  ConvTransposeSpec            -> phases              phases.py
-    3. index      phases and sizes             -> accesses            sizes.py, index.py
-    4. plan       spec, phases and GpuTarget   -> KernelPlan          planner.py, tiling.py
-    5. render     KernelPlan                   -> KernelSource        filetext.py, render.py
+    1. parse      text, flags or a module      -> ConvTransposeSpec   language/
+    2. decompose  ConvTransposeSpec            -> phases              geometry/
+    3. index      phases and sizes             -> accesses            symbolic/
+    4. plan       spec, phases and GpuTarget   -> KernelPlan          planning/, handed families/
+    5. render     KernelPlan                   -> KernelSource        kernels/, rendering/
 
 Stage 3 runs inside 4 (extents of the launch grid) and 5 (the kernel's lines). Nothing here imports
-torch or triton, or reads a clock, an environment or a device.
+torch or triton, or reads a clock, an environment or a device. README.md in this folder is a tour.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The command line: parse, call, print, exit code; no logic of its own.
 
-Data goes to stdout, messages to stderr; exit codes are cli_common.py's. Commands import what they
+Data goes to stdout, messages to stderr; exit codes are common.py's. Commands import what they
 need when they run, so that `convgen --help` pays for nothing else.
 """
 

@@ -3,7 +3,7 @@
 Stages 3 and 5 of the family. Input: a `KernelPlan`, in channels_first with a `Grouping` of span 1;
 output: the `DirectContext` of the template. A program has BLOCK_N channels at BLOCK_M positions: in
 channels_last outputs of one phase, side by side along the channels; in channels_first PHASES
-neighbouring outputs of a row each (grouping.py has the algebra). Each tap multiplies the inputs
+neighbouring outputs of a row each (groups.py has the algebra). Each tap multiplies the inputs
 there by the weights that lead to these outputs, all in the accumulator's precision.
 """
 

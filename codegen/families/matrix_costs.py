@@ -26,7 +26,7 @@ LOAD_POSITIONS = {
 # float32 and float16, 136 tiles, on the same card; fours are no slower there.
 ODD_PAIRS = {8: 1.0, 4: 2.2, 2: 1.6}
 LOAD_CHANNELS = {8: 0.08, 4: 0.045, 2: 0.014}
-LOAD_COPY = {4: 0.025, 2: 0.0071}  # of a copy in channels_last (relayout.py)
+LOAD_COPY = {4: 0.025, 2: 0.0071}  # of a copy in channels_last (input_copy.py)
 LOAD_BOX = {4: 0.021, 2: 0.0032}  # boxes (window.py); those of float32 are rounded in registers
 APART = 4.0  # times that, where channels do not come in 16 bytes
 TURNED = 1.9  # times that, where a box is no run: Triton lays it out in registers

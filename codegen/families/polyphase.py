@@ -2,7 +2,7 @@
 
 Stages 3 and 5 of the family. Input: a `KernelPlan` with a `Grouping`; output: the `GemmContext` of
 the template. A position is a group of PHASES outputs of a row, which read groups of SPAN inputs
-(grouping.py has the algebra); outputs of a group are columns of the product beside the channels,
+(groups.py has the algebra); outputs of a group are columns of the product beside the channels,
 its inputs rows of the weight beside theirs, and the store lays the columns side by side.
 """
 

@@ -30,9 +30,9 @@ class Tile:
         num_warps: warps a program.
         num_stages: loads in flight ahead of the matrix units, Triton's pipeline depth.
         family: a name of `FAMILIES`.
-        span: neighbouring inputs of a row that a position takes together (grouping.py).
-        rows: neighbouring rows of outputs that a program computes together (rows.py).
-        relayout: the input is copied first, in channels_last (relayout.py).
+        span: neighbouring inputs of a row that a position takes together (groups.py).
+        rows: neighbouring rows of outputs that a program computes together (row_blocks.py).
+        relayout: the input is copied first, in channels_last (input_copy.py).
     """
 
     block_m: int

@@ -1,6 +1,6 @@
 """Coordinates where the last axis may be grouped: of the inputs of a group, and of its outputs.
 
-Stages 3 and 5, common to the families that group it (grouping.py has the algebra). Input: a
+Stages 3 and 5, common to the families that group it (groups.py has the algebra). Input: a
 `Kernel` and the positions of a tile; output: coordinates of the tensors.
 """
 

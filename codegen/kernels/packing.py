@@ -5,7 +5,7 @@ weight, which torch lays as `[C_in, C_out / groups, K…]`, is packed into, a ma
 
     packed[tap, C_out * lanes, C_in / groups * span]     the input channels contiguous
 
-Where the last axis is grouped (grouping.py), lanes are the outputs of a group, span its inputs, and
+Where the last axis is grouped (groups.py), lanes are the outputs of a group, span its inputs, and
 a tap leads from a group of inputs to a group of outputs.
 """
 
@@ -44,7 +44,7 @@ def grouped_reach(kernel: Kernel, tap: Expr, output: Expr, place: Expr) -> Expr:
     """Return dilation * k of the kernel index k along the last axis, where that is grouped.
 
     It leads from input `place` of a group to `output` of another, `tap` groups before the last one
-    that it reaches (grouping.py).
+    that it reaches (groups.py).
     """
     grouping = kernel.plan.grouping
     assert grouping is not None

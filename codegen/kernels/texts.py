@@ -1,6 +1,6 @@
 """What a template prints of a kernel's accesses: lines, names and flags.
 
-Stage 5. Made by the families (kernel.py, gemm.py and others), read by `templates/kernels/` and
+Stage 5. Made by the families (builder.py, gemm.py and others), read by `templates/kernels/` and
 `templates/parts/`; each holds text and flags alone.
 """
 

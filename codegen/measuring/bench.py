@@ -1,8 +1,8 @@
 """Measuring convgen's files beside torch: every way in a process of its own, one report.
 
 The driver of bench. Input: `Case`s and `Way`s; output: the report, as a dictionary of JSON's types.
-Stages: cases and ways (benchcases.py), measuring (benchworker.py, in the processes started here),
-figures and table (benchreport.py), plot (benchplot.py). This process never imports torch, so that
+Stages: cases and ways (cases.py), measuring (worker.py, in the processes started here),
+figures and table (report.py), plot (plot.py). This process never imports torch, so that
 it takes no memory of the GPU.
 """
 
