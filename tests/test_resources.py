@@ -2,7 +2,7 @@
 
 What would break it: a buffer or an operand that is left out or counted twice, a limit of the SM
 that is not asked for. What a compiler makes of tiles, test_planned.py and test_window.py ask;
-counts and limits are written out here, the fitted numbers are the model's own (matrix_registers.py).
+counts and limits are written out here, the fitted numbers are the model's own.
 """
 
 from __future__ import annotations
