@@ -343,8 +343,9 @@ def test_another_stream_waits_for_a_frozen_weight(file, x, device):
     """It is packed on the stream of the freeze, and read on whichever one a call comes from."""
     layer = file.ModelNew(device=device).eval()
     before, after = torch.cuda.Stream(), torch.cuda.Stream()
-    for stream in (before, after):  # what compiles and takes memory would outlast the sleep
+    for stream in (before, after):  # what is loaded, compiled or takes memory waits for the sleep
         with torch.cuda.stream(stream):
+            layer.weight.mul_(1)
             layer.freeze()(x)
             layer.unfreeze()(x)
     torch.cuda.synchronize()
