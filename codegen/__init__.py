@@ -11,14 +11,16 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-from .errors import SpecError
+from .errors import ConvgenError, SpecError
 from .language.parser import parse
 from .language.spec import ConvTransposeSpec, check_target
 from .tables.targets import TARGETS, GpuTarget, find_target
+from .version import __version__
 
 __all__ = [
     "TARGETS",
     "ConvTransposeSpec",
+    "ConvgenError",
     "GpuTarget",
     "SpecError",
     "__version__",
@@ -83,9 +85,9 @@ def replace_layers(
         The text of the spec of each replaced layer, by the layer's name in `named_modules()`.
 
     Raises:
-        SpecError: an argument is none of these; a lazy layer is not initialised; a file in `folder`
-            was edited or cannot be written; others may write to `folder`. The model is as it was
-            then.
+        ConvgenError: the model is as it was then. SpecError: an argument is none of these, or a
+            lazy layer is not initialised. ProjectError: a file in `folder` was edited, or others
+            may write to it. MachineError: it cannot be written.
 
     Warns:
         UserWarning: layers stay as they are, each with the reason.

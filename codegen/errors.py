@@ -1,7 +1,7 @@
-"""What a user did wrong, and how a message shows what was given.
+"""Errors that a user can mend, by where: an argument, the project, the machine.
 
 Used by every stage. Input: a fault; output: an exception whose text names the argument, its value
-and what is allowed.
+and what is allowed, and the text of values in it. Other exceptions are faults of convgen's own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,32 @@ import operator
 from typing import Any
 
 
-class SpecError(ValueError):
-    """A description that is not a transposed convolution convgen can emit.
+class ConvgenError(ValueError):
+    """Something that whoever called can mend; the classes below say where.
 
     Attributes:
-        argument: the argument at fault, None if it is the whole text.
+        argument: the argument at fault, None where it is none in particular.
     """
 
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+class SpecError(ConvgenError):
+    """In an argument: a description, or an option, that convgen has no kernel for."""
+
+
+class ProjectError(ConvgenError):
+    """In a project: its table, a file that it names, or a file in the way."""
+
+
+class EditedError(ProjectError):
+    """A file that a build would overwrite is somebody's work; a command exits with 1, as drift."""
+
+
+class MachineError(ConvgenError):
+    """In the machine: no GPU, no torch, a place that cannot be written."""
 
 
 def text_of(value: Any) -> str | None:
@@ -60,11 +76,3 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
     """Return ` (did you mean …?)` for a name close to one in `known`, else nothing."""
     close = difflib.get_close_matches(name[:40], known, n=3)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-class ProjectError(SpecError):
-    """A project that cannot be built: its table, a file it names, or a folder in the way."""
-
-
-class EditedError(ProjectError):
-    """A file that a build would overwrite is somebody's work; a command exits with 1, as drift."""

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import ProjectError
+from .errors import MachineError, ProjectError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
 _MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
@@ -283,8 +283,8 @@ def _has_one_member(group: int, user: int) -> bool:
     return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
-def _unwritable(path: Path, reason: str | None) -> ProjectError:
-    return ProjectError(f"cannot write {str(path)[:_SHOWN]}: {reason}")
+def _unwritable(path: Path, reason: str | None) -> MachineError:
+    return MachineError(f"cannot write {str(path)[:_SHOWN]}: {reason}")
 
 
 def _in_the_way(path: Path) -> str | None:

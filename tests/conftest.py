@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from building import Builder, download, once
+from convgen.execution.workers import SAFE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def workers_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts workers says in the environment what they may import, for one test each."""
+    monkeypatch.setenv(SAFE, "")
 
 
 @pytest.fixture(scope="session")

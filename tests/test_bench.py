@@ -409,12 +409,12 @@ def test_without_torch_triton_or_matplotlib_it_says_what_to_install(monkeypatch,
     monkeypatch.setattr(benchplot, "find_spec", lambda name: None)
     done = run("bench", SMALL, "--plot", tmp_path / "out.svg")
     assert done.exit_code == 2
-    assert done.stderr == "error: the plot needs matplotlib: pip install 'convgen[report]'\n"
+    assert done.stderr == "error: the plot needs matplotlib, of convgen's extra 'report'\n"
     for missing in ("torch", "triton"):
         monkeypatch.setattr(bench, "find_spec", lambda name, m=missing: None if name == m else 1)
         done = run("bench", SMALL)
         assert done.exit_code == 2
-        assert done.stderr == f"error: bench needs {missing}: pip install 'convgen[torch]'\n"
+        assert done.stderr == f"error: bench needs {missing}, of convgen's extra 'torch'\n"
 
 
 @pytest.mark.gpu

@@ -25,9 +25,10 @@ import pytest
 from building import KERNELS, TABLE, WAYS, Builder, inside, lend_triton, make_package, tree
 from convgen import TARGETS, parse
 from convgen.planning.choices import text_of
+from convgen.project import precompile
 from convgen.project.build import check, generate, write
 from convgen.project.hooks import generate_into
-from convgen.project.precompile import Cubin, Job, jobs, precompile, seal_is_intact
+from convgen.project.precompile import Cubin, Job, jobs, seal_is_intact
 from convgen.project.table import read_table
 from convgen.tables.targets import ARCHITECTURES
 from running import make_project, run, start

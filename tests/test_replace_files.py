@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 
 import convgen
-from convgen import SpecError
+from convgen import ConvgenError
 from convgen.errors import EditedError, ProjectError
 from convgen.execution import replace
 from convgen.files import check_private
@@ -58,7 +58,7 @@ def test_an_edited_file_is_not_overwritten(tmp_path, device):
         convgen.replace_layers(model, folder=tmp_path)
     assert type(model) is nn.ConvTranspose2d
     assert path.read_text() == "# mine"
-    with pytest.raises(SpecError, match=r"^cannot write .* is a file, not a folder"):
+    with pytest.raises(ConvgenError, match=r"^cannot write .* is a file, not a folder"):
         convgen.replace_layers(model, folder=path / "below")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from convgen import find_target, parse
+from convgen import ConvgenError, find_target, parse
 from convgen.cli.commands import main
 from convgen.errors import SpecError
 from convgen.execution.cubin import compilers
@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
 
 def test_a_file_that_cannot_be_written_stops_it_before_it_measures(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SpecError, match="file is a file, not a folder"):
+    with pytest.raises(ConvgenError, match="file is a file, not a folder"):
         list(tune([parse(LAYER)], H100, tmp_path / "file" / "h100.json", NoExecutor(), 4))
 
 
@@ -229,7 +229,7 @@ def test_a_file_of_another_target_is_refused(tmp_path):
 def test_what_is_no_file_of_choices_is_overwritten_only_with_force(tmp_path):
     output = tmp_path / "choices.json"
     output.write_text("mine")
-    with pytest.raises(SpecError, match=r"is no file of choices .*; --force overwrites it"):
+    with pytest.raises(ConvgenError, match=r"it is not JSON: .*; --force overwrites it"):
         list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
     assert output.read_text() == "mine"
     list(tune([parse(LAYER)], H100, output, Remembering(), 4, force=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from convgen import ConvgenError
 from convgen.documents import toml_of
 from convgen.errors import SpecError
 from convgen.families.registry import FAMILIES
@@ -114,7 +115,7 @@ def test_what_is_no_file_of_some_size_is_not_read(tmp_path, monkeypatch, kind):
     assert KINDS[kind] in message
     assert KINDS[kind] in refused("bench", "it.json")
     for read in (read_choices, rows_of):
-        with pytest.raises(SpecError, match=KINDS[kind]):
+        with pytest.raises(ConvgenError, match=KINDS[kind]):
             read(Path("choices"), FAMILIES)
     for command in ("build", "list-files"):
         refused(command, ".")
@@ -132,7 +133,7 @@ def test_a_file_at_the_limit_is_read(tmp_path):
     (tmp_path / "choices").write_text(text.ljust(MAX_FILE))
     assert read_choices(tmp_path / "choices", FAMILIES).target == "h100"
     (tmp_path / "choices").write_text(text.ljust(MAX_FILE + 1))
-    with pytest.raises(SpecError, match="longer than 4096 KB"):
+    with pytest.raises(ConvgenError, match="longer than 4096 KB"):
         read_choices(tmp_path / "choices", FAMILIES)
 
 

@@ -63,7 +63,9 @@ def test_no_shipped_kernel_loses_an_operand(root: Path) -> None:
     """Nor any of generated/, which may run on a Hopper whatever it was planned for."""
     jobs = []
     for name in ("h100", "h200"):
-        data = json.loads((root / f"codegen/choices/{name}.json").read_text(encoding="utf-8"))
+        data = json.loads(
+            (root / f"codegen/planning/measured/{name}.json").read_text(encoding="utf-8")
+        )
         jobs += [(row["spec"], name, None, True) for row in data["choices"][::8]]
     jobs += [(str(k.spec), k.target, None, True) for k in read_table(root).kernels]
     rows = worked("wgmma_worker.py", jobs)

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ..errors import SpecError
+from ..errors import MachineError
 from ..language.spec import NO_CHOICES
 from ..version import __version__
 from .common import guarded, print_json, progress
@@ -51,7 +51,7 @@ def _torch_for(command: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SpecError(f"{command} needs {error.name}: pip install 'convgen[torch]'") from None
+        raise MachineError(f"{command} needs {error.name}, of convgen's extra 'torch'") from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,7 +99,7 @@ def emit(
                 "name": statement.name,
                 "spec": str(statement.spec),
                 "target": source.plan.target.name,
-                "family": source.plan.family,
+                "family": source.plan.family.name,
                 "path": None if path is None else str(path),
                 "sha256": source.sha256,
                 "text": source.text,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..errors import EditedError, SpecError, visible, visible_lines
+from ..errors import ConvgenError, EditedError, visible, visible_lines
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123
@@ -33,7 +33,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         try:
             return command(*args, **options)
-        except SpecError as error:
+        except ConvgenError as error:
             click.echo(f"error: {visible_lines(str(error))}", err=True)
             sys.exit(1 if isinstance(error, EditedError) else 2)
         except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import SpecError
+from ..errors import MachineError
 from ..tables.targets import TARGETS, GpuTarget
 
 
@@ -17,7 +17,7 @@ def local_target() -> GpuTarget:
     import torch
 
     if not torch.cuda.is_available():
-        raise SpecError("this needs a CUDA GPU, and torch sees none")
+        raise MachineError("this needs a CUDA GPU, and torch sees none")
     found = torch.cuda.get_device_properties()
     return nearest_target(
         (found.major, found.minor), found.multi_processor_count, found.L2_cache_size

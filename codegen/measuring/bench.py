@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from ..errors import SpecError
+from ..errors import MachineError, SpecError
 from ..execution.workers import PYTHON, environment
 from ..files import is_stream, write_output
 from ..version import __version__
@@ -39,7 +39,7 @@ def require(*modules: str, extra: str) -> None:
     """Raise SpecError if one of `modules`, which `extra` brings, is not installed."""
     for module in modules:
         if find_spec(module) is None:
-            raise SpecError(f"bench needs {module}: pip install 'convgen[{extra}]'")
+            raise MachineError(f"bench needs {module}, of convgen's extra '{extra}'")
 
 
 def run(

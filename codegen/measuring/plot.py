@@ -10,7 +10,7 @@ import io
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import SpecError
+from ..errors import MachineError
 
 BARS = {"over_default": "torch's default", "over_best": "the fastest way of torch"}
 SIDES = {"best_convgen_ms": ("convgen", "o", "full"), "best_torch_ms": ("torch", "s", "none")}
@@ -21,7 +21,7 @@ TITLE = "convgen bench"  # in the file, by which a later plot may take its place
 def require_matplotlib() -> None:
     """Raise SpecError without matplotlib: before a long run, not after it."""
     if find_spec("matplotlib") is None:
-        raise SpecError("the plot needs matplotlib: pip install 'convgen[report]'")
+        raise MachineError("the plot needs matplotlib, of convgen's extra 'report'")
 
 
 def draw_plot(report: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler import compile_kernel
-from ..errors import SpecError
+from ..errors import ConvgenError, MachineError, SpecError
 from ..execution.workers import spawn_context
 from ..families.registry import FAMILIES
 from ..files import check_output, is_stream, write_output
@@ -61,7 +61,7 @@ def tuning_target(name: str | None) -> GpuTarget:
     from ..execution.local_gpu import local_target
 
     if not torch.cuda.is_available():
-        raise SpecError("tune needs a CUDA GPU, and torch sees none")
+        raise MachineError("tune needs a CUDA GPU, and torch sees none")
     local = local_target()
     target = local if name is None else find_target(name)
     if target.arch != local.arch:
@@ -177,7 +177,7 @@ def _read(
         return [], None
     try:
         found = read_choices(output, FAMILIES)
-    except SpecError as error:
+    except ConvgenError as error:
         if force:
             return [], None
         raise SpecError(f"{error}; --force overwrites it", "output") from None
@@ -243,7 +243,7 @@ def _fastest(
     times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
     finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
     if not finalists:
-        raise SpecError(f"no candidate of {spec} runs on {torch.cuda.get_device_name()}")
+        raise MachineError(f"no candidate of {spec} runs on {torch.cuda.get_device_name()}")
     first = jobs[0][0]
     known = first in [tile for _, tile in finalists]
     last = dict.fromkeys([tile for _, tile in finalists[:FINALISTS]] + [first] * known)

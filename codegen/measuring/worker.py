@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler import compile_kernel
-from ..errors import SpecError
+from ..errors import ConvgenError, MachineError
 from ..execution.cubin import compile_for, compilers, module_name
 from ..execution.loading import laid_out, load_module
 from ..execution.local_gpu import local_target
@@ -79,7 +79,7 @@ def answer(line: str, folder: Path) -> dict[str, Any]:
         if job["way"] == CEILINGS:
             return ceilings(job["dtypes"])
         return measure(job, folder, "cuda")
-    except SpecError as error:
+    except ConvgenError as error:
         return {"failed": str(error)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
@@ -210,7 +210,7 @@ def ceilings(dtypes: list[str]) -> dict[str, Any]:
     import triton
 
     if not torch.cuda.is_available():
-        raise SpecError("bench needs a CUDA GPU, and torch sees none")
+        raise MachineError("bench needs a CUDA GPU, and torch sees none")
     torch.backends.cuda.matmul.allow_tf32 = True
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     copy = torch.empty_like(source)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SpecError, visible, visible_lines
+from ..errors import ConvgenError, visible, visible_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def errors_end_the_build() -> Iterator[None]:
     """
     try:
         yield
-    except SpecError as error:
+    except ConvgenError as error:
         raise SystemExit(f"convgen: error: {visible_lines(str(error))}") from None
 
 

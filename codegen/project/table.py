@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import table_at, toml_of
-from ..errors import ProjectError, SpecError, nearest, shown, visible
+from ..errors import ConvgenError, ProjectError, SpecError, nearest, shown, visible
 from ..files import read_text
 from ..language.parser import check_name, parse
 from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
@@ -92,7 +92,7 @@ def has_table(root: Path) -> bool:
         text = read_text(root / "pyproject.toml")
         # Parsing takes longer than most builds should wait for what is not their concern.
         return "convgen" in text and "convgen" in table_at(toml_of(text), "tool")
-    except SpecError:
+    except ConvgenError:
         return False
 
 
@@ -197,8 +197,6 @@ def _table(root: Path) -> dict[str, Any]:
     try:
         text = read_text(path)
         document = toml_of(text)
-    except ProjectError:
-        raise
     except SpecError as error:
         raise ProjectError(f"cannot read {path}: {error}") from None
     table = table_at(document, "tool").get("convgen")
@@ -251,7 +249,7 @@ def _rows(root: Path, table: dict[str, Any]) -> Iterator[Row]:
             where = f"[[tool.convgen.kernel]] {shown(row['name'])}"
         try:
             yield _row(row)
-        except SpecError as error:
+        except ConvgenError as error:
             raise ProjectError(f"{where}: {error}", error.argument) from None
 
 
