@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# sha256 of the other lines: ee5ecff1c242544ae80d1a3369b86aa0e7162748bb62ee0387cbe68151dd7116
+# sha256 of the other lines: a735029cf34a216294108190368cae5d4c5d8dec512401da3c0f67c7d9431e41
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -622,7 +622,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9a93c3d15fc38028"
+NAMESPACE = "convgen_20fe894dfce4a70a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -658,18 +658,17 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
     It computes layer | relu.
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose2d.reset_parameters
-    extra_repr = nn.ConvTranspose2d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -686,27 +685,12 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.float32 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.float32 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose2d"  # what is printed is torch's layer, or a spec
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -814,25 +798,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose2d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                2,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 2, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

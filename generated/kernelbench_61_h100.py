@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: 54cb24521fb1b162ebf62742dcd3a357c85e5fe652ca414d06627b1de9d79b49
+# sha256 of the other lines: 4052f9263d93e9af96996d74627644eef02c7d968959f19cdcb37dbbdc96f3ba
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -971,7 +971,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0a7977538340ff8c"
+NAMESPACE = "convgen_29888868b3a1b782"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1014,17 +1014,16 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with this file's spec as its defaults.
 
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose3d.reset_parameters
-    extra_repr = nn.ConvTranspose3d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -1041,27 +1040,18 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose3d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.float32 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.float32 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose3d"  # what is printed is torch's layer, or a spec
+
+    def __prepare_scriptable__(self):
+        """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+        layer = nn.ConvTranspose3d.__new__(nn.ConvTranspose3d)
+        layer.__dict__.update(self.__getstate__())
+        return layer
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -1169,25 +1159,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose3d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                3,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 3, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

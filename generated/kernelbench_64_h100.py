@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# sha256 of the other lines: 37291461cab92cf99d7ebb8c518c7fb777239116bb468c53af7095bcbc5cffaa
+# sha256 of the other lines: 9164b84439f12f8491f668f360e2f649151466061a84d428dab4d3df3ad27391
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -699,7 +699,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ad782a026fd22c61"
+NAMESPACE = "convgen_718ea208c361649b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -742,17 +742,16 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with this file's spec as its defaults.
 
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose1d.reset_parameters
-    extra_repr = nn.ConvTranspose1d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -769,27 +768,18 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose1d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.float32 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.float32 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose1d"  # what is printed is torch's layer, or a spec
+
+    def __prepare_scriptable__(self):
+        """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+        layer = nn.ConvTranspose1d.__new__(nn.ConvTranspose1d)
+        layer.__dict__.update(self.__getstate__())
+        return layer
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -896,25 +886,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose1d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                1,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 1, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

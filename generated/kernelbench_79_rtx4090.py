@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: e611a0e7be10a3a22983ef1e780a512197c88d2d296531f0be93bc77532686fe
+# sha256 of the other lines: f9dda025ba0c9d7c3b76430747b21345a997305b0eeb7cd9765ee63db29f9ac6
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -559,7 +559,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c7a00c2da7a55b31"
+NAMESPACE = "convgen_55d359680cc6dda9"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -595,17 +595,16 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with this file's spec as its defaults.
 
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose1d.reset_parameters
-    extra_repr = nn.ConvTranspose1d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -622,27 +621,18 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose1d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.float32 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.float32 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose1d"  # what is printed is torch's layer, or a spec
+
+    def __prepare_scriptable__(self):
+        """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+        layer = nn.ConvTranspose1d.__new__(nn.ConvTranspose1d)
+        layer.__dict__.update(self.__getstate__())
+        return layer
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -749,25 +739,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose1d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                1,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 1, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: bfbe286b9ce0b6576a7e9dbb37c4ea1a9faf05a6031cfd332558ea898fb0c2e9
+# sha256 of the other lines: db29e982773d1c21eaaff049639a5bebb8272bdd8f62fc30929a304a2f99d3f7
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -623,7 +623,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_38538388ce5e8b53"
+NAMESPACE = "convgen_f95ce62e73d97006"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -659,17 +659,16 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with this file's spec as its defaults.
 
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose3d.reset_parameters
-    extra_repr = nn.ConvTranspose3d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -686,27 +685,18 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose3d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.bfloat16 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.bfloat16 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose3d"  # what is printed is torch's layer, or a spec
+
+    def __prepare_scriptable__(self):
+        """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+        layer = nn.ConvTranspose3d.__new__(nn.ConvTranspose3d)
+        layer.__dict__.update(self.__getstate__())
+        return layer
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -815,25 +805,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose3d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                3,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 3, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

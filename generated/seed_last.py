@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 5bf45b41a4447c0550699025c61890b55717e904e6cd747a5bb4544cad9a046d
+# sha256 of the other lines: a702cd4507ed3b3c7f1a0fb9fcccf9686cef9d6678b2c420ec055b8ee7950cc1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -663,7 +663,7 @@ def _backward(ctx, grad):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b230721624289c1e"
+NAMESPACE = "convgen_1cbd269a8644304d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -699,17 +699,16 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
-class ModelNew(nn.Module):
+class ModelNew(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
-    Arguments, parameters and their initialisation are torch's. What this file was not generated
-    for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with one warning that says why.
     """
 
-    reset_parameters = nn.ConvTranspose2d.reset_parameters
-    extra_repr = nn.ConvTranspose2d.extra_repr
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
 
     def __init__(
         self,
@@ -726,27 +725,18 @@ class ModelNew(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
-        torch_layer = nn.ConvTranspose2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=torch.float32 if dtype is None else dtype,
-        )
-        self.weight = torch_layer.weight
-        self.register_parameter("bias", torch_layer.bias)
-        for name in torch_layer.__constants__:  # stride, padding and the rest
-            setattr(self, name, getattr(torch_layer, name))
-        self._frozen = None  # (weight, alias of it, its mark, packed weight)
-        self._warned = False
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = torch.float32 if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return "ConvTranspose2d"  # what is printed is torch's layer, or a spec
+
+    def __prepare_scriptable__(self):
+        """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+        layer = nn.ConvTranspose2d.__new__(nn.ConvTranspose2d)
+        layer.__dict__.update(self.__getstate__())
+        return layer
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
@@ -854,25 +844,7 @@ class ModelNew(nn.Module):
         return text + (" under autocast" if cast else "")
 
     def _forward_torch(self, input, weight, bias, output_size):
-        padding = self.output_padding
-        if output_size is not None:
-            padding = nn.ConvTranspose2d._output_padding(
-                self,
-                input,
-                output_size,
-                self.stride,
-                self.padding,
-                self.kernel_size,
-                2,
-                self.dilation,
-            )
-        return _torch(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            padding,
-            self.groups,
-            self.dilation,
-        )
+        geometry = self.stride, self.padding, self.kernel_size, 2, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, *geometry)

@@ -22,6 +22,7 @@ Breaches = Iterator[tuple[ast.AST, str]]
 
 HEADER_KEYS = ("spec", "target", "family", "grid", "regenerate", HASH_KEY)
 SECTIONS = ("docstring", "imports", "constants", "kernels", "wrappers", "registration", "ModelNew")
+LAYERS = {f"nn.ConvTranspose{rank}d" for rank in (1, 2, 3)}
 HARNESS = re.compile(r"get_inputs|get_init_inputs|test_.*")
 MODULES = {"torch", "triton", *sys.stdlib_module_names}
 EXTENTS = {"1": ("KL",), "2": ("KH", "KW"), "3": ("KD", "KH", "KW")}  # by rank
@@ -282,7 +283,7 @@ def _section(statement: ast.stmt) -> str | None:
             return "imports"
         case ast.FunctionDef():
             return "kernels" if _is_kernel(statement) else "wrappers"
-        case ast.ClassDef(name="ModelNew", bases=[base]) if ast.unparse(base) == "nn.Module":
+        case ast.ClassDef(name="ModelNew", bases=[base]) if ast.unparse(base) in LAYERS:
             return "ModelNew"
         case ast.ClassDef(bases=[base]) if ast.unparse(base) == "torch.autograd.Function":
             return "registration"

@@ -87,7 +87,39 @@ def test_arguments_state_and_initialisation_are_torchs(rank, load):
     models[0].load_state_dict(layers[1].state_dict())
     layers[0].load_state_dict(models[1].state_dict())
     assert state(models[0]) == state(layers[1]) == state(layers[0])
-    assert "ModelNew" in str(nn.Sequential(models[0]))
+    assert isinstance(models[0], torch_class)
+    assert str(nn.Sequential(models[0])) == str(nn.Sequential(layers[0]))
+    assert convgen.parse(str(models[0])) == convgen.parse(str(layers[0]))
+
+
+def test_what_looks_for_torchs_layers_finds_it(load):
+    """`spectral_norm` takes another axis of a transposed convolution's weight."""
+    found = []
+    for layer in (model := load(DOUBLE).ModelNew()), twin(model):
+        torch.manual_seed(5)
+        norm = nn.utils.parametrizations.spectral_norm(layer).parametrizations.weight[0]
+        found.append((norm.dim, norm._u.shape))
+    assert found[0] == found[1] == (1, (6,))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torchscript_gets_torchs_layer(frozen, load, x, device):
+    """A script has no place for a kernel: left to itself it would fail on a line of the file."""
+    model = load(DOUBLE).ModelNew(device=device)
+    if frozen:
+        model.freeze()
+    layer = twin(model)
+    for scripted in (torch.jit.script(model), torch.jit.script(nn.Sequential(model))):
+        assert close(scripted(x), layer(x))
+    assert torch.equal(scripted.state_dict()["0.weight"], model.weight)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script.*:DeprecationWarning")
+def test_a_pipeline_is_not_scripted_as_the_layer_alone(load):
+    """Torch's layer would leave the stages out, in silence."""
+    with pytest.raises(RuntimeError, match="ModelNew"):
+        torch.jit.script(load(STAGED).ModelNew())
 
 
 def test_channels_that_the_spec_leaves_open_are_required(load, x, device):
@@ -109,7 +141,7 @@ def test_wrong_arguments_raise_what_torch_raises(wrong, load):
         nn.ConvTranspose2d(4, 6, 3, **wrong)
     with pytest.raises(ValueError, match=r"\w") as got:
         load(DOUBLE).ModelNew(**wrong)
-    assert str(got.value) == str(want.value)
+    assert str(got.value).replace("ModelNew", "ConvTranspose2d") == str(want.value)
 
 
 same = nn.Identity()

@@ -101,7 +101,7 @@ ORDER = [
             r"@triton.jit\ndef late(x):\n    pass\n\n\g<0>",
         ),
         ("registration before the kernels", CONSTANTS, r'\g<0>\nNAMESPACE = "convgen"'),
-        ("ModelNew that is no nn.Module", r"^class ModelNew\(nn\.Module\)", "class ModelNew"),
+        ("ModelNew that is no layer", r"^class ModelNew\(.*\)", "class ModelNew(nn.Module)"),
         ("second class", REGISTRATION, r"class Other(nn.Module):\n    pass\n\n\n\g<0>"),
         ("function after ModelNew", END, "\n\ndef after():\n    return 1\n"),
         ("constant after ModelNew", END, "\nAFTER = 1\n"),

@@ -109,12 +109,16 @@ def _check_module(model: object) -> None:
 
 
 def _transposed(model: Any) -> dict[str, Any]:
-    """Return the transposed convolutions of a model by their names, each once."""
+    """Return torch's transposed convolutions of a model by their names, each once."""
     from torch import nn
     from torch.nn.parameter import is_lazy
 
     kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds) and not hasattr(layer, "_convgen")
+    }
     for name, layer in layers.items():
         if any(map(is_lazy, layer.parameters())):
             raise SpecError(
