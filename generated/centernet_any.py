@@ -4,13 +4,17 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: 4cb8646f67186aa8d5b7d3ac858853c83a5343abf0f059fd77adb797006e3c4c
+# sha256 of the other lines: 08819539a91288e2db874a074ed8f16aff74642b8c19b2b4c53babff3a6eae5d
 
 """ConvTranspose2d as a Triton kernel.
 
 `conv_transpose2d(input, weight, bias=None)` is the function, `pack_weight` and
 `conv_transpose2d_packed` split it in two, `ModelNew` is the layer as a module.
 It needs torch 2.11 and Triton 3.6, or newer.
+
+From top to bottom: sizes; kernels; functions that pack the weight and launch; checks of a call;
+and what makes it torch's: gradients, operator and layer. An eager call of the layer goes through
+`ModelNew.forward`, `_pack` and `_launch`.
 
 An infinite weight gives NaN where it meets padding, which is zero.
 """
@@ -42,19 +46,20 @@ WEIGHT_SHAPE = (64, 1, 4, 4)
 STRIDE = (2, 2)
 PADDING = (1, 1)
 OUTPUT_PADDING = (0, 0)
-DILATION = (1, 1)
 GROUPS = 64
-GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, DILATION, GROUPS)
+DILATION = (1, 1)
+GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
 
 # Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-# Classes of tensors that are no more than torch's: others may have ways of their own.
+# Tensor types that the fast path accepts; subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
 
-# Launches that were made, by kind of call: they repeat in less time than Triton's own. Calls beyond
-# MOST_LAUNCHED keep that.
-MOST_LAUNCHED = 1024
+# Launches that were made, by kind of call: they repeat in less time than Triton's own.
+MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
+
+# ---- kernels ----
 
 
 @triton.jit(
@@ -150,24 +155,18 @@ def conv_transpose2d_kernel(
     tl.store(y_pointers, acc, mask=y_mask)
 
 
+# ---- packing and launch ----
 def pack_weight(weight):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
     Returns a copy, contiguous: the kernel reads a weight as torch lays it.
     """
-    if not _fits(weight.shape, WEIGHT_SHAPE):
-        raise ValueError(
-            f"this file was generated for weight {WEIGHT_SHAPE}, got {tuple(weight.shape)}"
-        )
-    if weight.dtype != torch.float32:
-        raise ValueError(f"this file was generated for torch.float32, got {weight.dtype}")
-    if weight.device.type not in DEVICES:
-        raise ValueError(f"this file was generated for one CUDA device, got {weight.device}")
+    _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
     return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def conv_transpose2d(input, weight, bias=None):
-    """`torch.nn.functional.conv_transpose2d` with the stride and the rest of this file's spec.
+    """`torch.nn.functional.conv_transpose2d` with the geometry of this file's spec.
 
     Args:
         input: [BATCH, C_IN, H_IN, W_IN] or, without the batch, unbatched.
@@ -175,7 +174,7 @@ def conv_transpose2d(input, weight, bias=None):
         bias: None: this file was generated for bias=False.
 
     Raises:
-        RuntimeError: the arguments fit no transposed convolution; torch's own message.
+        RuntimeError: torch's own; the arguments fit no transposed convolution.
         ValueError: they fit one that this file was not generated for.
     """
     tensors = (input, weight, bias)
@@ -190,23 +189,66 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
     weight_shape = tuple(packed_weight.shape)
     if not _fits(weight_shape, WEIGHT_SHAPE):
-        raise ValueError(f"this file was generated for weight {WEIGHT_SHAPE}, got {weight_shape}")
-    call = _call(input, packed_weight, weight_shape, bias, cast=False)
-    _raise(_remembered_error(*call))
+        _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
+    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
-        raise RuntimeError(
-            "conv_transpose2d_packed is for no gradient, compiler or transform; "
-            "conv_transpose2d is for all of them"
-        )
+        raise RuntimeError("conv_transpose2d_packed is for no gradient, compiler or transform")
     return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
-def _call(input, weight, weight_shape, bias, cast):
-    """Return what decides how a call is computed, the arguments of `_error`; numbers do not.
+def _launch(input, packed_weight, bias):
+    """Return the output of arguments that have no error."""
+    batched = input.dim() == 4
+    x = input if batched else input.unsqueeze(0)
+    c_out = GROUPS * packed_weight.shape[1]
+    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    x = x.resolve_neg().contiguous()
+    device = x.get_device()
+    call = device, x.shape, c_out
+    again = LAUNCHED.get(call)
+    x_ptr = x.data_ptr()
+    w_ptr = packed_weight.data_ptr()
+    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
+    aligned = (x_ptr | w_ptr) % 16 == 0
+    if again is not None and aligned and torch._C._cuda_getDevice() == device:
+        shape, stride, run, programs, kernel, sizes = again
+        y = _empty_strided_cuda(shape, stride, torch.float32)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
+        return y if batched else y.squeeze_(0)
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
+    if y.numel() == 0:
+        return y if batched else y.squeeze_(0)
+    batch, _, h_in, w_in = x.shape
+    positions = h_in * triton.cdiv(w_in + 1, 2) * 2
+    grid = (2 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
+    with torch.cuda.device_of(x):
+        compiled = conv_transpose2d_kernel[grid](
+            x, packed_weight, y, h_in, w_in, num_warps=4, num_stages=2, enable_fp_fusion=True
+        )
+    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
+        sizes = (h_in, w_in)
+        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), sizes
+    return y if batched else y.squeeze_(0)
 
-    With `cast` the dtypes are those that autocast gives.
-    """
+
+def _pack(weight):
+    """Return a weight as the kernel reads it: contiguous, in the dtype of this file."""
+    return weight.detach().resolve_neg().to(torch.float32).contiguous()
+
+
+def _repeated(compiled, grid):
+    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
+    # Neither metadata for hooks nor hooks: the last three.
+    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+    return compiled.run, (*grid, 1, 1)[:3], kernel
+
+
+# ---- checks ----
+def _call(input, weight, weight_shape, bias, cast):
+    """Return the metadata of a call (no data): the cache key and arguments of `_mismatch`."""
     if bias is None:
         bias_shape, tensors = None, (input, weight)
         dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
@@ -214,16 +256,9 @@ def _call(input, weight, weight_shape, bias, cast):
         bias_shape, tensors = bias.shape, (input, weight, bias)
         dtypes = input.dtype, weight.dtype, bias.dtype
         devices = input.device, weight.device, bias.device
-    if cast:
+    if cast:  # to what autocast gives
         dtypes = tuple(map(_autocast_dtype, tensors))
-    return (
-        input.shape,
-        input.stride(),
-        weight_shape,
-        bias_shape,
-        dtypes,
-        devices,
-    )
+    return input.shape, input.stride(), weight_shape, bias_shape, dtypes, devices
 
 
 def _fits(shape, expected):
@@ -263,76 +298,55 @@ def _is_channels_last(shape, stride):
     return True
 
 
-def _error(input_shape, input_stride, weight_shape, bias_shape, dtypes, devices):
-    """Return what is wrong with a call, as type and text of an exception; None if nothing is.
+def _refuse(mismatch):
+    """Raise the error of a call that this file was not generated for."""
+    if mismatch is not None:
+        raise ValueError(f"this file was generated for {mismatch}")
 
-    RuntimeError and torch's own text are for what no layer accepts, ValueError for what this file
-    was not generated for. There is no shape of a bias that is not given; dtypes and devices are of
-    those that are.
+
+def _check_as_torch(input_shape, weight_shape, bias_shape):
+    """Raise torch's own error, whatever the device, for shapes that no such layer has."""
+    shape = input_shape if len(input_shape) == 4 else (1, *input_shape)
+    if (
+        len(shape) == 4
+        and len(weight_shape) >= 3
+        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and shape[1] == weight_shape[0]
+        and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
+        and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
+    ):
+        return
+    with torch.utils._python_dispatch._disable_current_modes():
+        one = torch.zeros((), dtype=torch.float64, device="cpu")  # stands for every element
+        bias = None if bias_shape is None else one.expand(bias_shape)
+        F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
+
+
+def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
+    """Return what this file was generated for and what a call has instead, None if they agree.
+
+    A bias that is not given has no shape. A layer gives the weight's strides, as its output has
+    torch's format. What no layer accepts raises torch's own error.
     """
-    shape = list(input_shape)
-    if len(shape) not in (3, 4):
-        return RuntimeError, (
-            "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d, "
-            f"but got input of size: {shape}"
-        )
-    shape = shape if len(shape) == 4 else [1, *shape]
-    if len(weight_shape) < 3:
-        return RuntimeError, "weight should have at least three dimensions"
-    if weight_shape[0] < GROUPS:
-        return RuntimeError, (
-            f"Given groups={GROUPS}, expected weight to be at least {GROUPS} at dimension 0, "
-            f"but got weight of size {list(weight_shape)} instead"
-        )
-    if weight_shape[0] % GROUPS:
-        return RuntimeError, (
-            f"Given groups={GROUPS}, expected weight to be divisible by {GROUPS} at dimension 0, "
-            f"but got weight of size [{list(weight_shape)}] instead"
-        )
-    c_out = weight_shape[1] * GROUPS
-    given = f"Given transposed=1, weight of size {list(weight_shape)}, expected"
-    if shape[1] != weight_shape[0]:
-        return RuntimeError, (
-            f"{given} input{shape} to have {weight_shape[0]} channels, "
-            f"but got {shape[1]} channels instead"
-        )
-    if bias_shape is not None and list(bias_shape) != [c_out]:
-        return RuntimeError, (
-            f"{given} bias to be 1-dimensional with {c_out} elements, "
-            f"but got bias of size {list(bias_shape)} instead"
-        )
-    if 0 in shape[2:]:
-        return RuntimeError, (
-            f"Only zero batch or zero channel inputs are supported, but got input shape: {shape}"
-        )
-    output = _output_shape(shape, c_out)[2:]
-    if any(size <= 0 for size in output):
-        sizes = (" x ".join(map(str, size)) for size in (shape[2:], output))
-        return RuntimeError, (
-            "Given input size per channel: ({}). Calculated output size per channel: ({}). "
-            "Output size is too small".format(*sizes)
-        )
-    mismatch = _mismatch(tuple(shape), weight_shape, bias_shape, dtypes, devices)
-    # An input that is dense in neither layout is copied.
-    if mismatch is None and len(input_shape) == 4 and 0 not in shape:
-        own = _is_dense(shape, input_stride, (3, 2, 1, 0))
-        if not own and _is_dense(shape, input_stride, (1, 3, 2, 0)):
-            mismatch = "layout channels_first, got channels_last"
-    return None if mismatch is None else (ValueError, f"this file was generated for {mismatch}")
-
-
-def _mismatch(shape, weight_shape, bias_shape, dtypes, devices):
-    """Return what this file was generated for and what it got, None if the call fits."""
+    _check_as_torch(input_shape, weight_shape, bias_shape)
+    shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
     if not _fits(shape, INPUT_SHAPE):
         return f"input {INPUT_SHAPE}, got {shape}"
-    if not _fits(weight_shape, WEIGHT_SHAPE):
-        return f"weight {WEIGHT_SHAPE}, got {tuple(weight_shape)}"
-    if any(dtype != torch.float32 for dtype in dtypes):
-        return "torch.float32, got " + " and ".join(map(str, dtypes))
     if bias_shape is not None:
         return "bias=False, got a bias"
-    if len(set(devices)) > 1 or devices[0].type not in DEVICES:
-        return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
+    if weight_stride is not None:  # torch goes by the strides of both
+        last = _is_channels_last(input_shape, stride)
+        last = last or _is_channels_last(weight_shape, weight_stride)
+        other = last
+    else:  # dense in neither layout it is copied
+        other = len(input_shape) == 4 and 0 not in shape
+        other = other and not _is_dense(shape, stride, (3, 2, 1, 0))
+        other = other and _is_dense(shape, stride, (1, 3, 2, 0))
+    if other:
+        return "layout channels_first, got channels_last"
+    mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+    if mismatch is not None:
+        return mismatch
     _, _, h_in, w_in = shape
     reach = max(8 * h_in * w_in, 32 * h_in * triton.cdiv(w_in + 1, 2) * 2)
     if reach >= 2**31 - 2**16:
@@ -340,31 +354,20 @@ def _mismatch(shape, weight_shape, bias_shape, dtypes, devices):
     return None
 
 
+def _mismatch_of_weight(shape, dtypes, devices):
+    if not _fits(shape, WEIGHT_SHAPE):
+        return f"weight {WEIGHT_SHAPE}, got {tuple(shape)}"
+    if any(dtype != torch.float32 for dtype in dtypes):
+        return "torch.float32, got " + " and ".join(map(str, dtypes))
+    if len(set(devices)) > 1 or devices[0].type not in DEVICES:
+        return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
+    return None
+
+
 # Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
 @functools.lru_cache(maxsize=1024)
-def _remembered_error(*call):
-    return _error(*call)
-
-
-def _layer_error(weight_stride, input_shape, input_stride, weight_shape, *others):
-    """Return what is wrong with a layer's call, whose output has the layout that torch's has."""
-    last = _is_channels_last(input_shape, input_stride)
-    last = last or _is_channels_last(weight_shape, weight_stride)
-    if last:
-        wanted = "this file was generated for layout channels_first"
-        return ValueError, f"{wanted}, got channels_last"
-    return _error(input_shape, input_stride, weight_shape, *others)
-
-
-@functools.lru_cache(maxsize=1024)
-def _remembered_layer_error(*call):
-    return _layer_error(*call)
-
-
-def _raise(error):
-    if error is not None:
-        kind, text = error
-        raise kind(text)
+def _remembered_mismatch(*call):
+    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -382,16 +385,14 @@ def _autocast_dtype(tensor):
 
 def _is_transformed():
     """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def _is_watched(input, weight, bias):
-    """Whether more is asked for than numbers: by a compiler, a mode or a class of tensors."""
-    if input is None or weight is None:  # which the operator would take for an empty tensor
-        name = "input" if input is None else "weight"
-        raise TypeError(f"conv_transpose2d(): argument '{name}' must be Tensor, not NoneType")
+    """Whether a compiler, a tracer, a mode or a class of tensors is to see the operator."""
+    if input is None or weight is None:  # for the operator an empty tensor, for torch an error
+        F.conv_transpose2d(input, weight)
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -409,100 +410,7 @@ def _is_recorded(input, weight, bias):
     )
 
 
-def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
-    batched = input.dim() == 4
-    x = input if batched else input.unsqueeze(0)
-    c_out = GROUPS * packed_weight.shape[1]
-    # This copies only an input that is not dense in its layout, or whose sign is to be turned yet.
-    x = x.resolve_neg().contiguous()
-    device = x.get_device()
-    call = device, x.shape, c_out
-    again = LAUNCHED.get(call)
-    x_ptr = x.data_ptr()
-    w_ptr = packed_weight.data_ptr()
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x_ptr | w_ptr) % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        y = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
-        return y if batched else y.squeeze_(0)
-    shape = _output_shape(x.shape, c_out)
-    y = x.new_empty(shape)
-    if y.numel() == 0:
-        return y if batched else y.squeeze_(0)
-    batch, _, h_in, w_in = x.shape
-    positions = h_in * triton.cdiv(w_in + 1, 2) * 2
-    grid = (2 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
-    with torch.cuda.device_of(x):
-        compiled = conv_transpose2d_kernel[grid](
-            x,
-            packed_weight,
-            y,
-            h_in,
-            w_in,
-            num_warps=4,
-            num_stages=2,
-            enable_fp_fusion=True,
-        )
-    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        sizes = (h_in, w_in)
-        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), sizes
-    return y if batched else y.squeeze_(0)
-
-
-def _repeated(compiled, grid):
-    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
-    # Neither metadata for hooks nor hooks: the last three.
-    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-    return compiled.run, (*grid, 1, 1)[:3], kernel
-
-
-def _pack(weight):
-    """Return a weight as the kernel reads it: contiguous, in the dtype of this file."""
-    return weight.detach().resolve_neg().to(torch.float32).contiguous()
-
-
-def _torch(
-    input,
-    weight,
-    bias,
-    stride=STRIDE,
-    padding=PADDING,
-    output_padding=OUTPUT_PADDING,
-    groups=GROUPS,
-    dilation=DILATION,
-):
-    """Compute the same with torch's operators, in torch's order of arguments."""
-    return F.conv_transpose2d(
-        input, weight, bias, stride, padding, output_padding, groups, dilation
-    )
-
-
-def _forward(input, weight, bias):
-    """Compute."""
-    _raise(_remembered_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
-    return _launch(input, _pack(weight), bias)
-
-
-def _fake(input, weight, bias):
-    """Return an output with no numbers in it."""
-    _raise(_error(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
-    shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    return y if input.dim() == 4 else y.squeeze(0)
-
-
-def _autocast(input, weight, bias):
-    """Compute in autocast's dtype, as torch's own layers do."""
-    tensors = (input, weight, bias)
-    cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
-    with torch.autocast(input.device.type, enabled=False):
-        return OPERATOR(*cast)
-
-
+# ---- torch: gradients ----
 def _save(ctx, inputs, output):
     """Save what the gradients need: that of the input the weight, that of the weight the input."""
     input, weight = inputs[:2]
@@ -519,26 +427,47 @@ def _backward(ctx, grad):
         for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
     )
     batched = input.dim() == 4
-    grads = torch.ops.aten.convolution_backward(
-        grad if batched else grad.unsqueeze(0),
-        input if batched else input.unsqueeze(0),
-        weight,
-        None,
-        STRIDE,
-        PADDING,
-        DILATION,
-        True,  # transposed
-        OUTPUT_PADDING,
-        GROUPS,
-        ctx.needs_input_grad[:3],
-    )
+    if not batched:
+        grad, input = grad.unsqueeze(0), input.unsqueeze(0)
+    geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
+    needed = ctx.needs_input_grad[:3]
+    grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
     return for_input, *grads[1:]
 
 
+# ---- torch: operator ----
+def _torch(input, weight, bias, geometry=GEOMETRY):
+    """Compute the same with torch's operators."""
+    return F.conv_transpose2d(input, weight, bias, *geometry)
+
+
+def _forward(input, weight, bias):
+    """Compute."""
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_remembered_mismatch(*call))
+    return _launch(input, _pack(weight), bias)
+
+
+def _fake(input, weight, bias):
+    """Return an output with no numbers in it."""
+    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    shape = input.shape if input.dim() == 4 else (1, *input.shape)
+    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _autocast(input, weight, bias):
+    """Compute in autocast's dtype, as torch's own layers do."""
+    tensors = (input, weight, bias)
+    cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
+    with torch.autocast(input.device.type, enabled=False):
+        return OPERATOR(*cast)
+
+
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f0940dab41364864"
+NAMESPACE = "convgen_bae9bd261b19545e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -571,6 +500,7 @@ class Recorded(torch.autograd.Function):
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
+# ---- torch: layer ----
 class ModelNew(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
@@ -650,26 +580,21 @@ class ModelNew(nn.ConvTranspose2d):
         """Return why torch has to compute, None if it has not."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
-        geometry = (self.stride, self.padding, self.output_padding, self.dilation, self.groups)
+        wanted = "this file was generated for"
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         if geometry != GEOMETRY:
-            return (
-                "this file was generated for stride, padding, output_padding, dilation, groups "
-                f"{GEOMETRY}, got {geometry}"
-            )
+            names = "stride, padding, output_padding, groups, dilation"
+            return f"{wanted} {names} {GEOMETRY}, got {geometry}"
         if output_size is not None:
-            return f"this file was generated for no output_size, got {output_size}"
+            return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
-        error_of = _layer_error if watched else _remembered_layer_error
-        error = error_of(weight.stride(), *call)
-        if error is None:
-            return None
-        kind, text = error
-        if kind is RuntimeError:  # of no layer, as torch would say, but without data as well
-            raise kind(text)
-        return text + (" under autocast" if cast else "")
+        call = *call, weight.stride()
+        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        cast = " under autocast" if cast else ""
+        return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 
     def _forward_torch(self, input, weight, bias, output_size):
         geometry = self.stride, self.padding, self.kernel_size, 2, self.dilation
         padding = self._output_padding(input, output_size, *geometry)
         geometry = self.stride, self.padding, padding, self.groups, self.dilation
-        return _torch(input, weight, bias, *geometry)
+        return _torch(input, weight, bias, geometry)

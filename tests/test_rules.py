@@ -80,7 +80,7 @@ LAUNCH_GRID = r"\[grid\]"
 # From a kernel's body to its launch; the kernel asks for axes 0 and 1 itself.
 FOUR_AXES = r"^(    # The tile of this program\n)((?:.|\n)*?_kernel)\[grid\]"
 FOUR_IDS = "    depth = tl.program_id(2) + tl.program_id(3)\n"
-LAUNCH_END = r"enable_fp_fusion=True,"
+LAUNCH_END = r",\s+enable_fp_fusion=True"
 END = r"\Z"
 
 
@@ -221,7 +221,7 @@ TUNING = [
         ("launch and another number", LAUNCH, r"Config\(\{\}", 'Config({"GROUP": 8}'),
         ("settings that are computed", LAUNCH, r"num_warps=\d+", "num_warps=len(STRIDE)"),
         ("fixed grid for tuned blocks", BLOCKS, LAUNCH_GRID, "[(1,)]"),
-        ("launch that passes a block", BLOCKS, LAUNCH_END, r"BLOCK_Q=16, \g<0>"),
+        ("launch that passes a block", BLOCKS, LAUNCH_END, r", BLOCK_Q=16\g<0>"),
     )
 ]
 
@@ -229,7 +229,7 @@ BLOCK_VALUES = [
     mutation("blocks", catches, spec, pattern, replacement)
     for catches, spec, pattern, replacement in (
         ("constant written twice", PLAIN, r"^BLOCK_M = .*", r"\g<0>\n\g<0>"),
-        ("constant and launch", PLAIN, LAUNCH_END, r"BLOCK_M=64, \g<0>"),
+        ("constant and launch", PLAIN, LAUNCH_END, r", BLOCK_M=64\g<0>"),
         ("constant and Configs", BLOCKS, CONFIGS, r"\1 = tl.constexpr(64)\n\g<0>"),
         ("no value", PLAIN, r"^BLOCK_M = .*\n", ""),
         ("assigned in a kernel", PLAIN, KERNEL_BODY, r"    BLOCK_M = 64\n\g<0>"),
@@ -245,7 +245,7 @@ PINNED = [
         ("tl.dot of the default precision", r", input_precision=\"\w+\"", ""),
         ("tl.dot of precision None", r"input_precision=\"\w+\"", "input_precision=None"),
         ("launch without enable_fp_fusion", LAUNCH_END, ""),
-        ("launch with enable_fp_fusion None", LAUNCH_END, "enable_fp_fusion=None,"),
+        ("launch with enable_fp_fusion None", LAUNCH_END, ", enable_fp_fusion=None"),
     )
 ]
 

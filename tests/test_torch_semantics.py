@@ -128,6 +128,8 @@ def test_layers_raise_torchs_errors(name, place, file, device):
             outcome(lambda made=made: use(made, arguments, change, where))
             for made in (file.ModelNew, nn.ConvTranspose2d)
         )
+    if name == "padding_mode":  # torch names the class
+        got = got[0], got[1].replace("ModelNew", "ConvTranspose2d")
     assert got == (eager if place == "eager" or name in OWN else of_torch)
 
 

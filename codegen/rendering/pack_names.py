@@ -27,6 +27,7 @@ from ..kernels.texts import AccessText
 from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.access import Coordinate, Mask, masks_of, unflatten
+from ..symbolic.lines import call_text
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Size, Sizes
 from .host_sizes import HostNames, grid_text
@@ -40,6 +41,13 @@ MOST_INPUTS = 32
 MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
 ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
 LARGE = 2**19  # elements of a weight
+
+
+# What the first axis of a tile that is packed counts, by the name of its coordinate.
+SLOTS = {
+    "tap": "taps of a tile that is packed",
+    "slot": "slots of a tile that is packed: tap x output lane x input place",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class PackText:
         rows, columns: what they have of each channel, as Python text.
         channels: the names of the weight's channels, along its first axis and its second.
         grid: the line that defines the launch grid.
-        launch: the arguments of the launch.
+        launch: the lines of the launch.
         sizes: the sizes among them, as a tuple.
     """
 
@@ -108,7 +116,7 @@ class PackText:
     columns: str
     channels: str
     grid: str
-    launch: tuple[str, ...]
+    launch: str
     sizes: str
 
 
@@ -146,8 +154,9 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     names = (*arguments, *["is_last"] * (len(weights) - 1))
     back, p = bool(plan.prefix), plan.prefix
     grouping, op = packed_grouping(plan), f"conv_transpose{plan.spec.rank}d"
+    name = f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel"
     text = PackText(
-        kernel=f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel",
+        kernel=name,
         function="_pack_for_gradient" if back else "_pack",
         prefix=p,
         summary=_summary(plan),
@@ -156,7 +165,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         w_shape=_weight_shape(plan),
         packed_shape=packed_shape(plan),
         constants=(
-            f"{p}PACK_TAPS = tl.constexpr({tile.taps})  # taps of a tile that is packed",
+            f"{p}PACK_TAPS = tl.constexpr({tile.taps})  # {SLOTS[slot]}",
             f"{p}PACK_OUT = tl.constexpr({tile.outputs})  # its output channels",
             f"{p}PACK_IN = tl.constexpr({tile.inputs})  # its input channels",
         ),
@@ -178,7 +187,11 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         columns=_times(sizes.span) if grouping else "",
         channels="c_out, c_in" if back else "c_in, c_out",
         grid=grid_text([host.extent(grid)], tuned=False),
-        launch=("weight", "packed", *numbers, "num_warps=4", "enable_fp_fusion=True"),
+        launch=call_text(
+            f"compiled = {name}[grid]",
+            ("weight", "packed", *numbers, "num_warps=4", "enable_fp_fusion=True"),
+            indent=8,
+        ),
         sizes=f"({', '.join(extents)}{',' * (len(extents) == 1)})",
     )
     return text, kernel.scribe.used

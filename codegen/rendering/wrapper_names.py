@@ -14,6 +14,7 @@ from sympy import Expr
 from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.plan import KernelPlan
+from ..symbolic.lines import call_text
 from ..symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
 from ..tables.dtypes import DTYPES
 from ..tables.pointwise import Stage
@@ -55,7 +56,7 @@ class WrapperContext:
         check_names, checks: conditions on run-time sizes, and the lines that name those.
         check_reads_output: those lines read the shape of the output.
         grid: the line that defines the launch grid.
-        launch: the arguments of the launch.
+        launch: the lines of the launch.
         addresses: the lines that name the addresses of its tensors, but for the output.
         descriptors: those of the kernel's operands, none where it has their addresses.
         again: what stands for the tensors where the launch is repeated.
@@ -94,7 +95,7 @@ class WrapperContext:
     check_reads_output: bool
     checks: tuple[Check, ...]
     grid: str
-    launch: tuple[str, ...]
+    launch: str
     addresses: tuple[str, ...]
     descriptors: tuple[DescriptorText, ...]
     again: str
@@ -155,7 +156,11 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         check_reads_output=any("= output" in line for line in check_lines),
         checks=checks,
         grid=grid,
-        launch=(*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
+        launch=call_text(
+            f"{'' if plan.tuned or plan.prefix else 'compiled = '}{kernel.name}[grid]",
+            (*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
+            indent=8,
+        ),
         addresses=_addresses(tensors[:-1]),
         descriptors=_descriptors(plan, kernel) if described else (),
         again=", ".join(

@@ -1,9 +1,11 @@
-"""Lines of an emitted file: assignments that fit the page's width.
+"""Lines of an emitted file: assignments and calls that fit the page's width.
 
 Stage 5, render. Input: text; output: lines.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 WIDTH = 100  # columns of an emitted line
 
@@ -28,6 +30,17 @@ def assignment(name: str, text: str, indent: int) -> str:
     if len(parts) == 2 and text.endswith(")"):  # ruff would break it inside these parentheses
         return "\n".join([f"{name} = {parts[0]}", *(f"{name} {p[0]}= {p[2:]}" for p in parts[1:])])
     return f"{name} = (\n    " + "\n    ".join(parts) + "\n)"
+
+
+def call_text(function: str, arguments: Iterable[str], indent: int) -> str:
+    """Return a call in lines of at most 100 columns, as ruff would break them."""
+    given = tuple(arguments)
+    joined = ", ".join(given)
+    if indent + len(function) + len(joined) + 2 <= WIDTH:
+        return f"{function}({joined})"
+    if indent + 4 + len(joined) <= WIDTH:
+        return f"{function}(\n    {joined}\n)"
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in given), ")"])
 
 
 def split(text: str, signs: str) -> list[str]:
