@@ -122,7 +122,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, fault, fu
         raise fault
 
     monkeypatch.setattr(function, failing)
-    with pytest.raises((ProjectError, KeyboardInterrupt)):
+    with pytest.raises((ConvgenError, KeyboardInterrupt)):
         write(build)
     monkeypatch.undo()
     assert contents(folder) == old
