@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import convgen
-from convgen.errors import ProjectError
 from convgen.files import only_writer, write_text
 from convgen.planning.choices import text_of
 from convgen.project.build import generate, write
