@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import convgen
+from convgen import ConvgenError
 from convgen.files import only_writer, write_text
 from convgen.planning.choices import text_of
 from convgen.project.build import generate, write
