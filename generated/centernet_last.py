@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: b67ce9225e292735f785b88d059e5876c423a36fc27e3712d459cba9b3f74b90
+# sha256 of the other lines: 9de2aa4f54d7ebae9ae6514b3f852dc671ddad83362513bbceabdc505f8fabe9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -168,7 +168,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     weight_shape = tuple(packed_weight.shape)
     if not _fits(weight_shape, WEIGHT_SHAPE):
         _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose2d_packed is for no gradient, compiler or transform")
@@ -300,6 +300,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -314,8 +316,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return "bias=False, got a bias"
     if weight_stride is not None:  # torch goes by the strides of both
         last = _is_channels_last(input_shape, stride)
-        last = last or _is_channels_last(weight_shape, weight_stride)
-        other = not last
+        other = not (last or _is_channels_last(weight_shape, weight_stride))
     else:  # dense in neither layout it is copied
         other = len(input_shape) == 4 and 0 not in shape
         other = other and not _is_dense(shape, stride, (1, 3, 2, 0))
@@ -345,12 +346,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -428,13 +423,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     y = y.contiguous(memory_format=torch.channels_last)
@@ -451,7 +447,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b7c2378703f6c7bb"
+NAMESPACE = "convgen_dc60705d210a34cf"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -573,7 +569,7 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 

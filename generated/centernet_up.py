@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# sha256 of the other lines: 4be2505b3ab3fff8cca6302fd33e77ebddc42793807526b134fcd11612c488fe
+# sha256 of the other lines: 8f1f1db1b6f21ede20febccb0c8bcff9572240a3ef39b6043dc08f6bb906c078
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -188,7 +188,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     weight_shape = tuple(packed_weight.shape)
     if not _fits(weight_shape, WEIGHT_SHAPE):
         _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose2d_packed is for no gradient, compiler or transform")
@@ -320,6 +320,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -334,8 +336,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return "bias=False, got a bias"
     if weight_stride is not None:  # torch goes by the strides of both
         last = _is_channels_last(input_shape, stride)
-        last = last or _is_channels_last(weight_shape, weight_stride)
-        other = last
+        other = last or _is_channels_last(weight_shape, weight_stride)
     else:  # dense in neither layout it is copied
         other = len(input_shape) == 4 and 0 not in shape
         other = other and not _is_dense(shape, stride, (3, 2, 1, 0))
@@ -353,12 +354,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -436,13 +431,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
@@ -458,7 +454,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_90e5316097c8e0dd"
+NAMESPACE = "convgen_0fe5daf48312b8da"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -580,7 +576,7 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 

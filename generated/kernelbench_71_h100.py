@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: d08843e67eb091b2d4294534ceb139ee9bb1775a4bbcd4e20db38fa2bf85e63d
+# sha256 of the other lines: 4b82de16985d9dae98cf24faa8459d5e939191baee9cabb85e531cfd2b946b14
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -486,7 +486,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
     weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose2d_packed is for no gradient, compiler or transform")
@@ -673,6 +673,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -687,8 +689,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return "bias=False, got a bias"
     if weight_stride is not None:  # torch goes by the strides of both
         last = _is_channels_last(input_shape, stride)
-        last = last or _is_channels_last(weight_shape, weight_stride)
-        other = last
+        other = last or _is_channels_last(weight_shape, weight_stride)
     else:  # dense in neither layout it is copied
         other = len(input_shape) == 4 and 0 not in shape
         other = other and not _is_dense(shape, stride, (3, 2, 1, 0))
@@ -706,12 +707,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -844,13 +839,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
@@ -866,7 +862,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d7320eec4993a057"
+NAMESPACE = "convgen_9de5a75f8bd52274"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1037,7 +1033,7 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 

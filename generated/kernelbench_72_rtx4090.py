@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 0b4ed7f2aba1d88eee4b58a607d50b377f11303c65526248110071c536197d12
+# sha256 of the other lines: 2b4b39fd38b802588a111110ca538eb613f3b0e2c28d1d31bde3c75fc9afb463
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -336,7 +336,7 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
     weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose3d_packed is for no gradient, compiler or transform")
@@ -504,6 +504,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose3d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -518,8 +520,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return "bias=False, got a bias"
     if weight_stride is not None:  # torch goes by the strides of both
         last = _is_channels_last(input_shape, stride)
-        last = last or _is_channels_last(weight_shape, weight_stride)
-        other = last
+        other = last or _is_channels_last(weight_shape, weight_stride)
     else:  # dense in neither layout it is copied
         other = len(input_shape) == 5 and 0 not in shape
         other = other and not _is_dense(shape, stride, (4, 3, 2, 1, 0))
@@ -537,12 +538,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -638,13 +633,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 5 else y.squeeze(0)
@@ -660,7 +656,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0061f01f473f7ed5"
+NAMESPACE = "convgen_d33c735141c0a069"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -824,7 +820,7 @@ class ModelNew(nn.ConvTranspose3d):
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 

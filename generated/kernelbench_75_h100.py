@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: 64967ec2e5c7eb41737351488d5c81e739f205e22f5815dd70a01a3d10ada935
+# sha256 of the other lines: f13c0d11b982b4000c2185885ad1354ca719628bf60b00f9172dd634a269d574
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -329,7 +329,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
     weight_shape = GROUPS * (shape[2] // SPAN.value), shape[1] // rows, *WEIGHT_SHAPE[2:]
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose2d_packed is for no gradient, compiler or transform")
@@ -491,6 +491,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -505,8 +507,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return "bias=False, got a bias"
     if weight_stride is not None:  # torch goes by the strides of both
         last = _is_channels_last(input_shape, stride)
-        last = last or _is_channels_last(weight_shape, weight_stride)
-        other = last
+        other = last or _is_channels_last(weight_shape, weight_stride)
     else:  # dense in neither layout it is copied
         other = len(input_shape) == 4 and 0 not in shape
         other = other and not _is_dense(shape, stride, (3, 2, 1, 0))
@@ -524,12 +525,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -625,13 +620,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
@@ -647,7 +643,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c8f10592943f89db"
+NAMESPACE = "convgen_30ea26d370eeed0b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -811,7 +807,7 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 

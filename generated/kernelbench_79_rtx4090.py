@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 72dcb39224974178f17fe0668d0823582fcf6f620e37261ccb8d68d5435da8d2
+# sha256 of the other lines: db161bd3106593b0eb6f0ca4078b8484decaf9459a680ea4cd75f66cbe5b1c84
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -212,7 +212,7 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
     weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
-    _refuse(_remembered_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError("conv_transpose1d_packed is for no gradient, compiler or transform")
@@ -353,6 +353,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose1d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
@@ -375,12 +377,6 @@ def _mismatch_of_weight(shape, dtypes, devices):
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
     return None
-
-
-# Calls repeat, and what was found out once is remembered; not for a compiler's symbols.
-@functools.lru_cache(maxsize=1024)
-def _remembered_mismatch(*call):
-    return _mismatch(*call)
 
 
 def _is_autocast(tensor):
@@ -476,13 +472,14 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 def _forward(input, weight, bias):
     """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_remembered_mismatch(*call))
+    _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
-    _refuse(_mismatch(*_call(input, weight, weight.shape, bias, _is_autocast(input))))
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
     shape = input.shape if input.dim() == 3 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 3 else y.squeeze(0)
@@ -498,7 +495,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_32393cb298afbede"
+NAMESPACE = "convgen_b64241b3db6ca4f7"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -661,7 +658,7 @@ class ModelNew(nn.ConvTranspose1d):
         if output_size is not None:
             return f"{wanted} no output_size, got {output_size}"
         call = _call(input, weight, weight.shape, bias, cast)
-        mismatch = _mismatch(*call) if watched else _remembered_mismatch(*call)
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"
 
