@@ -16,9 +16,11 @@ from .errors import SpecError, visible
 
 _DEEP = "it nests too deeply"
 MAX_PARTS = 100  # of a dotted key: tomllib takes minutes for one of 100 000
-# Strings and comments, in which a dot is part of no key.
+# Strings and comments, in which a dot is part of no key; one that does not end goes to the end.
 _QUOTED = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""' + r"|'''.*?'''" + r'|#[^\n]*|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'',
+    r'"""(?:[^\\"]|\\.|"(?!""))*(?:"""|\Z)'
+    + r"|'''.*?(?:'''|\Z)"
+    + r'|#[^\n]*|"(?:[^"\\\n]|\\[^\n])*"?|\'[^\'\n]*\'?',
     re.DOTALL,
 )
 

@@ -255,15 +255,21 @@ def check_private(path: Path) -> None:
     """Raise ProjectError if others than root may change a file, or what lies in a folder.
 
     To a folder with the sticky bit, as /tmp has it, others may add files, but not change those of
-    somebody else: a file in one needs a check of its own.
+    somebody else: a file in one needs a check of its own. Who may write to a folder above could put
+    another in its place.
     """
+    for each in (path, *path.absolute().parents):
+        _check_mode(each, whose=each == path)
+
+
+def _check_mode(path: Path, *, whose: bool) -> None:
     try:
         found = path.stat()
     except OSError as error:
         raise ProjectError(f"cannot read {path}: {error.strerror}") from None
     if not hasattr(os, "geteuid"):  # no modes here
         return
-    if found.st_uid not in (os.geteuid(), 0):
+    if whose and found.st_uid not in (os.geteuid(), 0):
         raise ProjectError(f"{path} belongs to another user; use a place of your own")
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     shared = found.st_mode & stat.S_IWGRP and not _has_one_member(found.st_gid, found.st_uid)

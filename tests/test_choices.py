@@ -329,3 +329,11 @@ def test_the_model_s_tile_is_the_first_of_its_ranking(target):
             best_tile(spec, phases, target, FAMILIES)
             == rank_tiles(spec, phases, target, FAMILIES)[0].tile
         ), spec
+
+
+@pytest.mark.parametrize("block", ["block_m", "block_n", "block_k"])
+def test_a_product_that_no_unit_has_is_refused(tmp_path, block):
+    """Triton would end in a traceback, on whichever GPU."""
+    choices = read_choices(written(tmp_path, row(**{block: 1})), FAMILIES)
+    with pytest.raises(SpecError, match="16 positions, columns and input channels at least"):
+        plan(parse(LAYER), find_target("h100"), choices=choices)

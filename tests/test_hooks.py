@@ -327,3 +327,25 @@ def test_a_wheel_without_its_kernels_is_refused(tmp_path, monkeypatch, files, pa
         with pytest.raises(SystemExit, match="would be missing from the wheel"):
             pep517.build_wheel(str(tmp_path))
     assert len(list(tmp_path.glob("*.whl"))) == passes
+
+
+def test_a_build_into_the_sources_removes_nothing_of_them(tmp_path, monkeypatch):
+    """Folders of builds are cleared of old kernels; the project's own are no such folders."""
+    from setuptools import Distribution
+    from setuptools.command.build_py import build_py
+
+    from convgen.project.setuptools_hook import _clean
+
+    monkeypatch.chdir(tmp_path)
+    kernel = emit("ConvTranspose1d(4, 2, 4)")
+    places = {name: tmp_path / name / "vox" / "up.py" for name in ("src", "build/lib")}
+    for place in places.values():
+        place.parent.mkdir(parents=True)
+        place.write_text(kernel)
+    for library in ("src", ".", "build/lib"):
+        command = _clean(build_py)(Distribution())
+        command.build_lib = library
+        command.ensure_finalized()
+        command.run()
+    assert places["src"].read_text() == kernel
+    assert not places["build/lib"].exists()

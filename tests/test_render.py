@@ -6,6 +6,7 @@ any more, arithmetic in a template: each would pass unseen until a user's file s
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import re
@@ -30,6 +31,7 @@ from convgen.rendering.kernel_names import KernelText
 from convgen.rendering.pack_names import PackText
 from convgen.rendering.render import environment, render
 from convgen.rendering.wrapper_names import WrapperContext
+from convgen.tables.pointwise import POINTWISE
 from drawing import draw, each_form
 
 ENVIRONMENT = environment()
@@ -334,3 +336,20 @@ def test_files_pass_the_linter_as_they_are(texts, root, tmp_path, command):
     ]
     assert failing == [], done.stdout
     assert done.returncode == 0, done.stderr
+
+
+def test_numbers_of_stages_are_of_the_layer_s_dtype():
+    """tl.where takes a bare number for float32, also beside float64; sums do not."""
+    stages = " | ".join(
+        f"{row.name}({', '.join(str(0.1 + place) for place in range(len(row.parameters)))})"
+        for row in POINTWISE
+    )
+    tree = ast.parse(render(plan(parse(f"{stages} | {SPECS[0]} | {stages}"))).text)
+    chosen = [
+        value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.where"
+        for value in node.args[1:]
+    ]
+    assert chosen
+    assert [ast.unparse(v) for v in chosen if isinstance(v, ast.Constant) and v.value] == []

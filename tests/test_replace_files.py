@@ -255,3 +255,20 @@ def test_the_own_folder_goes_with_the_process(tmp_path):
     assert count == "0"
     assert Path(file).is_relative_to(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["circle", "no UTF-8", "surrogate", "bytes", "below a shared one"])
+def test_a_folder_that_cannot_be_one_is_refused(tmp_path, kind):
+    """By a message, not by what the system or Triton says of it later."""
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    folders = {
+        "circle": tmp_path / "circle",
+        "no UTF-8": f"{tmp_path}/\udcff",
+        "surrogate": f"{tmp_path}/\ud800",
+        "bytes": bytes(tmp_path),
+        "below a shared one": tmp_path / "shared" / "own",
+    }
+    with pytest.raises(ConvgenError, match=r"folder must|cannot write|others may write"):
+        convgen.replace_layers(nn.ConvTranspose1d(2, 2, 2), folder=folders[kind])

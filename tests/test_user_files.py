@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -340,3 +341,12 @@ def test_bytes_that_were_changed_at_random(tmp_path):
             done = run(*command)
             assert done.exit_code in (0, 2), (name, bytes(content), done.output)
             assert all(line.isprintable() for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("line", ['\\"""', '\\"', "'", "'''"])
+def test_quotes_without_an_end_are_refused_at_once(line):
+    """Whatever is looked for from each of them to the end of the file takes a minute of a build."""
+    start = time.perf_counter()
+    with pytest.raises(SpecError):
+        toml_of("convgen = 1\n" + f"a = {line}\n" * 40_000)
+    assert time.perf_counter() - start < 5

@@ -83,7 +83,7 @@ class Emitter:
         tile = plan(spec).tile
         if self.device == "cpu":
             # The interpreter takes a program's time whatever its size: fewer programs, less time.
-            tile = replace(tile, block_m=2048 if prod(spec.kernel_size) > 100 else 512)
+            tile = replace(tile, block_m=1024 if prod(spec.kernel_size) > 100 else 512)
         text = compile_kernel(spec, tile=tile).text
         return load_module(text, f"torch_suite_{next(self.count)}", self.folder)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler import compile_kernel
-from ..errors import EditedError, ProjectError, SpecError, shown, text_of
+from ..errors import EditedError, ProjectError, SpecError, shown, text_of, visible
 from ..files import check_private, is_regular, make_folder, on_disk, write_text
 from ..language.spec import ConvTransposeSpec
 from .loading import module_of
@@ -87,8 +87,7 @@ def _checked_arguments(
             f"got {shown(dtype)}",
             "dtype",
         )
-    is_path = isinstance(folder, (str, os.PathLike)) and str(folder) and "\0" not in str(folder)
-    if folder is not None and not is_path:
+    if folder is not None and not _is_path(folder):
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
     # A spec's own checks and messages; the layer does not matter.
     checked = ConvTransposeSpec(
@@ -99,6 +98,15 @@ def _checked_arguments(
         None if precision is None else checked.precision,
         None if dtype is None else checked.dtype,
     )
+
+
+def _is_path(value: object) -> bool:
+    """Whether a file can have such a name: text that the system and Triton can encode."""
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]  # it raises what it is caught for
+        return isinstance(text, str) and bool(text) and "\0" not in text and bool(text.encode())
+    except (TypeError, ValueError):
+        return False
 
 
 def _check_module(model: object) -> None:
@@ -194,7 +202,10 @@ def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any
         text = compile_kernel(spec).text
     except SpecError as error:  # no launch grid holds it
         raise _LeftError(str(error)) from None
-    home = Path(folder or _own_folder()).resolve()
+    try:
+        home = Path(folder or _own_folder()).resolve()
+    except (OSError, RuntimeError) as error:  # a link in a circle
+        raise ProjectError(f"cannot write {folder}: {visible(str(error))}") from None
     make_folder(home)
     check_private(home)
     path = home / f"{_stem(spec, text)}.py"

@@ -17,7 +17,8 @@ from ..tables.targets import GpuTarget
 from . import matrix_costs, matrix_registers
 from .matrix_registers import NUM_WARPS, STAGE_GROUPED, from_shared, input_from_shared
 
-# `tl.dot` wants 16 of each dimension at least; more than 256 rows leave no registers.
+LEAST = 16  # of each dimension of `tl.dot`
+# More than 256 rows leave no registers.
 BLOCK_M = (32, 64, 128, 256)
 BLOCK_N = (16, 32, 64, 128, 256)
 BLOCK_K = (16, 32, 64)
@@ -60,6 +61,14 @@ class MatrixFamily(Family):
             barriers=8 * (form.inputs + form.weights) if self.boxed else 0,
             store=tile.block_m * form.columns(tile) * spec.element.itemsize,
         )
+
+    def limits(
+        self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
+    ) -> str | None:
+        """Return why `tile` cannot run on `target`, None if it can."""
+        if min(tile.block_m, form.columns(tile), form.depth(tile)) >= LEAST:
+            return None
+        return f"a product has {LEAST} positions, columns and input channels at least"
 
     def is_staged(self, spec: ConvTransposeSpec, form: Form) -> bool:
         """Whether inputs pass through registers on their way to shared memory, each by itself."""

@@ -251,10 +251,12 @@ class Window(MatrixFamily):
         """Return how much faster than others a tile has to be: the model knows boxes of Hopper."""
         return 1.0 if target.is_hopper else WORTH_UNMEASURED
 
-    def limits(self, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> str | None:
+    def limits(
+        self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
+    ) -> str | None:
         """Return why `tile` cannot run on `target`, None if it can."""
         if boxes_fit(spec, tile, target):
-            return None
+            return super().limits(spec, form, tile, target)
         return "boxes want a GPU since Hopper, channels of one group alone, and 16 positions a warp"
 
     def folds_batch(self, problem: Problem, form: Form, tile: Tile) -> bool:

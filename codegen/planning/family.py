@@ -223,7 +223,9 @@ class Family(abc.ABC):
         """Return how much faster than others a tile has to be by the model, to be taken."""
         return 1.0
 
-    def limits(self, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> str | None:
+    def limits(
+        self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
+    ) -> str | None:
         """Return why `tile` cannot run on `target` whatever it takes of an SM, None if it can."""
         return None
 

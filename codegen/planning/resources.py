@@ -30,7 +30,7 @@ def use_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -
 
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
     """Raise SpecError for a tile that no estimate can save: of a file of choices."""
-    if (reason := form.family.limits(spec, tile, target)) is not None:
+    if (reason := form.family.limits(spec, form, tile, target)) is not None:
         raise SpecError(
             f"{tile} of family {tile.family} cannot run on {target.name}: {reason}", "choices"
         )

@@ -97,9 +97,14 @@ def _clean(base: type[Any]) -> type[Any]:
         def run(self) -> None:
             from .build import generated_below  # sympy and jinja2 load here
 
-            with errors_end_the_build():
-                for path in generated_below(Path(self.build_lib)):
-                    remove(path)
+            # Where it is no folder of builds alone, what lies there may be the project's own.
+            library, builds = Path(self.build_lib).resolve(), Path("build").resolve()
+            base_folder = getattr(self.get_finalized_command("build"), "build_base", "build")
+            apart = {builds, Path(base_folder).resolve()} - {Path().resolve()}
+            if any(library.is_relative_to(each) for each in apart):
+                with errors_end_the_build():
+                    for path in generated_below(library):
+                        remove(path)
             super().run()
 
     return BuildPy

@@ -63,7 +63,9 @@ POINTWISE = (
     Pointwise(name="sigmoid", triton="tl.sigmoid({x})", torch="torch.sigmoid({x})"),
     Pointwise(
         name="clamp",
-        triton="tl.where({x} < {min}, {min}, tl.where({x} > {max}, {max}, {x}))",
+        # tl.where would take a bare number for float32, also beside float64.
+        triton="tl.where({x} < {min}, tl.full({x}.shape, {min}, {x}.dtype), "
+        "tl.where({x} > {max}, tl.full({x}.shape, {max}, {x}.dtype), {x}))",
         torch="torch.clamp({x}, {min}, {max})",
         parameters=(Parameter(name="min"), Parameter(name="max")),
     ),
