@@ -368,7 +368,7 @@ def test_what_is_emitted_is_compiled_before_it_is_timed(tmp_path, monkeypatch):
 def test_nothing_stands_between_the_answers(tmp_path):
     """Libraries print to stdout, from Python and from C; a line of theirs is no answer."""
     noisy = (
-        "import os; from convgen import benchworker as worker\n"
+        "import os; from convgen.measuring import worker\n"
         "def answer(line, folder):\n"
         "    print('noise'); os.system('echo noise')\n"
         "    return {'line': line}\n"

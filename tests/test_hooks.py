@@ -275,7 +275,7 @@ def test_the_wrapper_has_the_hooks_of_its_backend(tmp_path, monkeypatch, backend
         ("convgen:pep517", "is the backend that builds after convgen.pep517"),
         ("no_such_backend", "cannot use no_such_backend, .* No module named 'no_such_backend'"),
         ("plain_backend:other", "cannot use plain_backend:other, .* has no attribute 'other'"),
-        (":backend", "cannot use :backend"),
+        (":backend", "must be a backend such as .*, got ':backend'"),
     ],
 )
 def test_the_wrapper_says_what_it_cannot_delegate_to(tmp_path, monkeypatch, backend, message):

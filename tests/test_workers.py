@@ -112,7 +112,7 @@ def test_python_m_drops_the_folder_as_soon_as_it_can(trap, command):
 def test_every_process_is_started_so():
     """A new place that starts processes: start them as workers.py says, and test them above."""
     found = {}
-    for path in sorted(Path(convgen.__file__).parent.glob("*.py")):
+    for path in sorted(Path(convgen.__file__).parent.rglob("*.py")):
         text = path.read_text("utf-8")
         calls = re.findall(r"subprocess\.(?:run|Popen)|get_context|ProcessPoolExecutor\(", text)
         if calls:

@@ -63,11 +63,10 @@ POINTWISE = (
     Pointwise(name="sigmoid", triton="tl.sigmoid({x})", torch="torch.sigmoid({x})"),
     Pointwise(
         name="clamp",
-        # tl.where would take a bare number for float32, also beside float64.
-        triton="tl.where({x} < {min}, tl.full({x}.shape, {min}, {x}.dtype), "
-        "tl.where({x} > {max}, tl.full({x}.shape, {max}, {x}.dtype), {x}))",
+        triton="clamp({x}, {min}, {max})",
         torch="torch.clamp({x}, {min}, {max})",
         parameters=(Parameter(name="min"), Parameter(name="max")),
+        helper="clamp",
     ),
     Pointwise(
         name="add",
