@@ -352,4 +352,13 @@ def test_numbers_of_stages_are_of_the_layer_s_dtype():
         for value in node.args[1:]
     ]
     assert chosen
-    assert [ast.unparse(v) for v in chosen if isinstance(v, ast.Constant) and v.value] == []
+    constants = {
+        argument.arg
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for argument in node.args.args
+        if argument.annotation is not None
+    }
+    bare = [v for v in chosen if isinstance(v, ast.Constant) and v.value]
+    bare += [v for v in chosen if isinstance(v, ast.Name) and v.id in constants]
+    assert [ast.unparse(value) for value in bare] == []
