@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# sha256 of the other lines: 8902f1fc0d049633b7dcb67e2e60141c002d6523a91992dbf07ab00a6d1f0997
+# sha256 of the other lines: 4d42c0513f2a77f6e90216cf6e04b9dc94d318c7725d67e4056157e956a9dd5e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -39,7 +39,9 @@ TAPS_W = tl.constexpr((KW + 1) // PHASES)  # groups of inputs that a group reads
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # What the first call on a new problem times; Triton's interpreter takes the first as it stands.
@@ -75,7 +77,7 @@ MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 
 # Sizes that Triton has timed the configs for.
 TUNED = set()
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -211,15 +213,15 @@ def conv_transpose2d_kernel(
 
 @triton.jit(
     # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["C_IN", "C_OUT", "is_last"],
-    do_not_specialize_on_alignment=["C_IN", "C_OUT", "is_last"],
+    do_not_specialize=["C_IN", "C_OUT"],
+    do_not_specialize_on_alignment=["C_IN", "C_OUT"],
 )
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASES, C_IN]
     C_IN,
     C_OUT,
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
@@ -227,15 +229,20 @@ def conv_transpose2d_pack_kernel(
     where kw leads from an input to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
-    out_tiles = tl.cdiv(C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KH * PHASES * TAPS_W, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    out_tile = program % out_tiles
-    in_tile = program // out_tiles
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    in_tile = program // (out_tiles * tap_tiles)
     ci = in_tile * PACK_IN + tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     lane = slot % PHASES
     group_tap = (slot // PHASES) % TAPS_W
     outer_tap = slot // (PHASES * TAPS_W)
@@ -247,7 +254,7 @@ def conv_transpose2d_pack_kernel(
     # Pairs of an input and an output that no tap connects have the weight zero
     w_mask = (kw >= 0)[:, None, None]
     w_mask &= packed_mask
-    if is_last:
+    if IS_LAST:
         w_tap = tl.cast(outer_tap, tl.int64) * C_OUT * KW + tl.cast(kw, tl.int64) * C_OUT
         w_co = tl.cast(co, tl.int64)
         w_ci = tl.cast(ci, tl.int64) * C_OUT * KH * KW
@@ -354,28 +361,34 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_out * PHASES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (triton.cdiv(c_out, PACK_OUT.value) * triton.cdiv(c_in, PACK_IN.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (
+        triton.cdiv(12, tile_taps)
+        * triton.cdiv(c_out, tile_outs)
+        * triton.cdiv(c_in, PACK_IN.value),
+    )
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, c_in, c_out, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        sizes = (c_in, c_out)
+        sizes = (c_in, c_out, is_last)
         PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
@@ -634,7 +647,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dffc0a4073a392b8"
+NAMESPACE = "convgen_ac3ebe30e345ec8d"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

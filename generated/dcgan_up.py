@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# sha256 of the other lines: 65d4d8dd13ba7fa0566a2d5284441a7b45e1dd51a04180262be400ba12dead38
+# sha256 of the other lines: 6217cc12553eaf4995bec9aeb7bb688b2e616fb3d91707d4eef1a7f1d62c258b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -48,7 +48,9 @@ BLOCK_K = tl.constexpr(32)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(8)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -69,7 +71,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -167,31 +169,32 @@ def conv_transpose2d_kernel(
     tl.store(y_tile + y_lanes, tl.trans(acc).reshape(BLOCK_N * BLOCK_M), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH * KW, C_OUT, C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co, ci] = w[ci, co, kh, kw]
     """
-    out_tiles = tl.cdiv(C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KH * KW, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    out_tile = program % out_tiles
-    in_tile = program // out_tiles
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    in_tile = program // (out_tiles * tap_tiles)
     ci = in_tile * PACK_IN + tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    tap = tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    tap = tap_tile * tile_taps + tl.arange(0, tile_taps)
 
-    if is_last:
+    if IS_LAST:
         w_tap = tap * C_OUT
         w_ci = ci * (C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -291,28 +294,35 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (16, c_out, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (triton.cdiv(c_out, PACK_OUT.value) * triton.cdiv(c_in, PACK_IN.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (
+        triton.cdiv(16, tile_taps)
+        * triton.cdiv(c_out, tile_outs)
+        * triton.cdiv(c_in, PACK_IN.value),
+    )
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -556,7 +566,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9471a2b667cb7273"
+NAMESPACE = "convgen_2505edd81f5d4d1a"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# sha256 of the other lines: 28d37de1b3144aa32d71dc9a945b89cd32b6ff87ca8e158fb98f2f805633222e
+# sha256 of the other lines: 9206754a75dff247ebced963ae8b98169993e6b342f4ab0c11dfa8b11a501b02
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -78,7 +78,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 # The same for the input's gradient
 GRAD_PACKED = {}
@@ -626,7 +626,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_38ffafcb92ad6705"
+NAMESPACE = "convgen_ed960b27a5ba6cbc"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

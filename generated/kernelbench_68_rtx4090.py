@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 3926d139dfcc6dcee19a4d07a4aefab3ae33578737217ea4d5313137ddca41e7
+# sha256 of the other lines: 117000d5a23b17ec40cf65508aedeec1ad4a41301b57037711e4e080caae4930
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -46,7 +46,9 @@ BLOCK_K = tl.constexpr(32)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -67,7 +69,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -136,30 +138,31 @@ def conv_transpose3d_kernel(
     tl.store(y_tile + y_lanes, tl.trans(acc), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose3d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, C_OUT, KD, KH, KW]
     packed_ptr,  # *fp32 [KD * KH * KW, C_OUT, C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co, ci] = w[ci, co, kd, kh, kw]
     """
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    tap_tiles = tl.cdiv(KD * KH * KW, tile_taps)
+
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 5
-    out_tile = program // 5
+    tap_tile = program % tap_tiles
+    out_tile = program // tap_tiles
     ci = tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    tap = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    tap = tap_tile * tile_taps + tl.arange(0, tile_taps)
 
     packed_mask = (tap < KD * KH * KW)[:, None, None]
-    if is_last:
+    if IS_LAST:
         w_tap = tap * C_OUT
         w_ci = ci * (C_OUT * KD * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -260,28 +263,31 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (75, c_out, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (5 * triton.cdiv(c_out, PACK_OUT.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (triton.cdiv(75, tile_taps) * triton.cdiv(c_out, tile_outs),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -531,7 +537,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_6be47ffed5b3f6f8"
+NAMESPACE = "convgen_2a442afc5a6e72ea"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: ee331741a5b61edd6838ce2da8d16d36528a21fdcf87ee300f69147372e5b9f9
+# sha256 of the other lines: 4844e5d7050924ce0bef223d499b8283d3375e3040886a87e6f5d23b283565c3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -65,12 +65,16 @@ GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
 GRAD_PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
+GRAD_PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 GRAD_PACK_OUT = tl.constexpr(1)  # its output channels
+GRAD_PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that copies the input
@@ -96,7 +100,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
 COPIED = {}  # (device, shape) of an input that is copied: the launch
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 # The same for the input's gradient
 GRAD_PACKED = {}
@@ -267,32 +271,33 @@ def conv_transpose2d_input_gradient_kernel(
     tl.store(y_pointers + GRAD_W_OUT, swap_groups(acc_1, GRAD_PHASES))
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH * KW, C_OUT, C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co, ci] = w[ci, co, kh, kw]
     """
-    out_tiles = tl.cdiv(C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KH * KW, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    out_tile = program % out_tiles
-    in_tile = program // out_tiles
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    in_tile = program // (out_tiles * tap_tiles)
     ci = in_tile * PACK_IN + tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    tap = tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    tap = tap_tile * tile_taps + tl.arange(0, tile_taps)
 
     packed_mask = (tap < KH * KW)[:, None, None]
-    if is_last:
+    if IS_LAST:
         w_tap = tap * C_OUT
         w_ci = ci * (C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -307,15 +312,11 @@ def conv_transpose2d_pack_kernel(
     tl.store(packed_ptr + packed_lanes, round_to_tf32(w), mask=packed_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_for_gradient_kernel(
     w_ptr,  # *fp32 [GRAD_C_OUT, GRAD_C_IN, GRAD_KH, GRAD_KW]
     packed_ptr,  # *fp32 [taps, GRAD_C_OUT * GRAD_PHASES, GRAD_C_IN * GRAD_SPAN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight for the input's gradient, rounded to TF32.
 
@@ -323,15 +324,20 @@ def conv_transpose2d_pack_for_gradient_kernel(
     where kw leads from input `place` of a group to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
-    out_tiles = tl.cdiv(GRAD_C_OUT, GRAD_PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = GRAD_PACK_TAPS_LAST if IS_LAST else GRAD_PACK_TAPS
+    tile_outs: tl.constexpr = GRAD_PACK_OUT_LAST if IS_LAST else GRAD_PACK_OUT
+    out_tiles = tl.cdiv(GRAD_C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(GRAD_KH * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    out_tile = program % out_tiles
-    in_tile = program // out_tiles
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    in_tile = program // (out_tiles * tap_tiles)
     ci = in_tile * GRAD_PACK_IN + tl.arange(0, GRAD_PACK_IN)
-    co = out_tile * GRAD_PACK_OUT + tl.arange(0, GRAD_PACK_OUT)
-    slot = tl.arange(0, GRAD_PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     place = slot % GRAD_SPAN
     lane = (slot // GRAD_SPAN) % GRAD_PHASES
     group_tap = (slot // (GRAD_PHASES * GRAD_SPAN)) % GRAD_TAPS_W
@@ -343,7 +349,7 @@ def conv_transpose2d_pack_for_gradient_kernel(
     w_inside = (kw >= 0) & (kw < GRAD_KW)
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    if is_last:
+    if IS_LAST:
         w_tile = w_ptr + GRAD_C_IN * GRAD_KH * GRAD_KW - GRAD_C_IN
         w_tap = -outer_tap * (GRAD_C_IN * GRAD_KW) - kw * GRAD_C_IN
         w_co = co * (GRAD_C_IN * GRAD_KH * GRAD_KW)
@@ -479,28 +485,35 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (15, c_out, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (triton.cdiv(c_out, PACK_OUT.value) * triton.cdiv(c_in, PACK_IN.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (
+        triton.cdiv(15, tile_taps)
+        * triton.cdiv(c_out, tile_outs)
+        * triton.cdiv(c_in, PACK_IN.value),
+    )
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -509,28 +522,35 @@ def _pack_for_gradient(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = GRAD_PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_out, c_in = weight.shape[0], GROUPS * weight.shape[1]
     shape = (9, c_out * GRAD_PHASES.value, c_in // GROUPS * GRAD_SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (triton.cdiv(c_out, GRAD_PACK_OUT.value) * triton.cdiv(c_in, GRAD_PACK_IN.value),)
+    tile_taps = (GRAD_PACK_TAPS_LAST if is_last else GRAD_PACK_TAPS).value
+    tile_outs = (GRAD_PACK_OUT_LAST if is_last else GRAD_PACK_OUT).value
+    grid = (
+        triton.cdiv(36, tile_taps)
+        * triton.cdiv(c_out, tile_outs)
+        * triton.cdiv(c_in, GRAD_PACK_IN.value),
+    )
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_for_gradient_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(GRAD_PACKED) < MOST_LAUNCHED:
-        GRAD_PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        GRAD_PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -827,7 +847,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3e41f8d7baf52626"
+NAMESPACE = "convgen_d35bfa956034ddf0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 2b4b39fd38b802588a111110ca538eb613f3b0e2c28d1d31bde3c75fc9afb463
+# sha256 of the other lines: aa1a8d2acc000f0726a37747b79b42321d2859af4dd43c48b0cd98e1860bbe4f
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -60,7 +60,9 @@ BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(8)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -81,7 +83,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -236,15 +238,11 @@ def conv_transpose3d_kernel(
     tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASES))
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose3d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, GROUP_C_OUT, KD, KH, KW]
     packed_ptr,  # *fp32 [KD * KH * TAPS_W, C_OUT * PHASES, GROUP_C_IN * SPAN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
@@ -252,16 +250,20 @@ def conv_transpose3d_pack_kernel(
     where kw leads from input `place` of a group to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
-    out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(GROUP_C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KD * KH * PHASES * SPAN * TAPS_W, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 6
-    out_tile = (program // 6) % out_tiles
-    group = program // (6 * out_tiles)
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    group = program // (out_tiles * tap_tiles)
     ci = tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASES
     group_tap = (slot // (PHASES * SPAN)) % TAPS_W
@@ -274,7 +276,7 @@ def conv_transpose3d_pack_kernel(
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
     w_tile = w_ptr + group * (GROUP_C_IN * GROUP_C_OUT * KD * KH * KW)
-    if is_last:
+    if IS_LAST:
         w_tap = outer_tap * (GROUP_C_OUT * KW) + kw * GROUP_C_OUT
         w_ci = ci * (GROUP_C_OUT * KD * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -385,28 +387,31 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (45, c_out * PHASES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (24 * triton.cdiv(c_out // GROUPS, PACK_OUT.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (4 * triton.cdiv(360, tile_taps) * triton.cdiv(c_out // GROUPS, tile_outs),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -656,7 +661,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d33c735141c0a069"
+NAMESPACE = "convgen_113dbb8fb8e4791c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

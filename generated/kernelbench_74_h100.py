@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: 1ff5160ba572f40ab5e28add3946250f1bb7f433109997b6ef488ad64f22f9ad
+# sha256 of the other lines: 5d39e8f9f82c18df7ae15455bbe68c9d284669a944fa1ac1d604f2a529f9831a
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -78,7 +78,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 # The same for the input's gradient
 GRAD_PACKED = {}
@@ -622,7 +622,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_5a621e371953ca1c"
+NAMESPACE = "convgen_020b0324216a1280"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

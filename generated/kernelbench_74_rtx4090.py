@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 4afd2c0d7ec039f6ce7ef4c32c91e4bc4a3996dcb7c03ee84679c40d69ec3321
+# sha256 of the other lines: 5d15791e1aa39d554f5b4183df3e26d356740ec4ceb289912ef9c73a85564439
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -61,7 +61,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -467,7 +467,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7008e21b462085a4"
+NAMESPACE = "convgen_0e400915dce7609b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

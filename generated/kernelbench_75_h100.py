@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: f13c0d11b982b4000c2185885ad1354ca719628bf60b00f9172dd634a269d574
+# sha256 of the other lines: e8b900e80b5204815258f98ba0ac16bab532d131cee5bc4febf561461cd35ebe
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -56,7 +56,9 @@ BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(8)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -77,7 +79,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -228,15 +230,11 @@ def conv_transpose2d_kernel(
     tl.store(y_pointers + 3 * W_OUT, swap_groups(acc_3, PHASE_LANES), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, GROUP_C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASE_LANES, GROUP_C_IN * SPAN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
@@ -244,16 +242,20 @@ def conv_transpose2d_pack_kernel(
     where kw leads from input `place` of a group to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
-    out_tiles = tl.cdiv(GROUP_C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(GROUP_C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KH * PHASE_LANES * SPAN * TAPS_W, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 2
-    out_tile = (program // 2) % out_tiles
-    group = program // (2 * out_tiles)
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    group = program // (out_tiles * tap_tiles)
     ci = tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     place = slot % SPAN
     lane = (slot // SPAN) % PHASE_LANES
     group_tap = (slot // (PHASE_LANES * SPAN)) % TAPS_W
@@ -267,7 +269,7 @@ def conv_transpose2d_pack_kernel(
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
     w_tile = w_ptr + group * (GROUP_C_IN * GROUP_C_OUT * KH * KW)
-    if is_last:
+    if IS_LAST:
         w_tap = outer_tap * (GROUP_C_OUT * KW) + kw * GROUP_C_OUT
         w_ci = ci * (GROUP_C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -383,28 +385,31 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_out * PHASE_LANES.value, c_in // GROUPS * SPAN.value)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (8 * triton.cdiv(c_out // GROUPS, PACK_OUT.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (4 * triton.cdiv(96, tile_taps) * triton.cdiv(c_out // GROUPS, tile_outs),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -643,7 +648,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_30ea26d370eeed0b"
+NAMESPACE = "convgen_d2d2b14a34976944"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

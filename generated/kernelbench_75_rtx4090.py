@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 1149d40e6bb374d3b647af1127001973a5816b9451b2e5f4a6807d018d5df3c1
+# sha256 of the other lines: 283c4bf905ed144758e3392587a31b2b538caa73a2e2ff7e2e872d3993a91315
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -52,6 +52,7 @@ BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(16)  # its output channels
 PACK_IN = tl.constexpr(8)  # its input channels
 
@@ -73,7 +74,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -172,15 +173,11 @@ def conv_transpose2d_kernel(
     tl.store(y_pointers, swap_groups(acc, PHASE_LANES), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, GROUP_C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH * TAPS_W, C_OUT * PHASE_LANES, GROUP_C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
@@ -188,13 +185,17 @@ def conv_transpose2d_pack_kernel(
     where kw leads from an input to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tap_tiles = tl.cdiv(KH * PHASE_LANES * TAPS_W, tile_taps)
+
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 2
-    group = program // 2
+    tap_tile = program % tap_tiles
+    group = program // tap_tiles
     ci = tl.arange(0, PACK_IN)
     co = tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     lane = slot % PHASE_LANES
     group_tap = (slot // PHASE_LANES) % TAPS_W
     outer_tap = slot // (PHASE_LANES * TAPS_W)
@@ -207,7 +208,7 @@ def conv_transpose2d_pack_kernel(
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
     w_tile = w_ptr + group * (GROUP_C_IN * GROUP_C_OUT * KH * KW)
-    if is_last:
+    if IS_LAST:
         w_tap = outer_tap * (GROUP_C_OUT * KW) + kw * GROUP_C_OUT
         w_ci = ci * (GROUP_C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -315,28 +316,30 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (6, c_out * PHASE_LANES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (8,)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    grid = (4 * triton.cdiv(24, tile_taps),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -586,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4fe26f9bf93b4e57"
+NAMESPACE = "convgen_58e11c3298ab6c75"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: a574d3ecc8436efce1a7f6c3be43ead2a4085c5221886d218e777ca3627bee65
+# sha256 of the other lines: efdcd125145c00932477b08554127b43abcd436932e04829c898d46e812fadf8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -51,7 +51,9 @@ BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -72,7 +74,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -179,15 +181,11 @@ def conv_transpose2d_kernel(
     tl.store(y_pointers, swap_groups(acc, PHASE_LANES), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp32 [C_IN, C_OUT, KH, KW]
     packed_ptr,  # *fp32 [KH, C_OUT * PHASE_LANES, C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight, rounded to TF32.
 
@@ -195,13 +193,18 @@ def conv_transpose2d_pack_kernel(
     where kw leads from an input to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    tap_tiles = tl.cdiv(KH * PHASE_LANES, tile_taps)
+
     # The tile of this program
     program = tl.program_id(0)
-    tap_tile = program % 2
-    out_tile = program // 2
+    tap_tile = program % tap_tiles
+    out_tile = program // tap_tiles
     ci = tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tap_tile * PACK_TAPS + tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     lane = slot % PHASE_LANES
     outer_tap = slot // PHASE_LANES
     kw = lane // DILATION_W
@@ -213,7 +216,7 @@ def conv_transpose2d_pack_kernel(
     w_inside &= lane < PHASES
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
-    if is_last:
+    if IS_LAST:
         w_tap = outer_tap * (C_OUT * KW) + kw * C_OUT
         w_ci = ci * (C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -316,28 +319,31 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float32)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (3, c_out * PHASE_LANES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    grid = (2 * triton.cdiv(c_out, PACK_OUT.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (triton.cdiv(24, tile_taps) * triton.cdiv(c_out, tile_outs),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -576,7 +582,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2cfa6c633ce374dc"
+NAMESPACE = "convgen_5a7780c79205b2be"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# sha256 of the other lines: acd3aff90d7f3ffa81822b3a5dc96d662ed228e9e9fb767beeeca26f7240414c
+# sha256 of the other lines: 0f9a331bf44d7cb6e008acf66b84b63528facc1e62ff5acebf2305e1fcc98230
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -60,7 +60,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -470,7 +470,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d4a4fcd81b4372aa"
+NAMESPACE = "convgen_01fc8e8ab4e07623"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

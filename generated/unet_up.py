@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: 510b5e508c6d1ec30bfec968ef2b9dea5a86dd83d67d3098643845cec0e36521
+# sha256 of the other lines: cf7e394383009f7fbf9167f1287124ff765d6134a8b85439e1d4c7933d610941
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -38,7 +38,9 @@ BLOCK_K = tl.constexpr(32)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(4)  # slots of a tile that is packed: tap x output lane x input place
+PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(16)  # its output channels
+PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -59,7 +61,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Launches that were made, by kind of call: they repeat in less time than Triton's own.
 MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
 LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype) of a weight: shape and strides of the packed one, the launch, its sizes
+# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
 PACKED = {}
 
 # ---- kernels ----
@@ -149,15 +151,11 @@ def conv_transpose2d_kernel(
     tl.store(y_pointers, swap_groups(acc, PHASES).to(tl.float16), mask=y_mask)
 
 
-@triton.jit(
-    # One compiled kernel serves every size: no variant for 1, none for multiples of 16.
-    do_not_specialize=["is_last"],
-    do_not_specialize_on_alignment=["is_last"],
-)
+@triton.jit
 def conv_transpose2d_pack_kernel(
     w_ptr,  # *fp16 [C_IN, C_OUT, KH, KW]
     packed_ptr,  # *fp16 [KH, C_OUT * PHASES, C_IN]
-    is_last,  # 1 for a weight in channels_last, else 0
+    IS_LAST: tl.constexpr,  # the weight is in channels_last, else contiguous
 ):
     """Pack one tile of the weight.
 
@@ -165,19 +163,24 @@ def conv_transpose2d_pack_kernel(
     where kw leads from an input to output `lane` of a group,
     `group_tap` groups before the last that it reaches
     """
-    out_tiles = tl.cdiv(C_OUT, PACK_OUT)
+    # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
+    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    out_tiles = tl.cdiv(C_OUT, tile_outs)
+    tap_tiles = tl.cdiv(KH * PHASES, tile_taps)
 
     # The tile of this program
     program = tl.program_id(0)
-    out_tile = program % out_tiles
-    in_tile = program // out_tiles
+    tap_tile = program % tap_tiles
+    out_tile = (program // tap_tiles) % out_tiles
+    in_tile = program // (out_tiles * tap_tiles)
     ci = in_tile * PACK_IN + tl.arange(0, PACK_IN)
-    co = out_tile * PACK_OUT + tl.arange(0, PACK_OUT)
-    slot = tl.arange(0, PACK_TAPS)
+    co = out_tile * tile_outs + tl.arange(0, tile_outs)
+    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
     lane = slot % PHASES
     outer_tap = slot // PHASES
 
-    if is_last:
+    if IS_LAST:
         w_tap = outer_tap * (C_OUT * KW) + lane * C_OUT
         w_ci = ci * (C_OUT * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
@@ -283,28 +286,35 @@ def _pack(weight):
     # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
-    is_last = int(not weight.is_contiguous() and weight.is_contiguous(memory_format=last))
+    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
     weight = weight if is_last else weight.contiguous()
     device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
+    call = device, weight.shape, weight.dtype, is_last
     again = PACKED.get(call)
     aligned = w_ptr % 16 == 0
     if again is not None and aligned and torch._C._cuda_getDevice() == device:
         shape, stride, run, programs, kernel, sizes = again
         packed = _empty_strided_cuda(shape, stride, torch.float16)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes, is_last)
+        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
         return packed
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (2, c_out * PHASES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float16, device=weight.device)
-    grid = (triton.cdiv(c_out, PACK_OUT.value) * triton.cdiv(c_in, PACK_IN.value),)
+    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
+    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
+    grid = (
+        triton.cdiv(4, tile_taps)
+        * triton.cdiv(c_out, tile_outs)
+        * triton.cdiv(c_in, PACK_IN.value),
+    )
     with torch.cuda.device_of(weight):
         compiled = conv_transpose2d_pack_kernel[grid](
             weight, packed, is_last, num_warps=4, enable_fp_fusion=True
         )
     if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
+        sizes = (is_last,)
+        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
     return packed
 
 
@@ -553,7 +563,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_cdb71e79d2f69c9a"
+NAMESPACE = "convgen_f6265da0c7f89999"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -27,6 +27,7 @@ KERNEL = "_kernel"  # what the kernel's name ends with
 STAGES = "_num_stages"  # what decides about the stages of a launch, templates/parts/stages.jinja
 HOPPER = 9
 _POINTER = "_ptr"
+_FLAG = "IS_"  # what an argument starts with that is True or False; compiled as False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     function = names[launch.kernel]
     configs = getattr(function, "configs", None)  # of a kernel that is tuned, and of no other
     tensor = MockTensor(getattr(tl, dtype))
-    given = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
+    given: dict[str, Any] = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
+    given |= {a: False for a in launch.arguments if a.startswith(_FLAG)}
     for argument, box in _read_boxes(text, names).items():
         if argument in given:
             strides = [16] * (len(box) - 1) + [1]  # any, as the shape: machine code has neither

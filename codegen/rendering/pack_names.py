@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer, Symbol
 
-from ..geometry.problem import NOMINAL_CHANNELS
 from ..kernels.builder import ONE, Kernel, define_program
 from ..kernels.packing import (
     grouped_reach,
@@ -25,38 +24,28 @@ from ..kernels.packing import (
 )
 from ..kernels.texts import AccessText
 from ..language.spec import MEMORY_FORMATS
-from ..planning.plan import GridCoordinate, KernelPlan
+from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate, Mask, masks_of, unflatten
 from ..symbolic.lines import call_text
 from ..symbolic.scribe import Scribe
-from ..symbolic.sizes import AXES, Size, Sizes
+from ..symbolic.sizes import AXES, Sizes
 from .host_sizes import HostNames, grid_text
 from .kernel_names import TRITON_DTYPES, cast, packed_shape
+from .pack_tiles import (
+    SLOTS,
+    block_lines,
+    block_name,
+    constant_lines,
+    extent_lines,
+    grid_of,
+    slot_count,
+    tile_of,
+    with_slots,
+    with_tiles,
+)
 from .size_lines import list_text, size_lines
 
 ORDER = ("tap", "co", "ci")  # dimensions of a tile
-# Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
-# of a few outputs side by side, one in channels_last the outputs of a tap.
-MOST_INPUTS = 32
-MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
-ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
-LARGE = 2**19  # elements of a weight
-
-
-# What the first axis of a tile that is packed counts, by the name of its coordinate.
-SLOTS = {
-    "tap": "taps of a tile that is packed",
-    "slot": "slots of a tile that is packed: tap x output lane x input place",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class PackTile:
-    """What a program packs: taps, output channels and input channels, powers of two."""
-
-    taps: int
-    outputs: int
-    inputs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +61,14 @@ class PackText:
         constants: the lines of the extents of a tile.
         arguments, argument_names: sizes of run time; the names of all arguments but the tensors as
             a list, empty for none.
-        locals: the lines of the numbers of tiles, where the program's place needs them.
+        locals: the lines of the tile's extents, where they depend on the weight's layout, and of
+            the numbers of tiles, where the program's place needs them.
         program_lines, lane_lines: the program's coordinates, and the elements of its tile.
         packed: where they lie in the packed weight.
-        w: where they lie in a contiguous weight; w_last: in one in channels_last, None where torch
-            has no such layout; w_base: the line of the tile's pointer that the two share, if any.
+        w: where they lie in a contiguous weight; w_last: in one in channels_last, None where that
+            is no other layout; w_base: the line of the tile's pointer that the two share, if any.
+        extent_lines: where the tile's extents depend on the weight's layout, the lines of the
+            launch that choose them.
         zero_lines: the lines of the mask of elements that have a weight; empty if all have one.
         masked: elements of a tile may lie outside the weight.
         value: an element as it is packed.
@@ -107,6 +99,7 @@ class PackText:
     w_base: str | None
     w: AccessText
     w_last: AccessText | None
+    extent_lines: tuple[str, ...]
     zero_lines: tuple[str, ...]
     masked: bool
     value: str
@@ -122,9 +115,9 @@ class PackText:
 
 def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     """Return the names of the templates that pack the weight, and the sizes that they read."""
-    tile = _tile(plan, sizes)
-    sizes, tap_tiles = _with_tiles(plan, sizes, tile)
-    grid = _grid(sizes, tap_tiles)
+    tile, slots = tile_of(plan, sizes), slot_count(plan)
+    sizes = with_tiles(plan, sizes, tile)
+    grid = grid_of(sizes)
     kernel = Kernel(
         dataclasses.replace(plan, grid=(grid,)), sizes, Scribe(sizes.space, checked=False)
     )
@@ -132,14 +125,15 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     define_program(kernel, program)
     lanes: list[str] = []
     ci = _lane(kernel, lanes, "ci", "in_tile", "PACK_IN")
-    co = _lane(kernel, lanes, "co", "out_tile", "PACK_OUT")
+    co = _lane(kernel, lanes, "co", "out_tile", block_name(tile, "PACK_OUT"))
     slot = "tap" if packed_grouping(plan) is None else "slot"
-    tap = _lane(kernel, lanes, slot, "tap_tile", "PACK_TAPS")
+    most = -(-slots // tile.taps) * tile.taps  # more than there are in smaller tiles
+    tap = _lane(kernel, lanes, slot, "tap_tile", block_name(tile, "PACK_TAPS"), most - 1)
     packed, kernel_index, zeros = _taps(kernel, lanes, tap, co, ci)
     first = kernel.access("packed", packed, ORDER)
     weights = [
         kernel.access("w", _weight(kernel, co, ci, kernel_index, last=last), ORDER, indent=8)
-        for last in (False, True)[: 1 + (plan.spec.rank in MEMORY_FORMATS)]
+        for last in (False, True)[: 1 + (tile.last is not None)]
     ]
     zero_lines = kernel.scribe.mask_lines("w_mask", zeros, ORDER)
     if zero_lines and first.masked:
@@ -147,11 +141,9 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     base = weights[0].base if len({weight.base for weight in weights}) == 1 else None
     if base is not None:  # once, before the branch
         weights = [dataclasses.replace(weight, base=None) for weight in weights]
-    host = HostNames(kernel.plan, sizes)
+    host = HostNames(kernel.plan, with_slots(sizes, slots))
     _, arguments, local_lines = size_lines(sizes, kernel.scribe)
-    extents = host.launch_sizes(arguments)
-    numbers = (*extents, *["is_last"] * (len(weights) - 1))
-    names = (*arguments, *["is_last"] * (len(weights) - 1))
+    extents = (*host.launch_sizes(arguments), *["is_last"] * (tile.last is not None))
     back, p = bool(plan.prefix), plan.prefix
     grouping, op = packed_grouping(plan), f"conv_transpose{plan.spec.rank}d"
     name = f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel"
@@ -164,20 +156,17 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         triton_dtype=TRITON_DTYPES[plan.spec.dtype],
         w_shape=_weight_shape(plan),
         packed_shape=packed_shape(plan),
-        constants=(
-            f"{p}PACK_TAPS = tl.constexpr({tile.taps})  # {SLOTS[slot]}",
-            f"{p}PACK_OUT = tl.constexpr({tile.outputs})  # its output channels",
-            f"{p}PACK_IN = tl.constexpr({tile.inputs})  # its input channels",
-        ),
+        constants=constant_lines(tile, p, SLOTS[slot]),
         arguments=arguments,
-        argument_names=list_text(names) if names else "",
-        locals=local_lines,
+        argument_names=list_text(arguments) if arguments else "",
+        locals=(*block_lines(tile, p), *local_lines),
         program_lines=tuple(program),
         lane_lines=tuple(lanes),
         packed=first,
         w_base=base,
         w=weights[0],
-        w_last=weights[1] if len(weights) > 1 else None,
+        w_last=weights[1] if tile.last else None,
+        extent_lines=extent_lines(tile, p, host.extent(grid)),
         zero_lines=tuple(zero_lines),
         masked=first.masked,
         value=_value(plan),
@@ -189,7 +178,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         grid=grid_text([host.extent(grid)], tuned=False),
         launch=call_text(
             f"compiled = {name}[grid]",
-            ("weight", "packed", *numbers, "num_warps=4", "enable_fp_fusion=True"),
+            ("weight", "packed", *extents, "num_warps=4", "enable_fp_fusion=True"),
             indent=8,
         ),
         sizes=f"({', '.join(extents)}{',' * (len(extents) == 1)})",
@@ -197,60 +186,21 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     return text, kernel.scribe.used
 
 
-def _tile(plan: KernelPlan, sizes: Sizes) -> PackTile:
-    """Return the tile: a line of input channels, and neighbours in memory of all their weights."""
-    slots, span = packed_taps(plan), 1
-    if (grouping := packed_grouping(plan)) is not None:
-        slots, span = slots * grouping.lanes * grouping.span, grouping.span
-    known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
-    group_in, group_out = (NOMINAL_CHANNELS if size is None else size for size in known)
-    taps = min(_power_of_two(slots), MOST_TAPS[span])
-    inputs = min(_power_of_two(group_in), MOST_INPUTS)
-    most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]
-    outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))
-    return PackTile(taps, outputs, inputs)
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << (least - 1).bit_length()
-
-
-def _with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> tuple[Sizes, int]:
-    """Return the sizes with those of the tiles, and how many tiles the taps take."""
-    table, space, p = list(sizes.table), sizes.space, plan.prefix
-    for name, extent, block, each in (
-        ("in_tiles", sizes.group_in, "PACK_IN", tile.inputs),
-        ("out_tiles", sizes.group_out, "PACK_OUT", tile.outputs),
-    ):
-        known = space.number(extent)
-        count = None if known is None else -(-known // each)
-        table += [Size(block, each, prefix=p), Size(name, count, extent, block, prefix=p)]
-    table.append(Size("PACK_TAPS", tile.taps, prefix=p))
-    grouping, slots = packed_grouping(plan), packed_taps(plan)
-    slots *= grouping.lanes * grouping.span if grouping else 1
-    return dataclasses.replace(sizes, table=tuple(table)), -(-slots // tile.taps)
-
-
-def _grid(sizes: Sizes, tap_tiles: int) -> tuple[GridCoordinate, ...]:
-    """Return what numbers the programs: those that run together read the same lines of memory."""
-    first = GridCoordinate("in_tile", sizes.named("in_tiles"))
-    every = (
-        GridCoordinate("tap_tile", Integer(tap_tiles)),
-        GridCoordinate("out_tile", sizes.named("out_tiles")),
-        first,
-        GridCoordinate("group", Integer(sizes.groups)),
-    )
-    return tuple(each for each in every if sizes.space.number(each.extent) != 1) or (first,)
-
-
-def _lane(kernel: Kernel, lines: list[str], name: str, coordinate: str, block: str) -> Symbol:
-    """Define the lanes over a block, of this program's tile."""
+def _lane(
+    kernel: Kernel,
+    lines: list[str],
+    name: str,
+    coordinate: str,
+    block: str,
+    high: Expr | int | None = None,
+) -> Symbol:
+    """Define the lanes over a block, of this program's tile; `high` is the highest of all tiles."""
     each = kernel.sizes.named(block)
     kernel.scribe.used.add(each)
     start = kernel.coordinate(coordinate) * each
     begin = f"{kernel.scribe.text(start)} + " if start != 0 else ""
     lines.append(f"{name} = {begin}tl.arange(0, {each})")
-    high = kernel.scribe.space.bounds(start).high + each - 1
+    high = kernel.scribe.space.bounds(start).high + each - 1 if high is None else high
     return kernel.scribe.name(name, 0, high, "tap" if coordinate == "tap_tile" else name)
 
 

@@ -1,0 +1,184 @@
+"""The tiles of the kernel that packs the weight: their extents, how many there are, their grid.
+
+Stage 5, part of render, beside pack_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel;
+output: a `PackTile`, the sizes with those of the tiles, and the coordinates of the launch grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from sympy import Expr, Integer
+
+from ..geometry.problem import NOMINAL_CHANNELS
+from ..kernels.builder import ONE
+from ..kernels.packing import packed_grouping, packed_taps
+from ..language.spec import MEMORY_FORMATS
+from ..planning.plan import GridCoordinate, KernelPlan
+from ..symbolic.sizes import AXES, Size, Sizes
+
+# Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
+# of a few outputs side by side, one in channels_last the outputs of a tap: each has a tile of its
+# own. Measured on an H200: 11 layers, 60 tiles each, 2026-11-30.
+MOST_INPUTS = 32
+MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
+ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
+LARGE = 2**19  # elements of a weight
+OUTPUTS_LAST = 32  # of a tile in channels_last, and of a kernel of one tap
+
+# What the first axis of a tile that is packed counts, by the name of its coordinate.
+SLOTS = {
+    "tap": "taps of a tile that is packed",
+    "slot": "slots of a tile that is packed: tap x output lane x input place",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PackTile:
+    """What a program packs: taps, output channels and input channels, powers of two.
+
+    Attributes:
+        taps, outputs, inputs: of a contiguous weight.
+        last: taps and output channels of one in channels_last, None where that is no other.
+    """
+
+    taps: int
+    outputs: int
+    inputs: int
+    last: tuple[int, int] | None
+
+
+def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
+    """Return the tile: a line of input channels, and neighbours in memory of all their weights."""
+    slots, grouping = slot_count(plan), packed_grouping(plan)
+    span = 1 if grouping is None else grouping.span
+    known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
+    group_in, group_out = (NOMINAL_CHANNELS if size is None else size for size in known)
+    taps = min(_power_of_two(slots), MOST_TAPS[span])
+    inputs = min(_power_of_two(group_in), MOST_INPUTS)
+    most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]
+    if slots == 1:
+        most = OUTPUTS_LAST * inputs
+    outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))
+    if plan.spec.rank not in MEMORY_FORMATS or math.prod(plan.spec.kernel_size) == 1:
+        return PackTile(taps, outputs, inputs, None)
+    wide = max(outputs, min(_power_of_two(group_out), OUTPUTS_LAST))
+    if group_out % outputs == 0:  # no tile of the other passes the last channel: nor do these
+        wide = math.gcd(group_out, wide)
+    return PackTile(taps, outputs, inputs, (min(taps, span), wide))
+
+
+def slot_count(plan: KernelPlan) -> int:
+    """Return what the first axis of a tile counts along: the taps, and with groups their lanes."""
+    slots, grouping = packed_taps(plan), packed_grouping(plan)
+    return slots if grouping is None else slots * grouping.lanes * grouping.span
+
+
+def _two(tile: PackTile) -> dict[str, tuple[int, str]]:
+    """Return the extents that depend on the weight's layout, by the constant of a contiguous one.
+
+    Each with its value in channels_last, and with what kernel and launch call the one they take.
+    """
+    if tile.last is None:
+        return {}
+    rows = {
+        "PACK_TAPS": (tile.taps, tile.last[0], "tile_taps"),
+        "PACK_OUT": (tile.outputs, tile.last[1], "tile_outs"),
+    }
+    return {name: (last, local) for name, (own, last, local) in rows.items() if own != last}
+
+
+def block_name(tile: PackTile, constant: str) -> str:
+    """Return what the kernel calls an extent of its tile: one of two, or the constant itself."""
+    two = _two(tile)
+    return two[constant][1] if constant in two else constant
+
+
+def block_lines(tile: PackTile, prefix: str) -> tuple[str, ...]:
+    """Return the lines of the kernel that choose one of two extents by the weight's layout."""
+    lines = [
+        f"{local}: tl.constexpr = {prefix}{constant}_LAST if IS_LAST else {prefix}{constant}"
+        for constant, (_, local) in _two(tile).items()
+    ]
+    why = "# Neighbours in memory are channels of a tap in channels_last, else taps of a channel"
+    return (why, *lines) if lines else ()
+
+
+def extent_lines(tile: PackTile, prefix: str, grid: str) -> tuple[str, ...]:
+    """Return the lines of the launch that do the same, for those that its `grid` counts by."""
+    return tuple(
+        f"{local} = ({prefix}{constant}_LAST if is_last else {prefix}{constant}).value"
+        for constant, (_, local) in _two(tile).items()
+        if local in grid
+    )
+
+
+def constant_lines(tile: PackTile, prefix: str, slots: str) -> tuple[str, ...]:
+    """Return the lines of the tile's extents."""
+    rows = (
+        ("PACK_TAPS", tile.taps, slots),
+        ("PACK_OUT", tile.outputs, "its output channels"),
+        ("PACK_IN", tile.inputs, "its input channels"),
+    )
+    two, lines = _two(tile), []
+    for name, value, what in rows:
+        lines.append(f"{prefix}{name} = tl.constexpr({value})  # {what}")
+        if name in two:
+            last = f"{prefix}{name}_LAST = tl.constexpr({two[name][0]})"
+            lines.append(f"{last}  # the same of a weight in channels_last")
+    return tuple(lines)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> Sizes:
+    """Return the sizes with those of the tiles.
+
+    Of the two numbers that an extent may be the larger number of tiles counts, which is that of
+    the smaller tile: taps of channels_last, outputs of a contiguous weight.
+    """
+    table, space, p = list(sizes.table), sizes.space, plan.prefix
+    taps = tile.taps if tile.last is None else tile.last[0]
+    for name, extent, block, each in (
+        ("in_tiles", sizes.group_in, "PACK_IN", tile.inputs),
+        ("out_tiles", sizes.group_out, block_name(tile, "PACK_OUT"), tile.outputs),
+        ("tap_tiles", _slots_by_name(plan, sizes), block_name(tile, "PACK_TAPS"), taps),
+    ):
+        known = slot_count(plan) if name == "tap_tiles" else space.number(extent)
+        count = None if known is None else -(-known // each)
+        table += [Size(block, each, prefix=p), Size(name, count, extent, block, prefix=p)]
+    return dataclasses.replace(sizes, table=tuple(table))
+
+
+def _slots_by_name(plan: KernelPlan, sizes: Sizes) -> Expr:
+    """Return `_slots` as a product of sizes."""
+    extents = [sizes.named(f"K{letter.upper()}") for letter in AXES[plan.spec.rank]]
+    if packed_grouping(plan) is None:
+        return math.prod(extents)
+    taps = sizes.kernel(sizes.rank - 1)
+    return math.prod(extents[:-1], start=ONE) * taps * sizes.lanes * sizes.span
+
+
+def with_slots(sizes: Sizes, slots: int) -> Sizes:
+    """Return the sizes as the launch has them, where the slots are a number."""
+    table = (
+        dataclasses.replace(size, definition=Integer(slots)) if size.name == "tap_tiles" else size
+        for size in sizes.table
+    )
+    return dataclasses.replace(sizes, table=tuple(table))
+
+
+def grid_of(sizes: Sizes) -> tuple[GridCoordinate, ...]:
+    """Return what numbers the programs: those that run together read the same lines of memory."""
+    first = GridCoordinate("in_tile", sizes.named("in_tiles"))
+    every = (
+        GridCoordinate("tap_tile", sizes.named("tap_tiles")),
+        GridCoordinate("out_tile", sizes.named("out_tiles")),
+        first,
+        GridCoordinate("group", Integer(sizes.groups)),
+    )
+    return tuple(each for each in every if sizes.space.number(each.extent) != 1) or (first,)
