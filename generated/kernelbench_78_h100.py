@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 476e342012d8ea77634cb74f0b9089bb50162da2b904f4fdfd5d544e45ed970b
+# sha256 of the other lines: e53312538e45e8166b6d28806c4b1b144988a769f72a9381124e830b9bc0120f
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -78,14 +78,14 @@ GRAD_BLOCK_K = tl.constexpr(8)  # input channels of a step
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
 PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(1)  # its output channels
-PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
+PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
 GRAD_PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
 GRAD_PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 GRAD_PACK_OUT = tl.constexpr(1)  # its output channels
-GRAD_PACK_OUT_LAST = tl.constexpr(32)  # the same of a weight in channels_last
+GRAD_PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
 
 # What this file was generated for; None is any size.
@@ -908,7 +908,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ce249f17d4aac973"
+NAMESPACE = "convgen_0d736c104930bee1"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -9,6 +9,7 @@ torch's own layer says whether it is.
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -153,6 +154,7 @@ def test_an_edited_weight_counts_in_a_graph_that_is_replayed(name, edit, load):
     captured = torch.no_grad()(layer)
     emitted.check(captured, layer)
     layer.eval().freeze()  # which must not count in it
+    gc.collect()  # no graph of an earlier test may be freed during the capture: that ends it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = captured(emitted.x)

@@ -26,7 +26,7 @@ MOST_INPUTS = 32
 MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
 ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
 LARGE = 2**19  # elements of a weight
-OUTPUTS_LAST = 32  # of a tile in channels_last, and of a kernel of one tap
+ELEMENTS_LAST = 1024  # of a tile in channels_last, and of a kernel of one tap
 
 # What the first axis of a tile that is packed counts, by the name of its coordinate.
 SLOTS = {
@@ -60,14 +60,15 @@ def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
     inputs = min(_power_of_two(group_in), MOST_INPUTS)
     most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]
     if slots == 1:
-        most = OUTPUTS_LAST * inputs
+        most = ELEMENTS_LAST
     outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))
     if plan.spec.rank not in MEMORY_FORMATS or math.prod(plan.spec.kernel_size) == 1:
         return PackTile(taps, outputs, inputs, None)
-    wide = max(outputs, min(_power_of_two(group_out), OUTPUTS_LAST))
+    least = min(taps, span)  # a tap, with the inputs of a group that it has side by side
+    wide = max(outputs, min(_power_of_two(group_out), ELEMENTS_LAST // (least * inputs)))
     if group_out % outputs == 0:  # no tile of the other passes the last channel: nor do these
         wide = math.gcd(group_out, wide)
-    return PackTile(taps, outputs, inputs, (min(taps, span), wide))
+    return PackTile(taps, outputs, inputs, (least, wide))
 
 
 def slot_count(plan: KernelPlan) -> int:
