@@ -107,9 +107,8 @@ def _groups(grouping: Grouping) -> Rows:
 
 def _index(plan: KernelPlan) -> Rows:
     sizes = plan.sizes
-    context = plan.family.context(plan, sizes, Scribe(sizes.space))
-    for name in ("x", "w", "y"):
-        access = getattr(context, name)
+    body = plan.family.context(plan, sizes, Scribe(sizes.space))
+    for name, access in (("x", body.x), ("w", body.w), ("y", body.y)):
         if access.boxed:
             yield f"{name} access", "boxes of the tensor, one a tap and step"
             yield f"{name} mask", "none: a box reads zero outside the tensor"

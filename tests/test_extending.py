@@ -30,6 +30,9 @@ from convgen.measuring.tune import shortlist
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.family import Demand, Family, Form
 from convgen.planning.forms import single_outputs
+from convgen.planning.plan import KernelPlan
+from convgen.symbolic.scribe import Scribe
+from convgen.symbolic.sizes import Sizes
 from convgen.tables.dtypes import PRECISIONS, Precision
 from convgen.tables.pointwise import POINTWISE, Parameter, Pointwise
 from convgen.tables.targets import TARGETS, GpuTarget
@@ -52,7 +55,7 @@ def extend(monkeypatch: pytest.MonkeyPatch, table: tuple[Any, ...], row: Any) ->
 KERNEL = """\
 {% from "parts/load.jinja" import load %}
 {% macro step() %}
-{% for line in kernel.body.step_lines %}
+{% for line in kernel.body.outline.step %}
 {{ line }}
 {% endfor %}
 {% for line in kernel.body.x.step_lines %}
@@ -80,8 +83,8 @@ acc += tl.sum(x.to(tl.{{ kernel.accumulator }})[:, :, None] * w.to(tl.{{ kernel.
 {% include "parts/accesses.jinja" %}
 
     acc = tl.zeros(({{ kernel.body.acc_shape }}), dtype=tl.{{ kernel.accumulator }})
-{% if kernel.body.loop %}
-    for {{ kernel.body.loop.variable }} in {{ kernel.body.loop.over }}:
+{% if kernel.body.outline.loop %}
+    for {{ kernel.body.outline.loop.variable }} in {{ kernel.body.outline.loop.over }}:
         {{ step() | indent(8) }}
 {% else %}
     {{ step() | indent(4) }}
@@ -142,7 +145,7 @@ class PlainLoop(Family):
     ) -> float:
         return 1e-3 * steps  # a lie by which it comes first
 
-    def context(self, plan: Any, sizes: Any, scribe: Any) -> GemmContext:
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
         return gather_context(plan, sizes, scribe)
 
 

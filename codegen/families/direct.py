@@ -20,22 +20,14 @@ from sympy import Expr, Integer
 from ..geometry.groups import Grouping, refusal
 from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import Problem
-from ..kernels.builder import (
-    Kernel,
-    bias_coordinates,
-    define_lane,
-    define_positions,
-    define_program,
-    define_start,
-    output_start,
-    stores,
-    tensor,
-)
+from ..kernels.builder import Kernel, define_lane
+from ..kernels.coordinates import bias_coordinates, input_at, output_at
 from ..kernels.gemm import channel_lanes
-from ..kernels.group_coordinates import group_inputs, group_outputs
+from ..kernels.outline import Outline, define_outline
 from ..kernels.packing import grouped_reach, grouped_tap, kernel_extents, raw_weight
-from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
-from ..kernels.texts import AccessText, LoadText, Loop, OperandText, StoreText
+from ..kernels.stages import operand_lines
+from ..kernels.stores import Result, stores
+from ..kernels.texts import AccessText, KernelBody, LoadText, OperandText
 from ..language.spec import ConvTransposeSpec
 from ..planning.family import Form
 from ..planning.forms import grouped_outputs, single_outputs
@@ -47,32 +39,19 @@ from .depthwise import DepthwiseFamily, depthwise_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DirectContext:
+class DirectContext(KernelBody):
     """The names of `kernels/direct.py.jinja`: text and tuples of text only.
 
     Attributes:
-        program_lines, phase_lines, position_lines, step_lines, loop: as of `GemmContext`.
-        x, w, y, bias: the accesses.
         lane_lines: the lanes over channels, and over outputs of a position.
         acc_shape, flat_shape: extents of the sum; with a position's outputs as positions, None
             if they are that already.
         phases: outputs of a position; None if it is one.
         over_positions: the index that spreads what a channel has over the positions.
         x_value, w_value: the tiles in the accumulator's precision.
-        inputs, w_tile, outputs: the tiles at x, w and y: one of each.
-        y_pointers: where the elements go.
-        result: the accumulator as it is stored.
+        w_tile: the tile at w.
     """
 
-    program_lines: tuple[str, ...]
-    phase_lines: tuple[str, ...]
-    position_lines: tuple[str, ...]
-    step_lines: tuple[str, ...]
-    loop: Loop | None
-    x: AccessText
-    w: AccessText
-    y: AccessText
-    bias: AccessText
     lane_lines: tuple[str, ...]
     acc_shape: str
     flat_shape: str | None
@@ -80,11 +59,7 @@ class DirectContext:
     over_positions: str
     x_value: str
     w_value: str
-    inputs: tuple[OperandText, ...]
     w_tile: LoadText
-    outputs: tuple[StoreText, ...]
-    y_pointers: str
-    result: str
 
 
 def direct_refusal(spec: ConvTransposeSpec) -> str | None:
@@ -99,82 +74,69 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
     """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
     kernel = Kernel(plan, sizes, scribe)
     lanes = sizes.lanes
-    parts = ("program", "phase", "position", "step", "out")
-    lines: dict[str, list[str]] = {part: [] for part in parts}
-    define_program(kernel, lines["program"])
-    channel = output_start(kernel, lines["program"]) + define_lane(kernel, "co", "BLOCK_N")
-    phase = define_phase(kernel, lines["phase"])
-    start = define_start(kernel, lines["position"])
-    at = define_positions(kernel, lines["position"], start, Integer(1))
-    steps = define_steps(kernel, lines["step"], phase, depthwise=True)
-    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    x = tensor(kernel, at.image, channel, "IN", group_inputs(kernel, at, shifts, 0))
+    outline = define_outline(kernel, depthwise=True)
+    start = outline.start()
+    at = outline.positions(start)
+    channel = outline.co_start + define_lane(kernel, "co", "BLOCK_N")
+    x = input_at(kernel, at, channel, outline.shifts, row=0)
     column = scribe.name("phase", 0, lanes - 1, "phase") if lanes != 1 else Integer(0)
     last = plan.spec.layout == "channels_last"
-    x_text = kernel.access("x", x, ("position", "co") if last else ("co", "position"))
-    w_text = _weight(kernel, lines, channel, (tap, steps.taps[-1]), column)
-    out = define_positions(kernel, lines["out"], start, lanes, "_out") if lanes != 1 else at
-    outputs = group_outputs(kernel, out, phase.residues, 0)
-    y = tensor(kernel, out.image, channel, "OUT", outputs)
+    x_text = kernel.access("x", x.coordinates(), ("position", "co") if last else ("co", "position"))
+    w_text = _weight(outline, channel, column)
+    out = outline.outputs(start, lanes) if lanes != 1 else at
+    y = output_at(kernel, out, channel, outline.phase.residues, row=0)
     position = "position_out" if lanes != 1 else "position"
-    order = (position, "co") if last else ("co", position)
-    y_text, output_texts = stores(kernel, lambda row: y, order, lines["out"], added=True)
     grouped, element = bool(lanes != 1), plan.spec.element
     block_m, block_n = sizes.named("BLOCK_M"), sizes.named("BLOCK_N")
     per_position = f", {lanes}" if grouped else ""
+    acc_shape = f"{block_m}, {block_n}" if last else f"{block_n}, {block_m}" + per_position
+    result = Result(
+        shape=acc_shape,
+        order=(position, "co") if last else ("co", position),
+        lane_lines=tuple(outline.lines.out),
+        added=True,
+    )
     same, wide = element.triton == element.accumulator, f"tl.{element.accumulator}"
+    y_text, output_texts = stores(kernel, lambda row: y, result)
     return DirectContext(
-        program_lines=tuple(lines["program"]),
-        phase_lines=tuple(lines["phase"]),
-        position_lines=tuple(lines["position"]),
-        step_lines=tuple(lines["step"]),
-        loop=steps.loop,
+        outline=outline.text(),
         x=x_text,
         w=w_text,
         y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
         lane_lines=(*channel_lanes(kernel, "co"), *[f"phase = tl.arange(0, {lanes})"] * grouped),
-        acc_shape=f"{block_m}, {block_n}" if last else f"{block_n}, {block_m}" + per_position,
+        acc_shape=acc_shape,
         flat_shape=f"{block_n}, {block_m} * {lanes}" if grouped else None,
         phases=str(lanes) if grouped else None,
         over_positions="[None, :]" if last else "[:, None]",
         x_value="x" if same or plan.spec.before else f"x.to({wide})",
         w_value="w" if same else f"w.to({wide})",
-        inputs=(OperandText("", x_text.masked, x_text.mask_lines, ()),),
+        inputs=(
+            OperandText("", x_text.masked, x_text.mask_lines, operand_lines(plan, x_text.masked)),
+        ),
         w_tile=LoadText("", w_text.masked, w_text.mask_lines),
         outputs=output_texts,
-        y_pointers="y_pointers",
-        result="acc",
     )
 
 
-def _weight(
-    kernel: Kernel,
-    lines: dict[str, list[str]],
-    channel: Expr,
-    taps: tuple[Expr, Expr],
-    column: Expr,
-) -> AccessText:
-    """Return the access of the weights of a step, one a channel or one for each of its phases.
-
-    Of the `taps`, one is flat, the other its part along the last axis.
-    """
-    tap, last = taps
+def _weight(outline: Outline, channel: Expr, column: Expr) -> AccessText:
+    """Return the access of the weights of a step, one a channel or one for each of its phases."""
+    kernel, step, last = outline.kernel, outline.lines.step, outline.steps.taps[-1]
     grouping, unit = kernel.plan.grouping, Integer(1)
     if grouping is None:
-        tap = define_flat_tap(kernel, lines, tap)
+        tap = outline.named_tap(outline.tap)
         return kernel.access(
             "w", raw_weight(kernel, channel, [Coordinate(tap, unit, unit, looped=True)]), ("co",)
         )
     rank = kernel.plan.spec.rank
-    outer = sympy.expand((tap - last) / kernel.sizes.kernel(rank - 1))
-    outer = define_flat_tap(kernel, lines, outer)
+    outer = sympy.expand((outline.tap - last) / kernel.sizes.kernel(rank - 1))
+    outer = outline.named_tap(outer)
     first = Coordinate(outer, unit, kernel_extents(kernel)[-1], looped=True)
     reach = grouped_reach(kernel, last, column, Integer(0))
-    name = f"k{AXES[rank][-1]}"
-    reach = _reach(kernel, lines["step"], name, reach, column)
+    letter = AXES[rank][-1]
+    reach = _reach(kernel, step, letter, reach, column)
     index, *others = grouped_tap(kernel, reach, column)
-    found = kernel.scribe.define(lines["step"], name, index.index, None)
+    found = kernel.scribe.define(step, f"k{letter}", index.index, None)
     unmoved = dataclasses.replace(index, index=found, stride=Integer(0))
     weight = raw_weight(kernel, channel, [first, unmoved, *others])
     w = kernel.access("w", weight, ("co", "phase"))
@@ -184,8 +146,8 @@ def _weight(
     return dataclasses.replace(w, added=f"{w.added} {sign} {found}[None, :]")
 
 
-def _reach(kernel: Kernel, lines: list[str], name: str, reach: Expr, column: Expr) -> Expr:
-    """Define the lanes of the step's `reach`, as `name` where there is no dilation.
+def _reach(kernel: Kernel, lines: list[str], letter: str, reach: Expr, column: Expr) -> Expr:
+    """Define the lanes of the step's `reach`: the kernel index, where there is no dilation.
 
     The lane comes first: Triton's interpreter makes a constant of a constant plus a tensor.
     """
@@ -194,8 +156,7 @@ def _reach(kernel: Kernel, lines: list[str], name: str, reach: Expr, column: Exp
     moved = kernel.scribe.space.reduce(reach - column)
     if moved == 0:
         return reach
-    if grouping.axis.dilation > 1:
-        name = f"reach_{name[1:]}"
+    name = f"k{letter}" if grouping.axis.dilation == 1 else f"reach_{letter}"
     lines.append(f"{name} = {column}{kernel.offset(moved)}")
     bounds = kernel.scribe.space.bounds(reach)
     return kernel.scribe.name(name, bounds.low, bounds.high, "phase")

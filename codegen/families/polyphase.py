@@ -14,26 +14,24 @@ from collections.abc import Iterator
 from ..geometry.groups import Grouping, refusal
 from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import Problem
-from ..kernels.builder import (
-    Kernel,
-    bias_coordinates,
-    define_lane,
-    define_positions,
-    define_program,
-    define_start,
-    output_start,
-    stores,
-    tensor,
+from ..kernels.builder import Kernel, define_lane
+from ..kernels.coordinates import bias_coordinates, input_at, output_at
+from ..kernels.gemm import (
+    UNCHANGED,
+    GemmContext,
+    Reshape,
+    channel_lanes,
+    loads,
+    weight_coordinates,
 )
-from ..kernels.gemm import GemmContext, channel_lanes, loads, weight_coordinates
-from ..kernels.group_coordinates import group_inputs, group_outputs
-from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
+from ..kernels.outline import define_outline
+from ..kernels.stores import Result, stores
 from ..language.spec import ConvTransposeSpec
 from ..planning.family import Form
 from ..planning.forms import grouped_outputs
 from ..planning.input_copy import relayout_refusal
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Coordinate
+from ..symbolic.access import TensorIndex
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import BLOCKS, Sizes
 from ..symbolic.space import FloorDiv
@@ -64,16 +62,10 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     assert plan.grouping is not None
     kernel = Kernel(plan, sizes, scribe)
     span, lanes = sizes.span, sizes.lanes
-    parts = ("program", "phase", "position", "step", "out")
-    lines: dict[str, list[str]] = {part: [] for part in parts}
-    define_program(kernel, lines["program"])
-    co_start = output_start(kernel, lines["program"])
-    phase = define_phase(kernel, lines["phase"])
-    start = define_start(kernel, lines["position"])
-    at = define_positions(kernel, lines["position"], start, span)
-    steps = define_steps(kernel, lines["step"], phase)
-    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    tap = define_flat_tap(kernel, lines, tap)
+    outline = define_outline(kernel)
+    co_start, ci_start = outline.co_start, outline.steps.channel
+    tap, start = outline.named_tap(outline.tap), outline.start()
+    at = outline.positions(start, span)
     ci = define_lane(kernel, "ci", "BLOCK_K")
     co = define_lane(kernel, "co", "BLOCK_N")
     column = define_lane(kernel, "column", "BLOCK_N", lanes)
@@ -83,34 +75,34 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
     if span != 1:
         lane_lines.insert(1, f"row = tl.arange(0, {block_k} * {span})")
 
-    def inputs(row: int) -> list[Coordinate]:
-        axes = group_inputs(kernel, at, shifts, row)
-        return tensor(kernel, at.image, steps.channel + ci, "IN", axes)
+    def inputs(row: int) -> TensorIndex:
+        return input_at(kernel, at, ci_start + ci, outline.shifts, row)
 
-    def outputs(row: int) -> list[Coordinate]:
-        axes = group_outputs(kernel, out, phase.residues, row)
-        return tensor(kernel, out.image, co_start + co, "OUT", axes)
+    def outputs(row: int) -> TensorIndex:
+        return output_at(kernel, out, co_start + co, outline.phase.residues, row)
 
     w = weight_coordinates(
         kernel,
         tap,
         (co_start * lanes + column, sizes.group_out * lanes),
-        (steps.channel * span + row, sizes.group_in * span),
+        (ci_start * span + row, sizes.group_in * span),
     )
-    # The left operand of the product as it is, or what `_operand_lines` makes of groups.
+    # The left operand of the product as it is, or what `_reshape` makes of groups.
     order = ("position", "ci") if span == 1 else ("ci", "position")
     w_order = ("row" if span != 1 else "ci", "column")
-    x_text, w_text, input_texts = loads(kernel, inputs, order, (w, w_order), *_operand_lines(sizes))
-    out = define_positions(kernel, lines["out"], start, lanes, "_out")
-    lines["out"] += channel_lanes(kernel, "co")
-    y_text, output_texts = stores(kernel, outputs, ("co", "position_out"), lines["out"], added=True)
+    x_text, w_text, input_texts = loads(outline, inputs, order, (w, w_order), _reshape(sizes))
+    out = outline.outputs(start, lanes)
+    result = Result(
+        shape=f"{block_m}, {block_n} * {lanes}",
+        order=("co", "position_out"),
+        laid=lambda acc: f"swap_groups({acc}, {lanes})",
+        lane_lines=(*outline.lines.out, *channel_lanes(kernel, "co")),
+        added=True,
+    )
     bias = bias_coordinates(kernel, co_start + FloorDiv(column, lanes))
+    y_text, output_texts = stores(kernel, outputs, result)
     return GemmContext(
-        program_lines=tuple(lines["program"]),
-        phase_lines=tuple(lines["phase"]),
-        position_lines=tuple(lines["position"]),
-        step_lines=tuple(lines["step"]),
-        loop=steps.loop,
+        outline=outline.text(),
         lane_lines=tuple(lane_lines),
         x=x_text,
         w=w_text,
@@ -118,21 +110,19 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         bias=kernel.access("bias", bias, ("column",)),
         inputs=input_texts,
         outputs=output_texts,
-        acc_shape=f"{block_m}, {block_n} * {lanes}",
+        acc_shape=result.shape,
         bias_lanes=f"column // {lanes}",
-        y_pointers="y_pointers",
-        result=f"swap_groups(acc, {lanes})",
     )
 
 
-def _operand_lines(sizes: Sizes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a comment, and the lines it is of."""
+def _reshape(sizes: Sizes) -> Reshape:
+    """Return what makes groups of inputs columns of the product."""
     if sizes.span == 1:
-        return (), ()
+        return UNCHANGED
     # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
     # passes once a tap: an aligned load is cheaper than keeping it.
     comment = "# Channel and place in the group become one axis, as in the packed weight"
-    return (comment,), (f"x = swap_groups(x, {sizes.span})",)
+    return Reshape((f"x = swap_groups(x, {sizes.span})",), (comment,))
 
 
 class Polyphase(MatrixFamily):

@@ -19,27 +19,17 @@ from sympy import Expr, Integer
 from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import Problem
-from ..kernels.builder import (
-    ONE,
-    Kernel,
-    Positions,
-    bias_coordinates,
-    define_lane,
-    define_positions,
-    define_program,
-    define_start,
-    output_start,
-    stores,
-    tensor,
-)
+from ..kernels.builder import ONE, Kernel, Positions, define_lane
+from ..kernels.coordinates import bias_coordinates, tensor
+from ..kernels.outline import define_outline
 from ..kernels.packing import raw_weight
-from ..kernels.taps import define_flat_tap, define_phase, define_steps, define_taps
-from ..kernels.texts import AccessText, Loop, OperandText, StoreText
+from ..kernels.stores import Result, stores
+from ..kernels.texts import AccessText, KernelBody, OperandText
 from ..language.spec import ConvTransposeSpec
 from ..planning.family import Form
 from ..planning.forms import grouped_outputs
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Coordinate, Mask, access
+from ..symbolic.access import Coordinate, Mask, TensorIndex, access
 from ..symbolic.lines import assignment, bare
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import Sizes
@@ -67,13 +57,10 @@ class BesideText(ScalarText):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StencilContext:
+class StencilContext(KernelBody):
     """The names of `kernels/stencil.py.jinja`: text, flags and tuples of text only.
 
     Attributes:
-        program_lines, phase_lines, position_lines, step_lines, loop: as of `GemmContext`.
-        x, w, y, bias: the accesses.
-        inputs, outputs: the tiles at x and y: one of each.
         beside_lines: the lines of the masks of the groups beside a group.
         beside: the inputs in them.
         span, phases, widths: inputs and outputs of a group; extents of the sum.
@@ -81,20 +68,8 @@ class StencilContext:
         weights: the weights of a step.
         sum_lines: those of the outputs of a step.
         join_lines: those that lay them side by side, in `acc`.
-        y_pointers, result: as of `GemmContext`.
     """
 
-    program_lines: tuple[str, ...]
-    phase_lines: tuple[str, ...]
-    position_lines: tuple[str, ...]
-    step_lines: tuple[str, ...]
-    loop: Loop | None
-    x: AccessText
-    w: AccessText
-    y: AccessText
-    bias: AccessText
-    inputs: tuple[OperandText, ...]
-    outputs: tuple[StoreText, ...]
     beside_lines: tuple[str, ...]
     beside: tuple[BesideText, ...]
     span: str
@@ -104,8 +79,6 @@ class StencilContext:
     weights: tuple[ScalarText, ...]
     sum_lines: tuple[str, ...]
     join_lines: tuple[str, ...]
-    y_pointers: str
-    result: str
 
 
 def stencil_refusal(spec: ConvTransposeSpec) -> str | None:
@@ -148,23 +121,16 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
     assert plan.grouping is not None
     kernel, grouping = Kernel(plan, sizes, scribe), plan.grouping
-    parts = ("program", "phase", "position", "step")
-    lines: dict[str, list[str]] = {part: [] for part in parts}
-    define_program(kernel, lines["program"])
-    channel = output_start(kernel, lines["program"])
-    phase = define_phase(kernel, lines["phase"])
-    start = define_start(kernel, lines["position"])
-    at = define_positions(kernel, lines["position"], start, Integer(1))
-    steps = define_steps(kernel, lines["step"], phase, depthwise=True)
-    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    tap = define_flat_tap(kernel, lines, tap)
+    outline = define_outline(kernel, depthwise=True)
+    channel, shifts = outline.co_start, outline.shifts
+    at, tap = outline.positions(outline.start()), outline.named_tap(outline.tap)
     inputs = define_lane(kernel, "inputs", "SPAN")
-    x = kernel.access("x", _inputs(kernel, at, channel, shifts, inputs), ("position", "inputs"))
+    every = _inputs(kernel, at, channel, shifts, inputs)
+    x = kernel.access("x", every.coordinates(), ("position", "inputs"))
     x_text = _over_groups(kernel, x, _inputs(kernel, at, channel, shifts, Integer(0)))
     w = raw_weight(kernel, channel, [Coordinate(tap, ONE, ONE, looped=True)])
     place = define_lane(kernel, "outputs", "PHASES")
-    y = _outputs(kernel, at, channel, phase.residues, place)
-    y_text, output_texts = stores(kernel, lambda row: y, ("position", "outputs"), [], added=False)
+    y = _outputs(kernel, at, channel, outline.phase.residues, place)
     element = plan.spec.element
     wide = "" if element.triton == element.accumulator else f".to(tl.{element.accumulator})"
     cast = (f"x = x{wide}",) if wide else ()
@@ -174,36 +140,32 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     turn = Integer(-1 if plan.prefix else 1)  # the input's gradient takes the taps in reverse
     span, width = sizes.named("SPAN"), sizes.named("PHASES")
     widths = f"{sizes.named('BLOCK_M')}, {width}"
+    result = Result(shape=widths, order=("position", "outputs"))
+    y_text, output_texts = stores(kernel, lambda row: y, result)
     return StencilContext(
-        program_lines=tuple(lines["program"]),
-        phase_lines=tuple(lines["phase"]),
-        position_lines=tuple(lines["position"]),
-        step_lines=tuple(lines["step"]),
-        loop=steps.loop,
+        outline=outline.text(),
         x=x_text,
         w=kernel.access("w", w, ("co",)),
-        y=y_text,
         inputs=(OperandText("", x_text.masked, x_text.mask_lines, (*cast, *split)),),
         outputs=output_texts,
         beside_lines=beside_lines,
         beside=beside,
         span=str(span),
         phases=str(width),
+        y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, channel), ("co",)),
         widths=widths,
         wide=wide,
         weights=tuple(ScalarText(f"w_{k}", kernel.offset(turn * k)) for k in used),
         sum_lines=_sum_lines(grouping),
         join_lines=_join_lines(grouping.width, widths),
-        y_pointers=f"{y_text.pointer} + y_lanes",
-        result="acc",
     )
 
 
 def _inputs(
     kernel: Kernel, at: Positions, channel: Expr, shifts: list[Expr], place: Expr
-) -> list[Coordinate]:
-    """Return coordinates of the inputs at a place of the groups."""
+) -> TensorIndex:
+    """Return the index of the inputs at a place of the groups."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = [
         [Coordinate(position + shift, sizes.input(number), ONE)]
@@ -217,23 +179,23 @@ def _inputs(
     return tensor(kernel, at.image, channel, "IN", axes)
 
 
-def _over_groups(kernel: Kernel, x: AccessText, firsts: list[Coordinate]) -> AccessText:
+def _over_groups(kernel: Kernel, x: AccessText, firsts: TensorIndex) -> AccessText:
     """Return `x` with lines for the first inputs of the groups, from which others are reached."""
     scribe = kernel.scribe
-    one = access(scribe.space, firsts, frozenset(scribe.kinds))
-    (group,) = scribe.lane_lines("group", one.lanes, ("position",))
-    inside = scribe.mask_lines("x_inside", one.masks, ("position",))
+    one = access(scribe.space, firsts.coordinates(), frozenset(scribe.kinds))
+    group = scribe.lane_text("group", one.lanes, ("position",))
+    inside = scribe.vector_lines("x_inside", one.masks)
     return dataclasses.replace(
         x,
-        lanes=(group, "x_lanes = group_lanes[:, None] + inputs[None, :]"),
+        lanes=(*group.lines(), "x_lanes = group_lanes[:, None] + inputs[None, :]"),
         mask_lines=(*inside, "x_mask = x_inside[:, None]") if inside else (),
     )
 
 
 def _outputs(
     kernel: Kernel, at: Positions, channel: Expr, residues: list[Expr], place: Expr
-) -> list[Coordinate]:
-    """Return coordinates of the outputs at a place of the groups."""
+) -> TensorIndex:
+    """Return the index of the outputs at a place of the groups."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = [
         [Coordinate(axis.stride * position + residue, sizes.output(number), ONE)]
@@ -256,15 +218,16 @@ def _beside(
     last, span, masks, texts = kernel.plan.spec.rank - 1, grouping.span, {}, []
     places = {place for sums in grouping.sums for place, _ in sums}
     for place in sorted(places - set(range(span))):
-        shift, name = place // span, _name(place, span)
-        side, _, _ = name.partition("_")
+        shift, side = place // span, "before" if place < 0 else "after"
         mask = f"{side}_mask" if abs(shift) == 1 else f"{side}_mask_{abs(shift)}"
         extent = None if place < 0 else sizes.named(f"{sizes.letter(last)}_IN_GROUPS")
         condition = kernel.scribe.condition(Mask(at.axes[last] + shift, extent))
         masks[mask] = (
             f"{mask} = x_inside & {condition}" if masked else f"{mask} = {bare(condition)}"
         )
-        texts.append(BesideText(name, f" {'-' if place < 0 else '+'} {abs(place)}", mask))
+        texts.append(
+            BesideText(_name(place, span), f" {'-' if place < 0 else '+'} {abs(place)}", mask)
+        )
     comment = ("# The inputs beside the group",) if texts else ()
     return (*comment, *masks.values()), tuple(texts)
 

@@ -20,20 +20,11 @@ from ..geometry.boxes import tiles_of
 from ..geometry.phases import AxisPhases
 from ..geometry.problem import Problem
 from ..geometry.tile import Tile
-from ..kernels.builder import (
-    ONE,
-    Kernel,
-    bias_coordinates,
-    define_lane,
-    define_program,
-    input_index,
-    output_index,
-    output_start,
-    stores,
-    tensor,
-)
+from ..kernels.builder import Kernel, Positions, define_lane
+from ..kernels.coordinates import bias_coordinates, input_index, output_at
 from ..kernels.gemm import GemmContext, WeightText, channel_lanes, input_tiles
-from ..kernels.taps import define_phase, define_steps, define_taps
+from ..kernels.outline import define_outline
+from ..kernels.stores import single_result, stores
 from ..kernels.texts import AccessText, LoadText
 from ..language.spec import ConvTransposeSpec
 from ..planning.candidates import WORTH_UNMEASURED
@@ -42,7 +33,7 @@ from ..planning.forms import single_outputs
 from ..planning.grid import axis_coordinate, image_coordinate
 from ..planning.input_copy import relayout_refusal
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Coordinate, unflatten
+from ..symbolic.access import TensorIndex, unflatten
 from ..symbolic.lines import WIDTH
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Sizes
@@ -78,22 +69,19 @@ def window_refusal(spec: ConvTransposeSpec) -> str | None:
 def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
     """Return the template's context; `scribe.used` then holds the sizes the kernel reads."""
     kernel = Kernel(plan, sizes, scribe)
-    lines: dict[str, list[str]] = {"program": [], "phase": [], "position": [], "step": []}
-    define_program(kernel, lines["program"])
-    co_start = output_start(kernel, lines["program"])
-    co = co_start + define_lane(kernel, "co", "BLOCK_N")
-    phase = define_phase(kernel, lines["phase"])
-    starts, positions = _positions(kernel, lines["position"])
-    steps = define_steps(kernel, lines["step"], phase)
-    shifts, tap = define_taps(kernel, lines["step"], phase, steps)
-    channel = kernel.coordinate("group") * sizes.group_in + steps.channel
-    channel = scribe.define(lines["step"], "x_channel", channel, None)
-    w_start = tap * sizes.named("C_OUT") + kernel.coordinate("group") * sizes.group_out + co_start
-    w_start = scribe.define(lines["step"], "w_start", w_start, None)
+    outline = define_outline(kernel)
+    step, group = outline.lines.step, kernel.coordinate("group")
+    co = outline.co_start + define_lane(kernel, "co", "BLOCK_N")
+    starts, at = _positions(kernel, outline.lines.position)
+    channel = group * sizes.group_in + outline.steps.channel
+    channel = scribe.define(step, "x_channel", channel, None)
+    w_start = outline.tap * sizes.named("C_OUT") + group * sizes.group_out + outline.co_start
+    w_start = scribe.define(step, "w_start", w_start, None)
+    shifts = list(outline.shifts)
     for number, letter, _ in kernel.axes:
         if not sizes.is_blocked(number):
             first = starts[number + 1] + shifts[number]
-            starts[number + 1] = scribe.define(lines["step"], f"from_{letter}", first, None)
+            starts[number + 1] = scribe.define(step, f"from_{letter}", first, None)
             shifts[number] = Integer(0)
 
     def box(row: int) -> list[Expr]:
@@ -102,41 +90,28 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         first = [input_index(kernel, number, start, row) + by for number, (start, by) in axes]
         return [starts[0], *first, channel]
 
-    def outputs(row: int) -> list[Coordinate]:
-        axes = []
-        for (number, _, axis), residue in zip(kernel.axes, phase.residues, strict=True):
-            index = output_index(kernel, number, positions[number + 1], row)
-            index = axis.stride * index + residue
-            axes.append([Coordinate(index, sizes.output(number), ONE)])
-        return tensor(kernel, positions[0], co, "OUT", axes)
+    def outputs(row: int) -> TensorIndex:
+        return output_at(kernel, at, co, outline.phase.residues, row)
 
-    last = plan.spec.layout == "channels_last"
-    y, output_texts = stores(
-        kernel, outputs, ("position", "co") if last else ("co", "position"), [], added=False
-    )
+    result = single_result(kernel)
     rows = [0] if plan.block is None else list(plan.block.inputs)
+    y_text, output_texts = stores(kernel, outputs, result)
     return GemmContext(
-        program_lines=tuple(lines["program"]),
-        phase_lines=tuple(lines["phase"]),
-        position_lines=tuple(lines["position"]),
-        step_lines=tuple(lines["step"]),
-        loop=steps.loop,
+        outline=outline.text(),
         lane_lines=channel_lanes(kernel, "co"),
         x=_boxes("x_desc"),
         w=_boxes("w_desc"),
-        y=y,
+        y=y_text,
         bias=kernel.access("bias", bias_coordinates(kernel, co), ("co",)),
         inputs=input_tiles(
-            plan.block,
+            outline,
             [_input(kernel, box(row)) for row in rows],
-            _weights(kernel, w_start, steps.channel),
+            _weights(kernel, w_start, outline.steps.channel),
             suffix=".T",
         ),
         outputs=output_texts,
-        acc_shape=f"{sizes.named('BLOCK_M')}, {sizes.named('BLOCK_N')}",
+        acc_shape=result.shape,
         bias_lanes="co",
-        y_pointers=f"{y.pointer} + y_lanes",
-        result="acc" if last else "tl.trans(acc)",
     )
 
 
@@ -146,11 +121,11 @@ def described_sizes(sizes: Sizes) -> set[Symbol]:
     return {sizes.named("C_IN"), sizes.named("C_OUT"), sizes.group_in, *sum(axes, start=())}
 
 
-def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr]]:
-    """Define the lanes; return where the tile starts and where its positions are.
+def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], Positions]:
+    """Define the lanes; return where the tile starts, image and axes, and where its positions are.
 
-    Both have the image, then each axis. Where a box has one position along an axis, they are the
-    same number, a coordinate of the program.
+    Where a box has one position along an axis, both are the same number, a coordinate of the
+    program.
     """
     sizes, scribe, rank = kernel.sizes, kernel.scribe, kernel.plan.spec.rank
     block = sizes.named("BLOCK_M")
@@ -180,7 +155,8 @@ def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], list[Expr]
         else:
             at = start + digits[number]
             positions.append(scribe.define(lines, f"q_{letter}", at, (0, most)))
-    return starts, positions
+    image, *axes = positions
+    return starts, Positions(image, axes, Integer(0))
 
 
 def _boxes(descriptor: str) -> AccessText:

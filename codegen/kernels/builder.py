@@ -7,7 +7,7 @@ kernel, and the sympy expressions of what they define.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import sympy
@@ -15,12 +15,12 @@ from sympy import Expr, Integer, Symbol
 
 from ..geometry.phases import AxisPhases
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Access, Coordinate, Mask, access, masks_of, unflatten
+from ..symbolic.access import Access, Coordinate, TensorIndex, access, masks_of, unflatten
 from ..symbolic.lines import assignment, bare
-from ..symbolic.scribe import Scribe
+from ..symbolic.scribe import LaneText, Scribe
 from ..symbolic.sizes import AXES, Sizes
 from ..symbolic.space import FloorDiv, Modulo
-from .texts import AccessText, RowMask, StoreText
+from .texts import AccessText, RowMask
 
 ONE = Integer(1)
 
@@ -64,6 +64,12 @@ class Kernel:
 
         Its lines stand `indent` columns from the margin, those of a step 8.
         """
+        return self.access_and_lanes(name, coordinates, order, indent)[0]
+
+    def access_and_lanes(
+        self, name: str, coordinates: list[Coordinate], order: tuple[str, ...], indent: int = 4
+    ) -> tuple[AccessText, LaneText]:
+        """Print an access; return its lanes beside it, for those who add them up otherwise."""
         scribe = self.scribe
         tensor: Access = access(scribe.space, coordinates, frozenset(scribe.kinds))
         scalar = scribe.space.reduce(tensor.scalar)
@@ -71,49 +77,43 @@ class Kernel:
         in_loop = sympy.Add(*(term for term in terms if term.free_symbols & self.loop))
         base, step = scribe.scalar(scalar - in_loop), bare(scribe.scalar(in_loop) or "")
         named = step == "" or step.isidentifier()
-        mask = tuple(scribe.mask_lines(f"{name}_mask", tensor.masks, order))
-        return AccessText(
+        mask = tuple(scribe.mask_lines(name, tensor.masks, order))
+        lanes = scribe.lane_text(name, tensor.lanes, order, indent)
+        text = AccessText(
             base=assignment(f"{name}_tile", f"{name}_ptr + {base}", indent) if base else None,
-            lanes=tuple(scribe.lane_lines(name, tensor.lanes, order, indent)),
+            lanes=lanes.lines(),
             step_lines=() if named else (assignment(f"{name}_step", step, 8),),
             mask_lines=mask,
             step=step if named else f"{name}_step",
             masked=bool(mask),
             pointer=f"{name}_tile" if base else f"{name}_ptr",
-            added=f"{name}_lanes",
+            added=lanes.name,
         )
+        return text, lanes
 
     def row_masks(
-        self, name: str, rows: Iterable[list[Coordinate]], order: tuple[str, ...]
+        self, name: str, rows: Iterable[TensorIndex], order: tuple[str, ...]
     ) -> tuple[tuple[str, ...], list[RowMask]]:
-        """Print the masks of a tensor's rows, at the coordinates of each.
+        """Print the masks of a tensor's rows, at the index of each.
 
         Lines of what all rows share come first, where they have conditions of their own besides.
         """
         scribe, masks = self.scribe, []
-        points = list(rows)
-        each = [masks_of(scribe.space, coordinates) for coordinates in points]
+        indices = list(rows)
+        each = [masks_of(scribe.space, index.coordinates()) for index in indices]
         common = tuple(m for m in each[0] if all(m in others for others in each))
         lines: list[str] = []
         shared: dict[str, str] = {}
         if any(len(own) > len(common) for own in each):
-            axes = self._letters(points[0], common)
-            lines, shared = scribe.shared_lines(f"{name}_mask", common, order, axes)
+            axes = indices[0].letters(AXES[self.plan.spec.rank], common)
+            lines, shared = scribe.shared_lines(name, common, order, axes)
         before: list[str] = []
         for own in each:
             left = tuple(m for m in own if not (shared and m in common))
-            fresh = scribe.mask_lines(f"{name}_mask", left, order, shared)
+            fresh = scribe.mask_lines(name, left, order, shared)
             masks.append(RowMask(bool(fresh), tuple(fresh) if fresh != before else ()))
             before = fresh
         return tuple(lines), masks
-
-    def _letters(self, coordinates: list[Coordinate], masks: tuple[Mask, ...]) -> str:
-        """Return the letters of the axes that masks are of, from a tensor's coordinates."""
-        axes = AXES[self.plan.spec.rank]
-        letters = ["n", "", "", *axes, *axes[-1] * (len(coordinates) - 3 - len(axes))]
-        indices = {mask.index for mask in masks}
-        named = zip(coordinates, letters, strict=True)
-        return "".join(dict.fromkeys(letter for each, letter in named if each.index in indices))
 
     def offset(self, expr: Expr) -> str:
         """Print a scalar to be added to a pointer, with its sign; nothing for 0."""
@@ -257,102 +257,3 @@ def _start_text(scribe: Scribe, start: Expr, extent: Expr) -> str:
         else ()
     )
     return f"{scribe.text(start, frozenset(wide))} + "
-
-
-def tensor(
-    kernel: Kernel, image: Expr, channel: Expr, end: str, axes: list[list[Coordinate]]
-) -> list[Coordinate]:
-    """Return coordinates in input (`end` IN) or output (OUT): image, group, its channel, axes.
-
-    Strides of the `axes` are in units of the axis' own stride.
-    """
-    sizes = kernel.sizes
-    spatial = [
-        sizes.input(axis) if end == "IN" else sizes.output(axis) for axis, _, _ in kernel.axes
-    ]
-    channels = sizes.named(f"C_{end}")
-    per_group = sizes.group_in if end == "IN" else sizes.group_out
-    layout = kernel.plan.input_layout if end == "IN" else kernel.plan.spec.layout
-    strides = sizes.strides(spatial, channels, layout == "channels_last")
-    groups = Integer(sizes.groups)
-    return [
-        Coordinate(image, sizes.named("BATCH"), strides[0]),
-        Coordinate(kernel.coordinate("group"), groups, per_group * strides[1]),
-        Coordinate(channel, per_group, strides[1]),
-        *(
-            Coordinate(part.index, part.extent, part.stride * stride)
-            for parts, stride in zip(axes, strides[2:], strict=True)
-            for part in parts
-        ),
-    ]
-
-
-def stores(
-    kernel: Kernel,
-    coordinates: Callable[[int], list[Coordinate]],
-    order: tuple[str, ...],
-    lane_lines: list[str],
-    added: bool,
-) -> tuple[AccessText, tuple[StoreText, ...]]:
-    """Return the output's access and the tiles at it: one, or those of the rows of a block.
-
-    Args:
-        kernel: the kernel.
-        coordinates: those of a row of the block, row 0 without one.
-        order: lanes of the tile's two dimensions.
-        lane_lines: the lanes of the output.
-        added: its lanes are added to the pointer one by one, which takes up to 50 registers a
-            thread less than summed first, for stores of whole groups (Triton 3.6 to 3.9, sm_90).
-    """
-    first = coordinates(0)
-    y = kernel.access("y", first, order)
-    *parts, lanes = y.lanes
-    text = lanes.partition(" = ")[2]
-    pointers = (assignment("y_pointers", f"{y.pointer} + {text}", 4),) if added else ()
-    places = (*([y.base] if y.base else []), *(parts if added else y.lanes))
-    if kernel.plan.block is None:
-        whole = tuple(lane_lines), places, pointers
-        return y, (StoreText("acc", "", y.masked, y.mask_lines, (), *whole),)
-    rows = map(coordinates, range(kernel.plan.block.rows))
-    shared, masks = kernel.row_masks("y", rows, order)
-    places = (*places, *shared)
-    tiles = []
-    reached = {row for pairs in kernel.plan.block.inputs.values() for row, _ in pairs}
-    for row, mask in enumerate(masks):
-        gap = "" if row in reached else ", which no input reaches"
-        begin = (f"# Row {row} of the block{gap}",)
-        once = (tuple(lane_lines), places, pointers) if row == 0 else ((), (), ())
-        offset = row_offset(kernel, first, row)
-        acc = f"acc_{row}" if row in reached else ""
-        tiles.append(StoreText(acc, offset, mask.masked, mask.fresh, begin, *once))
-    return y, tuple(tiles)
-
-
-def row_offset(kernel: Kernel, coordinates: list[Coordinate], row: int) -> str:
-    """Return the offset of a row, from the coordinates of image, group, channel and axes."""
-    return kernel.offset(row * coordinates[3 + kernel.plan.spec.rank - 2].stride)
-
-
-def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
-    """Return coordinates in the bias."""
-    sizes = kernel.sizes
-    return [
-        Coordinate(kernel.coordinate("group"), Integer(sizes.groups), sizes.group_out),
-        Coordinate(channel, sizes.group_out, Integer(1)),
-    ]
-
-
-def input_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
-    """Return the input that a position of an axis starts from; of a block, its input `row`."""
-    block = kernel.plan.block
-    if block is None or not kernel.sizes.is_blocked(number):
-        return position
-    name = "ROWS" if block.advance == block.rows else "ROWS_IN"
-    return (kernel.sizes.named(name) if block.advance > 1 else ONE) * position + row
-
-
-def output_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
-    """Return the output of a phase at a position of an axis; of a block, its output `row`."""
-    if not kernel.sizes.is_blocked(number):
-        return position
-    return kernel.sizes.named("ROWS") * position + row

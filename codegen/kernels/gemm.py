@@ -17,11 +17,14 @@ from ..geometry.boxes import is_run
 from ..geometry.row_blocks import RowBlock
 from ..planning.input_copy import copy_rounds
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Coordinate
+from ..symbolic.access import Coordinate, TensorIndex
 from ..symbolic.lines import assignment, bare
+from ..symbolic.scribe import LaneText
 from ..symbolic.sizes import Sizes
-from .builder import Kernel, row_offset
-from .texts import AccessText, LoadText, Loop, OperandText, StoreText
+from .builder import Kernel
+from .outline import Outline
+from .stages import operand_lines
+from .texts import AccessText, KernelBody, LoadText, Loop, OperandText
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class ProductText:
 
     acc: str
     weight: str
-    settled: bool = False
+    settled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +61,32 @@ class InputText(OperandText):
     products: tuple[ProductText, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """What brings an input tile into the product's shape: lines, and a comment on the first."""
+
+    lines: tuple[str, ...] = ()
+    comment: tuple[str, ...] = ()
+
+
+UNCHANGED = Reshape()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GemmContext:
+class GemmContext(KernelBody):
     """The names of `kernels/gemm.py.jinja`: text, flags and tuples of text only.
 
     Attributes:
-        program_lines: the program's coordinates, from its ids.
-        phase_lines: what the phase fixes: taps, shifts and residues.
-        position_lines: the outputs of the tile, along the image.
-        step_lines: tap and channel block of a step; empty if there is but one step.
-        loop: the loop over the steps, None for one step, which needs no loop.
         lane_lines: the lanes over channels.
-        x, w, y, bias: the accesses.
-        inputs, outputs: the tiles at x and y.
+        inputs: the tiles at x, with what they are multiplied by.
         acc_shape: extents of the product.
         bias_lanes: the bias of each of its columns.
-        y_pointers: where the elements go.
-        result: the accumulator `acc` as it is stored, in the output's shape.
     """
 
-    program_lines: tuple[str, ...]
-    phase_lines: tuple[str, ...]
-    position_lines: tuple[str, ...]
-    step_lines: tuple[str, ...]
-    loop: Loop | None
-    lane_lines: tuple[str, ...]
-    x: AccessText
-    w: AccessText
-    y: AccessText
-    bias: AccessText
     inputs: tuple[InputText, ...]
-    outputs: tuple[StoreText, ...]
+    lane_lines: tuple[str, ...]
     acc_shape: str
     bias_lanes: str
-    y_pointers: str
-    result: str
 
 
 def weight_coordinates(
@@ -117,43 +111,42 @@ def weight_coordinates(
 
 
 def loads(
-    kernel: Kernel,
-    coordinates: Callable[[int], list[Coordinate]],
+    outline: Outline,
+    inputs: Callable[[int], TensorIndex],
     order: tuple[str, ...],
     weight: tuple[list[Coordinate], tuple[str, ...]],
-    comment: tuple[str, ...] = (),
-    lines: tuple[str, ...] = (),
+    reshape: Reshape = UNCHANGED,
 ) -> tuple[AccessText, AccessText, tuple[InputText, ...]]:
     """Return the accesses of input and weight, and the input tiles: one, or those of a block.
 
     Args:
-        kernel: the kernel.
-        coordinates: the input's, of a row of the block, row 0 without one.
+        outline: the kernel's.
+        inputs: the index of a row of the block, row 0 without one.
         order: lanes of the tile's two dimensions.
         weight: the weight's coordinates and the lanes of its two dimensions.
-        comment: what the first of `lines` is for.
-        lines: what brings an input tile into the product's shape.
+        reshape: what brings an input tile into the product's shape.
     """
-    first = coordinates(0)
-    x, w = kernel.access("x", first, order), kernel.access("w", *weight)
-    if _single_halves(kernel, first):
-        x = _from_starts(x)
+    kernel, first = outline.kernel, inputs(0)
+    x, lanes = kernel.access_and_lanes("x", first.coordinates(), order)
+    w = kernel.access("w", *weight)
+    if _single_halves(kernel, first) and len(lanes.parts) > 1:  # several positions and channels
+        x = _from_starts(x, lanes)
     block = kernel.plan.block
     if block is None:
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = LoadText("", x.masked, x.mask_lines)
-        return x, w, input_tiles(block, [one], (only,), comment, lines)
+        return x, w, input_tiles(outline, [one], (only,), reshape=reshape)
     w = _with_row(kernel, w, weight[0][0])
-    shared, masks = kernel.row_masks("x", map(coordinates, block.inputs), order)
+    shared, masks = kernel.row_masks("x", map(inputs, block.inputs), order)
     places = [
-        LoadText(row_offset(kernel, first, row), mask.masked, mask.fresh)
+        LoadText(kernel.offset(row * first.row_stride()), mask.masked, mask.fresh)
         for row, mask in zip(block.inputs, masks, strict=True)
     ]
-    first_tile, *others = input_tiles(block, places, _block_weights(w, block), comment, lines)
-    return x, w, (dataclasses.replace(first_tile, shared_lines=shared), *others)
+    weights = _block_weights(w, block)
+    return x, w, input_tiles(outline, places, weights, shared, reshape)
 
 
-def _single_halves(kernel: Kernel, coordinates: list[Coordinate]) -> bool:
+def _single_halves(kernel: Kernel, inputs: TensorIndex) -> bool:
     """Whether inputs of 16 bits may come one by one, channels a known number of elements apart.
 
     They pass through registers, as asynchronous copies have 32 bits at least. Where ptxas has too
@@ -161,78 +154,102 @@ def _single_halves(kernel: Kernel, coordinates: list[Coordinate]) -> bool:
     19 layers took 1.11 times as long in the model's tile (geometric mean; `ConvTranspose1d(64, 32,
     4, stride=2)` 2.8 times, none less than 0.98; NVIDIA H200, Triton 3.6, 2026-11-29).
     """
-    plan, channel = kernel.plan, coordinates[2]
-    apart = kernel.scribe.space.number(channel.stride) is not None
+    plan = kernel.plan
+    apart = kernel.scribe.space.number(inputs.channel.stride) is not None
     halves = plan.spec.element.itemsize == 2 and plan.tile.span == 1
     return halves and plan.input_layout == "channels_first" and apart
 
 
-def _from_starts(x: AccessText) -> AccessText:
+def _from_starts(x: AccessText, lanes: LaneText) -> AccessText:
     """Return the access with pointers to where the positions start.
 
     From there the channels of a position are constants, which the instructions of its loads hold,
     so that a thread has few addresses.
     """
-    *parts, lanes = x.lanes
-    position, plus, channel = lanes.partition(" = ")[2].partition("[:, None] + ")
-    if not plus:  # one position, or one channel
-        return x
-    way = channel.removesuffix("[None, :]")
-    named = way.isidentifier()
+    position, channel = lanes.parts
+    named = channel.text.isidentifier()
     return dataclasses.replace(
         x,
         lanes=(
-            *parts,
+            *lanes.before,
             "# A pointer a position: its channels are constants away, which load instructions hold",
-            assignment("x_starts", f"{x.pointer} + {position}[:, None]", 4),
-            *(() if named else (assignment("x_ci", bare(way), 4),)),
+            assignment("x_starts", f"{x.pointer} + {position.spread()}", 4),
+            *(() if named else (assignment("x_ci", channel.text, 4),)),
         ),
         pointer="x_starts",
-        added=channel if named else "x_ci[None, :]",
+        added=channel.spread() if named else f"x_ci{channel.index}",
     )
 
 
 def input_tiles(
-    block: RowBlock | None,
+    outline: Outline,
     places: list[LoadText],
     weights: tuple[WeightText, ...],
-    comment: tuple[str, ...] = (),
-    lines: tuple[str, ...] = (),
+    shared: tuple[str, ...] = (),
+    reshape: Reshape = UNCHANGED,
     suffix: str = "",
 ) -> tuple[InputText, ...]:
     """Return the input tiles of a step, of which the first one loads the weights.
 
     Args:
-        block: the block of rows whose inputs they are, None for a single one.
-        places: what each one loads.
+        outline: the kernel's.
+        places: what each one loads, one or those of a block of rows.
         weights: the weights, of all kernel rows of a block.
-        comment: what the first of `lines` is for.
-        lines: what brings an input tile into the product's shape.
+        shared: the lines of what the masks of several share.
+        reshape: what brings an input tile into the product's shape.
         suffix: what the name of a weight ends with in a product.
     """
-    whole = (*comment, *lines)
-    if block is None:
-        only, product = places[0], (ProductText("acc", f"w{suffix}"),)
-        parts = only.offset, only.masked, only.mask_lines
-        return (InputText(*parts, whole, (), (), weights, product),)
-    tiles, first = [], block.taps.first(0)
-    for number, (place, (row, pairs)) in enumerate(zip(places, block.inputs.items(), strict=True)):
-        tiles.append(
-            InputText(
-                offset=place.offset,
-                masked=place.masked,
-                mask_lines=place.mask_lines,
-                lines=lines if number else whole,
-                shared_lines=(),
-                comment_lines=(f"# Input row {first + row} of the block, for {_rows(pairs)}",),
-                weights=() if number else weights,
-                products=tuple(ProductText(f"acc_{o}", f"w_{index}{suffix}") for o, index in pairs),
+    kernel, plan, block = outline.kernel, outline.kernel.plan, outline.kernel.plan.block
+    waits = plan.target.is_hopper and is_overtaken(plan, kernel.sizes, outline.steps.loop)
+    comments: list[tuple[str, ...]] = [()]
+    products: list[tuple[ProductText, ...]] = [(ProductText("acc", f"w{suffix}", waits),)]
+    if block is not None:
+        rows, first = block.inputs.items(), block.taps.first(0)
+        comments = [(f"# Input row {first + row} of the block, for {_rows(p)}",) for row, p in rows]
+        products = _block_products(block, suffix, waits)
+    return tuple(
+        InputText(
+            offset=place.offset,
+            masked=place.masked,
+            mask_lines=place.mask_lines,
+            lines=(
+                *operand_lines(plan, place.masked, () if number else [w.name for w in weights]),
+                *(() if number else reshape.comment),
+                *reshape.lines,
+            ),
+            shared_lines=() if number else shared,
+            comment_lines=comments[number],
+            weights=() if number else weights,
+            products=products[number],
+        )
+        for number, place in enumerate(places)
+    )
+
+
+def _block_products(block: RowBlock, suffix: str, waits: bool) -> list[tuple[ProductText, ...]]:
+    """Return the products of each input of a block.
+
+    Where it `waits` for products, the last one of an input is waited for before another is loaded,
+    unless a later input adds to the same sum: its product then waits for both.
+    """
+    inputs, each = list(block.inputs.values()), []
+    for number, pairs in enumerate(inputs):
+        later = {output for others in inputs[number + 1 :] for output, _ in others}
+        last = len(pairs) - 1
+        each.append(
+            tuple(
+                ProductText(
+                    f"acc_{output}",
+                    f"w_{index}{suffix}",
+                    settled=waits and place == last and output not in later,
+                )
+                for place, (output, index) in enumerate(pairs)
             )
         )
-    return tuple(tiles)
+    return each
 
 
-def is_overtaken(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> bool:
+def is_overtaken(plan: KernelPlan, sizes: Sizes, loop: Loop | None) -> bool:
     """Whether loads may overwrite what products still read, on a Hopper with Triton before 3.9.
 
     That lets the last products that read an input, whose sums nothing else in the step reads, run
@@ -241,23 +258,10 @@ def is_overtaken(plan: KernelPlan, sizes: Sizes, context: GemmContext) -> bool:
     """
     spec = plan.spec
     in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
-    if context.loop is None or in_parts or spec.dtype == "float64":
+    if not plan.family.products or loop is None or in_parts or spec.dtype == "float64":
         return False
     rounds = spec.product is not None and not copy_rounds(plan)
-    reordered = any(tile.lines for tile in context.inputs)
-    return bool(rounds or reordered or spec.before) or not is_run(sizes.box)
-
-
-def settled(context: GemmContext) -> GemmContext:
-    """Return the context with products that are waited for before another input is loaded."""
-    tiles: list[InputText] = []
-    later: set[str] = set()
-    for tile in reversed(context.inputs):
-        *others, last = tile.products
-        last = dataclasses.replace(last, settled=last.acc not in later)
-        later |= {product.acc for product in tile.products}
-        tiles.insert(0, dataclasses.replace(tile, products=(*others, last)))
-    return dataclasses.replace(context, inputs=tuple(tiles))
+    return bool(rounds or sizes.span != 1 or spec.before) or not is_run(sizes.box)
 
 
 def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:

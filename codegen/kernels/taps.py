@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sympy import Expr, Integer, Symbol
+from sympy import Expr, Integer
 
 from ..geometry.phases import AxisPhases
 from ..symbolic.access import unflatten
@@ -26,7 +26,7 @@ MAX_COMPARISONS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseText:
+class Phase:
     """What a program's phase fixes.
 
     Attributes:
@@ -40,7 +40,7 @@ class PhaseText:
     reached: Expr
 
 
-def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
+def define_phase(kernel: Kernel, lines: list[str]) -> Phase:
     """Define what the phase fixes; numbers of taps divide steps, so that no gap may make one 0."""
     firsts: list[Expr] = []
     residues: list[Expr] = []
@@ -67,7 +67,7 @@ def define_phase(kernel: Kernel, lines: list[str]) -> PhaseText:
         if axis.gaps > 1:
             hit = 1 - AtLeast(gap, Integer(1))
             reached = reached * define(lines, f"reached_{letter}", hit, (0, 1))
-    return PhaseText(firsts, residues, taps, reached)
+    return Phase(firsts, residues, taps, reached)
 
 
 def _zero_of_axes(kernel: Kernel, lines: list[str]) -> Expr:
@@ -107,9 +107,7 @@ class Steps:
     channel: Expr
 
 
-def define_steps(
-    kernel: Kernel, lines: list[str], phase: PhaseText, depthwise: bool = False
-) -> Steps:
+def define_steps(kernel: Kernel, lines: list[str], phase: Phase, depthwise: bool = False) -> Steps:
     """Define taps and first input channel of a step of the flat loop, taps fastest.
 
     With `depthwise` a channel is all of its block, and a short loop is written out.
@@ -166,7 +164,7 @@ def _first_digit(scribe: Scribe, step: Expr, radix: Expr) -> str:
 
 
 def define_taps(
-    kernel: Kernel, lines: list[str], phase: PhaseText, steps: Steps
+    kernel: Kernel, lines: list[str], phase: Phase, steps: Steps
 ) -> tuple[list[Expr], Expr]:
     """Define the input shift of each axis; return them with the flat index of the tap."""
     shifts: list[Expr] = []
@@ -186,12 +184,3 @@ def define_taps(
             kernel.loop |= {symbol(f"shift_{letter}"), symbol(f"k{letter}")}
         flat = flat * kernel.sizes.kernel(number) + tap
     return shifts, flat
-
-
-def define_flat_tap(kernel: Kernel, lines: dict[str, list[str]], tap: Expr) -> Expr:
-    """Define the flat index of the tap, where that takes several axes; return it."""
-    looped = bool(tap.free_symbols & kernel.loop)
-    flat = kernel.scribe.define(lines["step" if looped else "phase"], "tap", tap, None)
-    if looped and isinstance(flat, Symbol):
-        kernel.loop.add(flat)
-    return flat

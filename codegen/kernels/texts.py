@@ -1,6 +1,6 @@
 """What a template prints of a kernel's accesses: lines, names and flags.
 
-Stage 5. Made by the families (builder.py, gemm.py and others), read by `templates/kernels/` and
+Stage 5. Made by the families and by their parts here, read by `templates/kernels/` and
 `templates/parts/`; each holds text and flags alone.
 """
 
@@ -61,26 +61,21 @@ class OperandText(LoadText):
 
 @dataclass(frozen=True, slots=True)
 class StoreText:
-    """A tile that is stored, at an access.
+    """A tile that is stored.
 
     Attributes:
         acc: its accumulator's name; empty where no input reaches its outputs.
-        offset, masked, mask_lines: as of `LoadText`.
-        start_lines: the lines that begin it.
-        lane_lines, place_lines, pointer_lines: the lanes of the output, the access, the pointers
-            of its elements, where they are not defined yet.
-        value: what is stored, which `kerneltext` knows.
+        lines: what becomes of the accumulator, and where its elements go.
+        pointers: where they go, as text.
+        value: what is stored there.
+        masked: `y_mask` says which elements exist.
     """
 
     acc: str
-    offset: str
+    lines: tuple[str, ...]
+    pointers: str
+    value: str
     masked: bool
-    mask_lines: tuple[str, ...]
-    start_lines: tuple[str, ...]
-    lane_lines: tuple[str, ...]
-    place_lines: tuple[str, ...]
-    pointer_lines: tuple[str, ...]
-    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +84,47 @@ class Loop:
 
     variable: str
     over: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlineText:
+    """Lines of a kernel, by where they stand.
+
+    Attributes:
+        program: the program's coordinates, from its ids.
+        phase: what the phase fixes: taps, shifts and residues.
+        position: the outputs of the tile, along the image.
+        step: tap and channel block of a step; empty if there is but one step.
+        loop: the loop over the steps, None for one step, which needs no loop.
+    """
+
+    program: tuple[str, ...]
+    phase: tuple[str, ...]
+    position: tuple[str, ...]
+    step: tuple[str, ...]
+    loop: Loop | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelBody:
+    """What the kernels of all families have: names of the templates they share, as text.
+
+    A family has its own names beside these, in a subclass.
+
+    Attributes:
+        outline: the lines that they start with.
+        x, w, y, bias: the accesses; `outputs` hold what is printed of that of the output, which
+            is here for a report.
+        inputs, outputs: the tiles that a step loads of the input, and those that are stored.
+    """
+
+    outline: OutlineText
+    x: AccessText
+    w: AccessText
+    y: AccessText
+    bias: AccessText
+    inputs: tuple[OperandText, ...]
+    outputs: tuple[StoreText, ...]
 
 
 @dataclass(frozen=True, slots=True)

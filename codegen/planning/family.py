@@ -11,7 +11,7 @@ import abc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ..geometry.boxes import box_of
 from ..geometry.groups import Grouping
@@ -24,6 +24,11 @@ from ..tables.targets import GpuTarget
 
 if TYPE_CHECKING:
     import jinja2
+
+    from ..kernels.texts import KernelBody
+    from ..symbolic.scribe import Scribe
+    from ..symbolic.sizes import Sizes
+    from .plan import KernelPlan
 
 NUM_STAGES = (2, 3, 4)
 # Images share a tile where one each would leave more than this of it empty: an eighth.
@@ -126,7 +131,7 @@ class Family(abc.ABC):
         method: what it does, in a line.
         serves: which specs, in a line.
         template: prints its kernel; the names it uses are the fields of `context_type`.
-        context_type: the dataclass that `context` returns.
+        context_type: the dataclass that `context` returns, with the fields of `KernelBody`.
         loader: finds `template`, None where convgen's own templates have it.
         products: it multiplies in matrix units, in the spec's precision; else all is done in the
             accumulator's.
@@ -143,7 +148,7 @@ class Family(abc.ABC):
     method: ClassVar[str]
     serves: ClassVar[str]
     template: ClassVar[str]
-    context_type: ClassVar[type]
+    context_type: ClassVar[type[KernelBody]]
     loader: ClassVar[jinja2.BaseLoader | None] = None
     products: ClassVar[bool] = True
     depthwise: ClassVar[bool] = False
@@ -203,7 +208,7 @@ class Family(abc.ABC):
         """Return what a program of so many steps costs its SM, in nanoseconds."""
 
     @abc.abstractmethod
-    def context(self, plan: Any, sizes: Any, scribe: Any) -> Any:
+    def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> KernelBody:
         """Return the names of `template` for a plan; `scribe.used` then has the sizes it reads."""
 
     def grouping(

@@ -1,8 +1,8 @@
 """The names of the templates of the input's copy, as text.
 
-Stages 3 and 5, beside `kerneltext`. Input: a `KernelPlan` and the `Sizes` of its kernel; output: a
-`RelayoutText`, in which every expression is already printed. A program of the copy takes a tile of
-an image: COPY_CHANNELS channels of COPY_POSITIONS positions.
+Stages 3 and 5, beside `kernel_names`. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
+a `RelayoutText`, in which every expression is already printed. A program of the copy takes a tile
+of an image: COPY_CHANNELS channels of COPY_POSITIONS positions.
 """
 
 from __future__ import annotations

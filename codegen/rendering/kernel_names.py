@@ -6,24 +6,23 @@ already printed. A file has one, and another for the gradient of the input where
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from sympy import Symbol
 
 from ..families.window import described_sizes
-from ..kernels.gemm import is_overtaken, settled
+from ..kernels.gemm import is_overtaken
 from ..kernels.packing import packed_grouping
+from ..kernels.stages import bias_value
+from ..kernels.texts import KernelBody
 from ..language.spec import ConvTransposeSpec
 from ..planning.input_copy import copied_sizes, copy_rounds
 from ..planning.plan import KernelPlan
 from ..symbolic.lines import WIDTH
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, BLOCKS, Sizes
-from ..tables.pointwise import Stage
 from .size_lines import list_text, size_lines
 
 TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
@@ -52,8 +51,8 @@ class KernelText:
         argument_names: the names of `arguments`, as a list.
         body: the family's own context.
         x_shape, w_shape, y_shape: the tensors' axes.
-        x_box, w_box: the boxes that operands are loaded in; empty where they have pointers.
-        after: the stages behind the product, of `acc`.
+        x_box, w_box: extents of the boxes that operands are loaded in, by name; none where they
+            have pointers.
     """
 
     name: str
@@ -77,13 +76,12 @@ class KernelText:
     block_arguments: tuple[str, ...]
     tuned: bool
     argument_names: str
-    body: Any
+    body: KernelBody
     x_shape: str
     w_shape: str
     y_shape: str
-    x_box: str
-    w_box: str
-    after: tuple[str, ...]
+    x_box: tuple[str, ...]
+    w_box: tuple[str, ...]
 
 
 def kernel_text(
@@ -102,13 +100,8 @@ def kernel_text(
     family = plan.family
     scribe = Scribe(sizes.space)
     body = family.context(plan, sizes, scribe)
-    overtaken = family.products and is_overtaken(plan, sizes, body)
+    overtaken = is_overtaken(plan, sizes, body.outline.loop)
     settles = overtaken and plan.target.is_hopper
-    if settles:
-        body = settled(body)
-    body = _with_stages(plan, body, products=family.products)
-    after = tuple(_stage_line("acc", stage) for stage in spec.after)
-    body = _with_values(spec, body, staged=bool(after))
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
     if plan.family.boxed:
@@ -130,7 +123,7 @@ def kernel_text(
         triton_dtype=TRITON_DTYPES[spec.dtype],
         accumulator=spec.element.accumulator,
         has_bias=spec.bias,
-        bias_value=_bias_value(spec),
+        bias_value=bias_value(spec),
         precision="PRECISION" if fallback else f'"{precision}"',
         precision_constant=precision if fallback else None,
         rounds=plan.rounds,
@@ -145,101 +138,20 @@ def kernel_text(
         tuned=bool(plan.tuned),
         argument_names=list_text(arguments),
         body=body,
-        **_tensor_shapes(plan, sizes),
-        after=after,
+        **_tensor_shapes(plan),
+        x_box=_input_box(sizes) if family.boxed else (),
+        w_box=("BLOCK_N", "BLOCK_K") if family.boxed else (),
     )
 
 
-def _stage_line(variable: str, stage: Stage) -> str:
-    return f"{variable} = {stage.text(stage.row.triton, variable)}"
+def _input_box(sizes: Sizes) -> tuple[str, ...]:
+    """Return the extents of a box of the input by name, 1 where it has none."""
+    letters = ("N", *map(sizes.letter, range(sizes.rank)))
+    axes = zip(letters, sizes.box, strict=True)
+    return (*(f"BOX_{letter}" if extent > 1 else "1" for letter, extent in axes), "BLOCK_K")
 
 
-def cast(spec: ConvTransposeSpec, value: str) -> str:
-    """Text of `value` in the spec's dtype, from the accumulator's."""
-    if spec.dtype == "bfloat16":
-        return f"to_bfloat16({value})"
-    same = spec.element.triton == spec.element.accumulator
-    return value if same else f"{value}.to(tl.{spec.element.triton})"
-
-
-def _with_values(spec: ConvTransposeSpec, kernel: Any, *, staged: bool) -> Any:
-    """Return a family's context with what each tile stores: `acc`, if stages work on it before.
-
-    A tile without an accumulator is of outputs that no input reaches: bias and stages only.
-    """
-    tiles = []
-    for tile in kernel.outputs:
-        if not (tile.acc or staged or spec.bias):
-            tiles.append(dataclasses.replace(tile, value="0.0"))
-            continue
-        name = "acc" if staged or not tile.acc else tile.acc
-        source = tile.acc or _unreached(spec, kernel.acc_shape)
-        starts, pointers = (f"{name} = {source}",) * (name != source), tile.pointer_lines
-        value = cast(spec, kernel.result.replace("acc", name))
-        store = f"    tl.store({kernel.y_pointers}{tile.offset}, {value}, mask=y_mask)"
-        if len(store) > WIDTH:
-            pointers += (f"acc = {kernel.result.replace('acc', name)}",)
-            value = cast(spec, "acc")
-        tiles.append(
-            dataclasses.replace(
-                tile,
-                start_lines=(*tile.start_lines, *starts),
-                pointer_lines=pointers,
-                value=value,
-            )
-        )
-    return dataclasses.replace(kernel, outputs=tuple(tiles))
-
-
-def _unreached(spec: ConvTransposeSpec, shape: str) -> str:
-    """Return the sum of outputs that no input reaches, of a `shape` with channels as columns."""
-    if spec.bias:
-        return f"tl.broadcast_to({_bias_value(spec)}[None, :], ({shape}))"
-    return f"tl.zeros(({shape}), dtype=tl.{spec.element.accumulator})"
-
-
-def _bias_value(spec: ConvTransposeSpec) -> str:
-    """Return the bias in the accumulator's precision."""
-    wide = spec.element.accumulator
-    return "bias" if spec.element.triton == wide else f"bias.to(tl.{wide})"
-
-
-def _with_stages(plan: KernelPlan, kernel: Any, *, products: bool) -> Any:
-    """Return a family's context, stages and rounding put before what it does to its inputs."""
-    tiles = []
-    for tile in kernel.inputs:
-        weights = [weight.name for weight in tile.weights] if products else []
-        lines = (*_stages_before(plan, tile.masked, weights, products=products), *tile.lines)
-        tiles.append(dataclasses.replace(tile, lines=lines))
-    return dataclasses.replace(kernel, inputs=tuple(tiles))
-
-
-def _stages_before(
-    plan: KernelPlan, masked: bool, weights: list[str], *, products: bool
-) -> tuple[str, ...]:
-    """Lines between a load and its products, in matrix units or not."""
-    spec = plan.spec
-    narrow = spec.element.triton != spec.element.accumulator
-    lines: list[str] = []
-    if spec.before:
-        lines += [f"x = x.to(tl.{spec.element.accumulator})"] * narrow
-        lines += [_stage_line("x", stage) for stage in spec.before]
-        if masked and not all(stage.row.keeps_zero for stage in spec.before):
-            lines.append("x = tl.where(x_mask, x, 0.0)  # padding stays zero")
-        lines += [f"x = {cast(spec, 'x')}"] * (narrow and products)
-    if not products:
-        return tuple(lines)
-    if spec.product is not None and spec.product.rounds and not copy_rounds(plan):
-        lines.append("x = round_to_tf32(x)")
-    if spec.dtype == "bfloat16":
-        lines += [
-            "if INTERPRETED:  # its tl.dot does not know bfloat16",
-            *(f"    {name} = {name}.to(tl.float32)" for name in ("x", *weights)),
-        ]
-    return tuple(lines)
-
-
-def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
+def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
     spec, p = plan.spec, plan.prefix
     letters = [letter.upper() for letter in AXES[spec.rank]]
     shapes = {}
@@ -254,14 +166,9 @@ def _tensor_shapes(plan: KernelPlan, sizes: Sizes) -> dict[str, str]:
         shapes["x_shape"] += f", a copy{' rounded to TF32' if copy_rounds(plan) else ''}"
     packed = f"{packed_shape(plan)}, packed"
     shapes["w_shape"] = _raw_shape(plan) if plan.reads_raw_weight else packed
-    shapes |= {"x_box": "", "w_box": ""}
     if plan.family.boxed:
         taps, rows, columns = packed_axes(plan)
         shapes["w_shape"] = f"[{taps} * {rows}, {columns}], packed"
-        names = zip(("N", *letters), sizes.box, strict=True)
-        axes = [f"BOX_{letter}" if extent > 1 else "1" for letter, extent in names]
-        shapes["x_box"] = f"[{', '.join(axes)}, BLOCK_K]"
-        shapes["w_box"] = "[BLOCK_N, BLOCK_K]"
     return shapes
 
 

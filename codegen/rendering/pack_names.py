@@ -1,7 +1,7 @@
 """The names of the templates of the kernel that packs the weight, as text.
 
-Stages 3 and 5, beside `kerneltext`. Input: a `KernelPlan` and the `Sizes` of its kernel; output: a
-`PackText`, in which every expression is already printed. A program takes a tile of one group:
+Stages 3 and 5, beside `kernel_names`. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
+a `PackText`, in which every expression is already printed. A program takes a tile of one group:
 PACK_IN input channels, PACK_OUT output channels, and PACK_TAPS of their taps; where the last axis
 is grouped, of what leads from an input of a group to an output of one (packing.py).
 """
@@ -22,6 +22,7 @@ from ..kernels.packing import (
     packed_grouping,
     packed_taps,
 )
+from ..kernels.stages import cast
 from ..kernels.texts import AccessText
 from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import KernelPlan
@@ -30,7 +31,7 @@ from ..symbolic.lines import call_text
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Sizes
 from .host_sizes import HostNames, grid_text
-from .kernel_names import TRITON_DTYPES, cast, packed_shape
+from .kernel_names import TRITON_DTYPES, packed_shape
 from .pack_tiles import (
     SLOTS,
     block_lines,
@@ -135,7 +136,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         kernel.access("w", _weight(kernel, co, ci, kernel_index, last=last), ORDER, indent=8)
         for last in (False, True)[: 1 + (tile.last is not None)]
     ]
-    zero_lines = kernel.scribe.mask_lines("w_mask", zeros, ORDER)
+    zero_lines = kernel.scribe.mask_lines("w", zeros, ORDER)
     if zero_lines and first.masked:
         zero_lines.append("w_mask &= packed_mask")
     base = weights[0].base if len({weight.base for weight in weights}) == 1 else None

@@ -15,7 +15,7 @@ from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.plan import KernelPlan
 from ..symbolic.lines import call_text
-from ..symbolic.sizes import AXES, BLOCKS, BOXES, Sizes
+from ..symbolic.sizes import AXES, BLOCKS, Sizes
 from ..tables.dtypes import DTYPES
 from ..tables.pointwise import Stage
 from .host_sizes import Check, HostNames, grid_text
@@ -217,11 +217,10 @@ def _descriptors(plan: KernelPlan, kernel: KernelText) -> tuple[DescriptorText, 
     )
 
 
-def _values(box: str) -> str:
-    """Return a box of the kernel's as Python has it, blocks as numbers."""
-    for block in (*BLOCKS, *BOXES):
-        box = box.replace(block, f"{block}.value")
-    return box
+def _values(box: tuple[str, ...]) -> str:
+    """Return a box of the kernel's as Python has it, its extents as numbers."""
+    extents = (name if name == "1" else f"{name}.value" for name in box)
+    return f"[{', '.join(extents)}]"
 
 
 def _value(size: Expr) -> str:

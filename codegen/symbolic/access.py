@@ -5,6 +5,7 @@ Stage 3, index. Input: coordinates in a `Space`; output: an `Access` with its of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,36 @@ class Coordinate:
     extent: Expr
     stride: Expr
     looped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorIndex:
+    """Where an access stands in the layer's input or output.
+
+    Attributes:
+        image, group: along the batch, and among the groups of channels.
+        channel: in its group.
+        axes: along each spatial axis, which groups of a row take apart in several coordinates.
+    """
+
+    image: Coordinate
+    group: Coordinate
+    channel: Coordinate
+    axes: tuple[tuple[Coordinate, ...], ...]
+
+    def coordinates(self) -> list[Coordinate]:
+        """Return the coordinates of all axes."""
+        return [self.image, self.group, self.channel, *itertools.chain(*self.axes)]
+
+    def row_stride(self) -> Expr:
+        """Return elements from one row to the next, along the last axis but one."""
+        return self.axes[-2][0].stride
+
+    def letters(self, letters: Iterable[str], masks: Iterable[Mask]) -> str:
+        """Return which of the axes the masks are of, by the `letters` of the spatial ones."""
+        indices = {mask.index for mask in masks}
+        named = (("n", (self.image,)), *zip(letters, self.axes, strict=True))
+        return "".join(x for x, parts in named if any(part.index in indices for part in parts))
 
 
 @dataclass(frozen=True, slots=True)

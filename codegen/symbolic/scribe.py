@@ -5,7 +5,7 @@ Stage 5, render. Input: expressions of a `Space`; output: lines of Triton.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -13,24 +13,74 @@ import sympy
 from sympy import Expr, Symbol
 
 from .access import Mask
-from .lines import WIDTH, assignment, bare, split
+from .lines import WIDTH, assignment, bare
 from .printer import SPREADS, Printer, PrintError
 from .space import Range, Space, symbol
 
 LONG = 40  # columns of a part of an offset that is written in place
 
 
-def _fitting(name: str, condition: str) -> list[str]:
-    """Return the parts of a condition that fit a line `name &= part` each."""
-    if len(f"        {name} &= {condition}") <= WIDTH:
-        return [condition]
-    return [part.removeprefix("& ") for part in split(condition, "&")]
+def _fitting(parts: list[str], room: int) -> list[str]:
+    """Return conditions as one where all of them fit the room of a line, else each by itself."""
+    together = " & ".join(parts)
+    return [together] if len(together) <= room else parts
 
 
-def _joined(name: str, parts: dict[str, str], order: tuple[str, ...]) -> str:
-    """Return the line that joins the conditions of a tile's dimensions."""
+def _room(begin: str) -> int:
+    """Return the columns that are left of a line of a step behind its beginning."""
+    return WIDTH - len(f"        {begin} ")
+
+
+def _apart(name: str, axes: list[list[str]]) -> list[str]:
+    """Return the conditions of each axis as one where they fit a line `name &= part`."""
+    return [part for axis in axes for part in _fitting(axis, _room(f"{name} &="))]
+
+
+def _conjunction(name: str, parts: list[str]) -> list[str]:
+    """Return the lines that define `name`, all of the parts, one a line."""
+    return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(parts)]
+
+
+def _spread(parts: dict[str, str], order: tuple[str, ...]) -> list[str]:
+    """Return the conditions of a tile's dimensions, each spread over all of them."""
     indices = dict(zip(order, SPREADS[len(order)], strict=True))
-    return f"{name} = {' & '.join(f'{text}{indices[kind]}' for kind, text in parts.items())}"
+    return [f"{text}{indices[kind]}" for kind, text in parts.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class LanePart:
+    """What the lanes of one kind add to an offset, and the index that spreads it over the tile."""
+
+    text: str
+    index: str
+
+    def spread(self) -> str:
+        """Return the part as a summand of the offset."""
+        plain = not self.index or self.text.isidentifier()
+        return f"{self.text if plain else f'({self.text})'}{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class LaneText:
+    """An offset inside a tile.
+
+    Attributes:
+        name: its name.
+        before: the lines of parts that are too long to stand in its own.
+        parts: its summands, in the order of the tile's dimensions.
+    """
+
+    name: str
+    before: tuple[str, ...]
+    parts: tuple[LanePart, ...]
+
+    def text(self) -> str:
+        """Return the offset."""
+        return " + ".join(part.spread() for part in self.parts)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines that define the name; none where no lane moves the offset."""
+        return (*self.before, f"{self.name} = {self.text()}") if self.parts else self.before
 
 
 @dataclass(slots=True)
@@ -94,10 +144,8 @@ class Scribe:
         moving = {free for term in large for free in term.free_symbols} - set(self.space.sizes)
         return self.text(expr, frozenset(moving))
 
-    def lane_lines(
-        self, name: str, expr: Expr, order: tuple[str, ...], indent: int = 4
-    ) -> list[str]:
-        """Return the lines that define `<name>_lanes`, an offset inside a tile over `order`.
+    def lane_text(self, name: str, expr: Expr, order: tuple[str, ...], indent: int = 4) -> LaneText:
+        """Return `<name>_lanes`, an offset inside a tile over `order`.
 
         It is int32, except where a known size makes it too large, or one of run time that nothing
         checks. A long part has a line of its own, `<name>_<kind>`.
@@ -113,81 +161,79 @@ class Scribe:
             if terms:
                 parts[kind] = self.text(sympy.Add(*terms), wide)
         lines = []
-        spread = " + ".join(f"(){index}" for index in SPREADS[len(order)])
-        room = WIDTH - indent - len(f"{name}_lanes = {spread}")
+        around = " + ".join(f"(){index}" for index in SPREADS[len(order)])
+        room = WIDTH - indent - len(f"{name}_lanes = {around}")
         for kind, text in parts.items():
             together = sum(map(len, parts.values()))
             if len(order) > 1 and (len(text) > LONG or (together > room and " " in text)):
                 lines.append(assignment(f"{name}_{kind}", text, indent))
                 parts[kind] = f"{name}_{kind}"
-        if len(order) == 1:
-            return [f"{name}_lanes = {text}" for text in parts.values()]
-        texts = []
-        for kind, index in zip(order, SPREADS[len(order)], strict=True):
-            if kind in parts:
-                text = parts[kind]
-                texts.append(f"{text}{index}" if text.isidentifier() else f"({text}){index}")
-        return [*lines, f"{name}_lanes = {' + '.join(texts)}"]
+        indices = zip(order, SPREADS[len(order)], strict=True)
+        spread = [LanePart(parts[kind], index) for kind, index in indices if kind in parts]
+        return LaneText(f"{name}_lanes", tuple(lines), tuple(spread))
 
     def mask_lines(
         self,
-        name: str,
+        tensor: str,
         masks: tuple[Mask, ...],
         order: tuple[str, ...],
         shared: Mapping[str, str] = MappingProxyType({}),
     ) -> list[str]:
-        """Return the lines that define `name`, the conditions of a tile over `order`.
+        """Return the lines that define `<tensor>_mask`, the conditions of a tile over `order`.
 
-        Conditions on positions are joined first, axis by axis, in a vector `<name>_inside`. One on
-        the whole tile, as where all of its positions have one coordinate, joins the first of them.
-        A vector that is `shared` with other tiles, by the kind of its lanes, is joined with them.
+        Conditions on positions are joined first, axis by axis, in a vector `<tensor>_inside`. One
+        on the whole tile, as where all of its positions have one coordinate, joins the first of
+        them. A vector that is `shared` with other tiles, by the kind of its lanes, is joined with
+        them.
         """
-        lines: list[str] = []
-        parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
+        name = f"{tensor}_mask"
         kinds = {*shared, *(self._kind(mask.index) for mask in masks)}
         first = next((kind for kind in order if kind in kinds), None)
-        if first is None:
-            each = [self.condition(mask) for mask in masks]
-            return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
+        if first is None or len(order) == 1:
+            return self.vector_lines(name, masks)
+        lines: list[str] = []
+        parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
         for kind in order:
-            axes: dict[Expr, list[str]] = {}
-            for mask in masks:
-                own = self._kind(mask.index) or first
-                if own == kind:
-                    axes.setdefault(mask.index, []).append(self.condition(mask))
-            conditions = [" & ".join(axis) for axis in axes.values()]
-            if kind in shared:
-                conditions.insert(0, shared[kind])
-            if conditions and len(order) == 1:
-                text = " & ".join(conditions)
-                each = [part for condition in conditions for part in _fitting(name, condition)]
-                each = [text] if len(f"        {name} = {text}") <= WIDTH else each
-                return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(each)]
-            if sum(map(len, axes.values())) + (kind in shared) > 1:
-                vector = name.replace("mask", "inside")
-                vector += f"_{kind}" * (vector in parts.values())
-                each = [part for condition in conditions for part in _fitting(vector, condition)]
-                if kind in shared and len(f"        {vector} = {' & '.join(each[:2])}") <= WIDTH:
-                    each[:2] = [" & ".join(each[:2])]
-                lines.append(f"{vector} = {bare(each[0])}")
-                lines += [f"{vector} &= {bare(part)}" for part in each[1:]]
-                parts[kind] = vector
-            elif conditions:
-                parts[kind] = conditions[0]
-        line = _joined(name, parts, order)
-        if len(order) > 2:  # of no step: it stands 4 columns from the margin
-            each = [line] if len(line) + 4 <= WIDTH else split(line, "&")
-            return [*lines, each[0], *(f"{name} &= {part[2:]}" for part in each[1:])]
-        if len(line) + 8 > WIDTH:  # ruff would break it inside an index
+            own = [mask for mask in masks if (self._kind(mask.index) or first) == kind]
+            axes = [*([[shared[kind]]] if kind in shared else []), *self._by_axis(own)]
+            if sum(map(len, axes)) > 1:
+                parts[kind] = vector = f"{tensor}_inside" + f"_{kind}" * bool(lines)
+                each = _apart(vector, axes)
+                if kind in shared:
+                    each[:2] = _fitting(each[:2], _room(f"{vector} ="))
+                lines += _conjunction(vector, each)
+            elif axes:
+                parts[kind] = axes[0][0]
+        spread, room = _spread(parts, order), _room(f"{name} =")
+        if len(order) > 2:  # of no step: it stands 4 columns further left
+            return [*lines, *_conjunction(name, _fitting(spread, room + 4))]
+        if len(" & ".join(spread)) > room:  # ruff would break it inside an index
             for kind, text in parts.items():
                 if not text.isidentifier():
                     lines.append(assignment(f"{name}_{kind}", bare(text), 8))
                     parts[kind] = f"{name}_{kind}"
-            line = _joined(name, parts, order)
-        return [*lines, line] if parts else []
+        return [*lines, f"{name} = {' & '.join(_spread(parts, order))}"]
+
+    def vector_lines(self, name: str, masks: Iterable[Mask]) -> list[str]:
+        """Return the lines that define `name`, conditions of one kind of lanes, axis by axis.
+
+        Those of the whole tile alone, of no lanes, have a line each.
+        """
+        given = list(masks)
+        if not any(self._kind(mask.index) for mask in given):
+            return _conjunction(name, [self.condition(mask) for mask in given])
+        each = _apart(name, self._by_axis(given))
+        return _conjunction(name, _fitting(each, _room(f"{name} =")))
+
+    def _by_axis(self, masks: list[Mask]) -> list[list[str]]:
+        """Print the conditions, those of an axis together."""
+        axes: dict[Expr, list[str]] = {}
+        for mask in masks:
+            axes.setdefault(mask.index, []).append(self.condition(mask))
+        return list(axes.values())
 
     def shared_lines(
-        self, name: str, masks: tuple[Mask, ...], order: tuple[str, ...], axes: str
+        self, tensor: str, masks: tuple[Mask, ...], order: tuple[str, ...], axes: str
     ) -> tuple[list[str], dict[str, str]]:
         """Return lines of the vectors that several tiles share, and their names by kind of lanes.
 
@@ -200,10 +246,10 @@ class Scribe:
         present = [kind for kind in order if kind in kinds]
         home = next((kind for kind in present if kind.startswith("position")), "".join(present[:1]))
         for kind in present:
-            own = tuple(m for m, k in zip(masks, kinds, strict=True) if (k or home) == kind)
+            own = [m for m, k in zip(masks, kinds, strict=True) if (k or home) == kind]
             suffix = axes if kind.startswith("position") else kind
-            names[kind] = f"{name.replace('mask', 'inside')}_{suffix}"
-            lines += self.mask_lines(names[kind], own, (kind,))
+            names[kind] = f"{tensor}_inside_{suffix}"
+            lines += self.vector_lines(names[kind], own)
         return lines, names
 
     def condition(self, mask: Mask) -> str:
