@@ -251,7 +251,7 @@ def _wrapper(plan: KernelPlan) -> Rows:
     problem = problem_of(spec, plan.phases)
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
     copies = f"none of an input that is dense{layout}; one of an input that is not dense"
-    if plan.family.boxed:
+    if plan.family.boxes(plan.sizes) is not None:
         copies += " or starts at no multiple of 16 bytes, and of such a packed weight"
     workspace = "no workspace"
     if plan.tile.relayout:

@@ -49,7 +49,7 @@ class DepthwiseFamily(Family):
     """
 
     products = False
-    depthwise = True
+    packs = False
     grouped = True
     takes_rows = False
     columns: ClassVar[dict[str, tuple[int, ...]]]
@@ -90,6 +90,14 @@ class DepthwiseFamily(Family):
         moved = spec.layout == "channels_first"
         store = outputs * spec.element.itemsize if moved else 0
         return Demand(registers, registers, store=store)
+
+    def groups(self, spec: ConvTransposeSpec) -> int:
+        """Return 1: a program has the channels of several groups."""
+        return 1
+
+    def input_channels(self, tile: Tile) -> int:
+        """Return the input channels of a step of a tile: those of its outputs."""
+        return tile.block_n
 
     def step_elements(self, form: Form, tile: Tile) -> int:
         """Return elements that a step of a tile loads."""

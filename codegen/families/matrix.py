@@ -58,7 +58,7 @@ class MatrixFamily(Family):
             step=step,
             read=read,
             # One of 8 bytes tells that a box has come.
-            barriers=8 * (form.inputs + form.weights) if self.boxed else 0,
+            barriers=8 * (form.inputs + form.weights) if form.boxed else 0,
             store=tile.block_m * form.columns(tile) * spec.element.itemsize,
         )
 
@@ -121,4 +121,4 @@ def _is_one_step(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
     """Whether a program has a single tap and all channels at once."""
     channels = spec.in_channels
     known = channels is not None and channels // spec.groups <= tile.block_k
-    return known and form.taps <= 1 and not form.family.boxed
+    return known and form.taps <= 1 and not form.boxed

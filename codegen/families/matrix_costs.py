@@ -70,7 +70,7 @@ def program_ns(
         return float(both ** (1 / OVERLAP))
     new = target.multiplies_from_shared and tile.block_m >= WGMMA_ROWS
     sustained = SUSTAINED if new else SUSTAINED_OLD[target.compute_capability[0]]
-    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1 and not form.family.boxed
+    single = form.rows > 1 and form.span == 1 and spec.stride[-2] == 1 and not form.boxed
     slower = UNROLLED if single and target.multiplies_from_shared else 1.0
     return slower * (products / sustained + loads + store)
 
@@ -80,7 +80,7 @@ def _load_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     depth, size = form.depth(tile), spec.element.itemsize
     inputs = form.inputs * tile.block_m * depth
     weights = form.weights * form.columns(tile) * depth * size
-    if form.family.boxed:
+    if form.boxed:
         turned = 1.0 if is_run(form.box(tile)) else TURNED
         boxes = BOX * (form.inputs + form.weights)
         return STEP + boxes + inputs * LOAD_BOX[size] * turned + weights * LOAD_BOX_WEIGHT
@@ -105,7 +105,7 @@ def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
     """Return what the store of a program costs its SM, in nanoseconds."""
     size, last = spec.element.itemsize, spec.layout == "channels_last"
     if last:
-        store = STORE_BOX if form.family.boxed else STORE_CHANNELS[size]
+        store = STORE_BOX if form.boxed else STORE_CHANNELS[size]
     elif form.family.grouped:
         store = STORE_GROUPS[size]
     elif spec.stride[-1] > 1:

@@ -86,7 +86,7 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
     accumulators = accumulators_of(spec, form, tile)
-    if form.family.boxed:
+    if form.boxed:
         shared = input_from_shared(spec, form, tile, target)
         return OTHER_REGISTERS + accumulators + (0 if shared else tile.block_m * depth // threads)
     if form.rows > 1:
@@ -159,7 +159,7 @@ def expected_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: 
     depth = form.depth(tile)
     elements = tile.block_m * depth / (WARP * tile.num_warps)
     operands = 0.0 if input_from_shared(spec, form, tile, target) else elements * size / 4
-    if form.family.boxed:
+    if form.boxed:
         return round(EXPECTED_BOX + sums + operands)
     if target.multiplies_from_shared:
         run = 16 // size if spec.layout == "channels_last" or form.relayout else form.span
@@ -183,7 +183,7 @@ def is_staged(spec: ConvTransposeSpec, form: Form) -> bool:
     An asynchronous copy has 32 bits at least; an element of 16 that a tap shifts is by itself, and
     so are channels in odd numbers.
     """
-    if spec.element.itemsize != 2 or form.span > 1 or form.family.boxed:
+    if spec.element.itemsize != 2 or form.span > 1 or form.boxed:
         return False
     if spec.layout == "channels_last" or form.relayout:
         return spec.in_channels is None or spec.in_channels // spec.groups % 2 == 1
@@ -218,7 +218,7 @@ def from_shared(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
 
 def input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether products read the input from shared memory too: nothing happens to it on the way."""
-    if form.family.boxed and not is_run(form.box(tile)):
+    if form.boxed and not is_run(form.box(tile)):
         return False
     plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
     return plain and form.span == 1 and from_shared(spec, tile, target)
@@ -235,11 +235,11 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
         return 0
     if form.family.grouped and form.span > 1 and not _lays_out(spec, target):
         return 0
-    if form.family.boxed and not boxes_fit(spec, tile, target):
+    if form.boxed and not boxes_fit(spec, tile, target):
         return 0
     if target.has_tensor_memory and not _sums_fit(spec, form, tile, target):
         return 0
-    if form.rows > 1 and not form.family.boxed:
+    if form.rows > 1 and not form.boxed:
         if not _rows_fit(spec, form, tile, target):
             return 0
         from_shared = target.multiplies_from_shared
@@ -309,7 +309,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
         if steps is not None and steps * form.products <= UNROLLED_PRODUCTS:
             return False
     # Each output of a strided layer has its own address.
-    apart = spec.stride[-1] > 1 and not (form.family.grouped or form.family.boxed)
+    apart = spec.stride[-1] > 1 and not (form.family.grouped or form.boxed)
     roomy = roomy and spec.dtype != "float64" and not apart
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 

@@ -28,7 +28,7 @@ from ..kernels.stores import single_result, stores
 from ..kernels.texts import AccessText, LoadText
 from ..language.spec import ConvTransposeSpec
 from ..planning.candidates import WORTH_UNMEASURED
-from ..planning.family import Form
+from ..planning.family import Boxes, Form
 from ..planning.forms import single_outputs
 from ..planning.grid import axis_coordinate, image_coordinate
 from ..planning.input_copy import relayout_refusal
@@ -94,6 +94,7 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
         return output_at(kernel, at, co, outline.phase.residues, row)
 
     result = single_result(kernel)
+    scribe.used |= described_sizes(sizes)
     rows = [0] if plan.block is None else list(plan.block.inputs)
     y_text, output_texts = stores(kernel, outputs, result)
     return GemmContext(
@@ -202,7 +203,6 @@ class Window(MatrixFamily):
     serves = "known sizes in channels_last or with a copy, on GPUs since Hopper"
     template = "kernels/gemm.py.jinja"
     context_type = GemmContext
-    boxed = True
 
     def refusal(self, spec: ConvTransposeSpec) -> str | None:
         """Return why it cannot serve `spec`, None if it can."""
@@ -242,6 +242,15 @@ class Window(MatrixFamily):
     def tiles(self, spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile) -> int:
         """Return the boxes of positions that cover all images."""
         return tiles_of(form.extents, form.box(tile))
+
+    def boxes(self, sizes: Sizes) -> Boxes:
+        """Return the boxes of the input and of the weight that a step loads."""
+        block_n, block_k = sizes.named("BLOCK_N"), sizes.named("BLOCK_K")
+        return Boxes((*sizes.box_extents, block_k), (block_n, block_k))
+
+    def gradient_refusal(self) -> str:
+        """Return why its kernel cannot give the gradient: whose launch makes no descriptors."""
+        return "the kernel of the input's gradient reads no boxes"
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
         """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""

@@ -43,7 +43,7 @@ from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, 
 from ..planning.plan import Candidate, Measured, MeasuredGradient
 from ..tables.targets import TARGETS, GpuTarget, find_target
 
-BOXED = {family.name for family in FAMILIES if family.boxed}
+OF_GRADIENT = {family.name for family in FAMILIES if family.gradient_refusal() is None}
 MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
 MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
 FINALISTS = 4  # timed again, longer
@@ -211,8 +211,8 @@ def measure(
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
-        # The gradient's launch makes no copy and no descriptor.
-        plain = [job for job in jobs[each] if not job[0].relayout and job[0].family not in BOXED]
+        # The gradient's launch makes no copy.
+        plain = [job for job in jobs[each] if not job[0].relayout and job[0].family in OF_GRADIENT]
         found = _fastest(parse(each), target, plain)[1]
         ms, torch_ms = _gradient_times(spec, target, tile, found)
         row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}

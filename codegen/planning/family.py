@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sympy import Expr
+
 from ..geometry.boxes import box_of
 from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases
 from ..geometry.problem import Problem
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
-from ..symbolic.sizes import needs_even_rows
+from ..symbolic.size_table import needs_even_rows
+from ..symbolic.sizes import Sizes
 from ..tables.targets import GpuTarget
 
 if TYPE_CHECKING:
@@ -79,6 +82,17 @@ class Demand:
         return Use(registers, self.expected, max(loads, self.store))
 
 
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The extents of a box of the input, image first and channels last, and of the weight's rows.
+
+    Both are of tensors in channels_last: the input, or its copy, and the packed weight as a matrix.
+    """
+
+    input: tuple[Expr, ...]
+    weight: tuple[Expr, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """What a family and a span make of a layer: the products that its programs share.
@@ -110,8 +124,15 @@ class Form:
     weights: int = 1
     products: int = 1
 
+    @property
+    def boxed(self) -> bool:
+        """Whether tiles are boxes of positions, else they are runs of flattened ones."""
+        return bool(self.extents)
+
     def box(self, tile: Tile) -> tuple[int, ...]:
-        """Return the box of images and positions that a tile is."""
+        """Return the box of images and positions that a tile is, empty where it is none."""
+        if not self.boxed:
+            return ()
         return box_of(self.extents, tile.block_m, self.rows > 1)
 
     def columns(self, tile: Tile) -> int:
@@ -135,9 +156,7 @@ class Family(abc.ABC):
         loader: finds `template`, None where convgen's own templates have it.
         products: it multiplies in matrix units, in the spec's precision; else all is done in the
             accumulator's.
-        depthwise: the channels of a program are groups of their own, whose few weights it reads as
-            torch lays them: nothing is packed.
-        boxed: its programs load boxes of tensors, from descriptors.
+        packs: its kernel reads a packed weight, else the weight as torch lays it.
         grouped: its positions are groups of a row in channels_first, not single outputs.
         unrolled: a program meets all inputs of such a group at once.
         prefers_wide: of tiles that take equally long, those of a wider span come first.
@@ -151,8 +170,7 @@ class Family(abc.ABC):
     context_type: ClassVar[type[KernelBody]]
     loader: ClassVar[jinja2.BaseLoader | None] = None
     products: ClassVar[bool] = True
-    depthwise: ClassVar[bool] = False
-    boxed: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
     grouped: ClassVar[bool] = False
     unrolled: ClassVar[bool] = False
     prefers_wide: ClassVar[bool] = False
@@ -252,9 +270,24 @@ class Family(abc.ABC):
 
     def channel_tiles(self, spec: ConvTransposeSpec, problem: Problem, tile: Tile) -> int:
         """Return the tiles of output channels, of all groups."""
-        if self.depthwise:
-            return math.ceil(problem.out_channels / tile.block_n)
-        return math.ceil(problem.out_channels // spec.groups / tile.block_n) * spec.groups
+        groups = self.groups(spec)
+        return math.ceil(problem.out_channels // groups / tile.block_n) * groups
+
+    def groups(self, spec: ConvTransposeSpec) -> int:
+        """Return how many groups number the programs: 1 where a program has channels of several."""
+        return spec.groups
+
+    def input_channels(self, tile: Tile) -> int:
+        """Return the input channels of a step of a tile."""
+        return tile.block_k
+
+    def boxes(self, sizes: Sizes) -> Boxes | None:
+        """Return the boxes that its programs load, from descriptors; None if it has addresses."""
+        return None
+
+    def gradient_refusal(self) -> str | None:
+        """Return why its kernel cannot give the gradient of the input, None if it can."""
+        return None
 
     def step_elements(self, form: Form, tile: Tile) -> int:
         """Return elements that a step of a tile loads."""

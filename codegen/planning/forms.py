@@ -18,7 +18,7 @@ from ..geometry.problem import Problem
 from ..geometry.row_blocks import ROWS, RowBlock, rows_refusal
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
-from ..symbolic.sizes import needs_even_rows
+from ..symbolic.size_table import needs_even_rows
 from .family import Family, Form
 
 

@@ -168,7 +168,7 @@ class KernelPlan:
 
         Programs of depthwise layers read a few weights, whatever their order.
         """
-        return self.family.depthwise
+        return not self.family.packs
 
     @property
     def grid_text(self) -> str:

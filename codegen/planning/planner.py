@@ -14,7 +14,7 @@ from ..geometry.problem import problem_of
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
-from ..symbolic.sizes import make_sizes
+from ..symbolic.size_table import SizeTable
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
@@ -67,17 +67,17 @@ def plan_kernel(
     fold = family.folds_batch(problem, form, chosen)
     grouping = family.grouping(spec, phases, chosen.span)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
-    sizes = make_sizes(
-        spec,
-        phases,
-        tuned or (chosen,),
-        grouping,
-        block,
-        depthwise=family.depthwise,
-        boxed=family.boxed,
+    sizes = SizeTable(
+        spec=spec,
+        phases=phases,
+        tiles=tuned or (chosen,),
+        groups=family.groups(spec),
+        grouping=grouping,
+        block=block,
+        box=form.box(chosen),
         fold=fold,
         prefix=prefix,
-    )
+    ).sizes()
     grid, reason = place_on_grid(spec, phases, sizes, fold)
     return KernelPlan(
         spec=spec,
@@ -117,8 +117,9 @@ def _gradient(
     back = input_gradient(spec)
     phases = decompose(back)
     form = form_of(back, phases, problem_of(back, phases), found.tile, families)
-    if form.family.boxed:
-        raise SpecError("the kernel of the input's gradient reads no boxes", "choices")
+    refusal = form.family.gradient_refusal()
+    if refusal is not None:
+        raise SpecError(refusal, "choices")
     check_limits(form, back, found.tile, target)
     return plan_kernel(back, phases, target, families, found.tile, prefix=PREFIX)
 

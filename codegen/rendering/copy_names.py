@@ -1,6 +1,6 @@
 """The names of the templates of the input's copy, as text.
 
-Stages 3 and 5, beside `kernel_names`. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
+Stages 3 and 5, beside kernel_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
 a `RelayoutText`, in which every expression is already printed. A program of the copy takes a tile
 of an image: COPY_CHANNELS channels of COPY_POSITIONS positions.
 """
@@ -122,15 +122,11 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
 
 def _with_tiles(sizes: Sizes, tile: CopyTile) -> Sizes:
     """Return the sizes with those of the copy's tiles, all of which are known."""
-    table = list(sizes.table)
-    for name, extent, block, each in (
-        ("position_tiles", _inputs(sizes), "COPY_POSITIONS", tile.positions),
-        ("channel_tiles", sizes.named("C_IN"), "COPY_CHANNELS", tile.channels),
-    ):
-        known = sizes.space.number(extent)
-        assert known is not None
-        table += [Size(block, each), Size(name, -(-known // each), extent, block)]
-    return dataclasses.replace(sizes, table=tuple(table))
+    sizes = sizes.plus(Size("COPY_POSITIONS", tile.positions), Size("COPY_CHANNELS", tile.channels))
+    return sizes.plus(
+        sizes.count_of("position_tiles", _inputs(sizes), "COPY_POSITIONS"),
+        sizes.count_of("channel_tiles", sizes.named("C_IN"), "COPY_CHANNELS"),
+    )
 
 
 def _inputs(sizes: Sizes) -> Expr:

@@ -7,13 +7,15 @@ sizes from the tensors' shapes, on the host.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sympy import Expr, Integer, Symbol
+from sympy import Expr, Integer
 
 from ..planning.plan import GRID_LIMITS, GridCoordinate, KernelPlan
-from ..symbolic.lines import WIDTH, bare, split
-from ..symbolic.sizes import AXES, BLOCKS, BOXES, COPY_BLOCKS, PACK_BLOCKS, Sizes
+from ..symbolic.lines import WIDTH, split
+from ..symbolic.sizes import Sizes
+from .host_printer import POSITIONS, HostPrinter, extent_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,84 +28,21 @@ class Check:
 
 
 class HostNames:
-    """Prints sizes as variables of the wrapper: `H_IN` is `h_in`."""
+    """The lines of a wrapper that name the sizes it reads, and the texts that read them."""
 
-    def __init__(self, plan: KernelPlan, sizes: Sizes) -> None:
+    def __init__(
+        self, plan: KernelPlan, sizes: Sizes, blocks: Mapping[str, int] | None = None
+    ) -> None:
         self.plan = plan
         self.sizes = sizes
         self.space = sizes.space
-        self.definitions = {size.symbol: size for size in sizes.table}
-        self.used: set[str] = set()
-        self.positions: str | None = None
-
-    def text(self, expr: Expr) -> str:
-        """Print a product of sizes."""
-        if expr.is_Integer:
-            return str(expr)
-        if isinstance(expr, Symbol):
-            return self._symbol(expr)
-        joint = " * " if expr.is_Mul else " + "
-        parts = (
-            [self.text(part) for part in expr.as_ordered_factors()]
-            if expr.is_Mul
-            else [self.text(part) for part in expr.as_ordered_terms()]
-        )
-        return joint.join(parts)
-
-    def _symbol(self, size: Symbol) -> str:
-        entry = self.definitions[size]
-        if entry.name in BLOCKS:
-            return f'META["{entry.text}"]' if entry.value is None else f"{entry.text}.value"
-        if entry.name in (*COPY_BLOCKS, *PACK_BLOCKS, *BOXES):
-            return f"{entry.text}.value"
-        if entry.block is not None:
-            block = self._symbol(self.sizes.named(entry.block))
-            if entry.name in ("tiles", "folded_tiles"):
-                images = f"{self._variable('BATCH')} * " if entry.name == "folded_tiles" else ""
-                return f"triton.cdiv({bare(images + self._positions())}, {block})"
-            return f"triton.cdiv({bare(self.text(entry.definition))}, {block})"
-        if entry.name.endswith("_ROW"):
-            count = self.text(self.sizes.count(self.plan.spec.rank - 1))
-            return f"triton.cdiv({bare(count)}, 2) * 2"
-        grouping = self.plan.grouping
-        if grouping is not None and grouping.span > 1 and entry.name.endswith("_GROUPS"):
-            output = self._variable(entry.name.replace("_GROUPS", "_OUT"))
-            offset = f" + {grouping.offset}" if grouping.offset else ""
-            return f"triton.cdiv({output}{offset}, {self.sizes.named('PHASES')}.value)"
-        if entry.name.endswith("_BLOCKS"):
-            output = self._variable(entry.name.replace("_BLOCKS", "_OUT"))
-            return f"triton.cdiv({output}, {self.sizes.named('ROWS')}.value)"
-        if entry.name.endswith(("_PHASE", "_GROUPS")):
-            letter = entry.name.partition("_")[0]
-            axis = AXES[self.plan.spec.rank].index(letter.lower())
-            growth = self.plan.phases[axis].extent_growth
-            if grouping is not None and entry.name.endswith("_GROUPS"):
-                growth = grouping.growth
-            source = self._variable(f"{letter}_IN")
-            if growth == 0:
-                return source
-            return f"({source} {'+' if growth > 0 else '-'} {abs(growth)})"
-        if entry.name.startswith("GROUP_"):
-            return f"{self._variable(entry.name[6:])} // GROUPS"
-        return self._variable(entry.name)
-
-    def _positions(self) -> str:
-        """Return the name of the positions of an image, which `shape_line` then defines."""
-        text = self.text(self.sizes.positions)
-        if self.plan.spec.rank == 1:
-            return text
-        self.positions = bare(text)
-        return "positions"
-
-    def _variable(self, name: str) -> str:
-        self.used.add(name)
-        return name.lower()
+        self.printer = HostPrinter(sizes, blocks)
 
     def extent(self, coordinates: tuple[GridCoordinate, ...]) -> str:
         """Print the extent of a grid axis."""
         live = [c.extent for c in coordinates if self.space.number(c.extent) != 1]
         numbers = [int(extent) for extent in live if extent.is_Integer]
-        texts = [self.text(extent) for extent in live if not extent.is_Integer]
+        texts = [self.printer.text(extent) for extent in live if not extent.is_Integer]
         count = 1
         for number in numbers:
             count *= number
@@ -117,29 +56,30 @@ class HostNames:
             self.extent(axis)
         self.launch_sizes(arguments)  # which names them
         if not self.plan.prefix:
-            self.used.discard("C_OUT")  # it has a line already
+            self.printer.read.discard("C_OUT")  # it has a line already
         return self.shape_lines("x.shape", "shape")
 
     def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
         """Return the lines that name the sizes printed so far, from these two shapes."""
-        letters = [letter.upper() for letter in AXES[self.plan.spec.rank]]
-        lines = []
-        for end, first, source in (("IN", "BATCH", inputs), ("OUT", "", outputs)):
-            names = [first, f"C_{end}", *(f"{letter}_{end}" for letter in letters)]
-            read = [(n, name) for n, name in enumerate(names) if name in self.used]
-            if len(read) == 1:
-                lines.append(f"{read[0][1].lower()} = {source}[{read[0][0]}]")
-            elif read:
-                shown = [name.lower() if (n, name) in read else "_" for n, name in enumerate(names)]
-                lines.append(f"{', '.join(shown)} = {source}")
-        if self.positions is not None:
-            lines.append(f"positions = {self.positions}")
+        lines, read = [], self.printer.read
+        positions = self.printer.text(self.sizes.positions) if POSITIONS.name in read else None
+        for end, source in (("IN", inputs), ("OUT", outputs)):
+            names = extent_names(self.sizes.rank, end)
+            shown = [name in read and (name != "BATCH" or end == "IN") for name in names]
+            if sum(shown) == 1:
+                place = shown.index(True)
+                lines.append(f"{names[place].lower()} = {source}[{place}]")
+            elif any(shown):
+                texts = [n.lower() if each else "_" for n, each in zip(names, shown, strict=True)]
+                lines.append(f"{', '.join(texts)} = {source}")
+        if positions is not None:
+            lines.append(f"positions = {positions}")
         return tuple(lines)
 
     def launch_sizes(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return the sizes that the launch passes."""
         symbols = {size.text: size.symbol for size in self.sizes.table}
-        return tuple(self.text(symbols[name]) for name in arguments)
+        return tuple(self.printer.text(symbols[name]) for name in arguments)
 
     def checks(self) -> tuple[Check, ...]:
         """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
@@ -152,14 +92,11 @@ class HostNames:
         for number, axis in enumerate(self.plan.grid):
             live = [c.extent for c in axis if self.space.number(c.extent) is None]
             if number and live:
-                extent = self.extent(axis).replace('META["BLOCK_N"]', str(self._least("block_n")))
+                extent = self.extent(axis)
                 limit = GRID_LIMITS[number]
                 what = f"at most {limit} programs on axis {number} of the grid"
                 found.append(Check(f"{extent} > {limit}", what))
         return tuple(found)
-
-    def _least(self, block: str) -> int:
-        return min(int(getattr(tile, block)) for tile in self.plan.tiles)
 
     def _most(self, block: str) -> int:
         return max(int(getattr(tile, block)) for tile in self.plan.tiles)
@@ -176,7 +113,7 @@ class HostNames:
             if not any(self.space.is_nonnegative(other - reach) for other in kept):
                 kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
                 kept.append(reach)
-        return [self.text(reach) for reach in kept]
+        return [self.printer.text(reach) for reach in kept]
 
     def _extents(self) -> list[Expr]:
         """Elements from the first of a tile to behind its last: of input, output and weight."""
@@ -198,12 +135,12 @@ class HostNames:
                 count = Integer(self.plan.block.advance * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
-        blocks_in = self._most("block_n" if self.plan.family.depthwise else "block_k")
+        blocks_in = max(map(self.plan.family.input_channels, self.plan.tiles))
         whole = channels_last or self.plan.fold_batch
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         extents = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
-        if not self.plan.family.depthwise:  # the weight's columns, each with all input channels
+        if not self.plan.reads_raw_weight:  # the weight's columns, each with all input channels
             grouping = self.plan.grouping
             columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
             extents.append(columns * sizes.group_in)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from sympy import Symbol
 
-from ..families.window import described_sizes
 from ..kernels.gemm import is_overtaken
 from ..kernels.packing import packed_grouping
 from ..kernels.stages import bias_value
@@ -98,14 +97,13 @@ def kernel_text(
     """
     spec = plan.spec
     family = plan.family
+    boxes = family.boxes(sizes)
     scribe = Scribe(sizes.space)
     body = family.context(plan, sizes, scribe)
     overtaken = is_overtaken(plan, sizes, body.outline.loop)
     settles = overtaken and plan.target.is_hopper
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
-    if plan.family.boxed:
-        scribe.used |= described_sizes(sizes)
     if not plan.prefix:  # even where no line reads them: they are what the file is for
         scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
     constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
@@ -138,20 +136,13 @@ def kernel_text(
         tuned=bool(plan.tuned),
         argument_names=list_text(arguments),
         body=body,
-        **_tensor_shapes(plan),
-        x_box=_input_box(sizes) if family.boxed else (),
-        w_box=("BLOCK_N", "BLOCK_K") if family.boxed else (),
+        **_tensor_shapes(plan, boxed=boxes is not None),
+        x_box=() if boxes is None else tuple(map(str, boxes.input)),
+        w_box=() if boxes is None else tuple(map(str, boxes.weight)),
     )
 
 
-def _input_box(sizes: Sizes) -> tuple[str, ...]:
-    """Return the extents of a box of the input by name, 1 where it has none."""
-    letters = ("N", *map(sizes.letter, range(sizes.rank)))
-    axes = zip(letters, sizes.box, strict=True)
-    return (*(f"BOX_{letter}" if extent > 1 else "1" for letter, extent in axes), "BLOCK_K")
-
-
-def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
+def _tensor_shapes(plan: KernelPlan, *, boxed: bool) -> dict[str, str]:
     spec, p = plan.spec, plan.prefix
     letters = [letter.upper() for letter in AXES[spec.rank]]
     shapes = {}
@@ -166,7 +157,7 @@ def _tensor_shapes(plan: KernelPlan) -> dict[str, str]:
         shapes["x_shape"] += f", a copy{' rounded to TF32' if copy_rounds(plan) else ''}"
     packed = f"{packed_shape(plan)}, packed"
     shapes["w_shape"] = _raw_shape(plan) if plan.reads_raw_weight else packed
-    if plan.family.boxed:
+    if boxed:
         taps, rows, columns = packed_axes(plan)
         shapes["w_shape"] = f"[{taps} * {rows}, {columns}], packed"
     return shapes

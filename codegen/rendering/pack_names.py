@@ -1,6 +1,6 @@
 """The names of the templates of the kernel that packs the weight, as text.
 
-Stages 3 and 5, beside `kernel_names`. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
+Stages 3 and 5, beside kernel_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
 a `PackText`, in which every expression is already printed. A program takes a tile of one group:
 PACK_IN input channels, PACK_OUT output channels, and PACK_TAPS of their taps; where the last axis
 is grouped, of what leads from an input of a group to an output of one (packing.py).
@@ -41,7 +41,6 @@ from .pack_tiles import (
     grid_of,
     slot_count,
     tile_of,
-    with_slots,
     with_tiles,
 )
 from .size_lines import list_text, size_lines
@@ -116,7 +115,7 @@ class PackText:
 
 def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     """Return the names of the templates that pack the weight, and the sizes that they read."""
-    tile, slots = tile_of(plan, sizes), slot_count(plan)
+    tile = tile_of(plan, sizes)
     sizes = with_tiles(plan, sizes, tile)
     grid = grid_of(sizes)
     kernel = Kernel(
@@ -128,7 +127,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     ci = _lane(kernel, lanes, "ci", "in_tile", "PACK_IN")
     co = _lane(kernel, lanes, "co", "out_tile", block_name(tile, "PACK_OUT"))
     slot = "tap" if packed_grouping(plan) is None else "slot"
-    most = -(-slots // tile.taps) * tile.taps  # more than there are in smaller tiles
+    most = -(-slot_count(plan) // tile.taps) * tile.taps  # more than there are in smaller tiles
     tap = _lane(kernel, lanes, slot, "tap_tile", block_name(tile, "PACK_TAPS"), most - 1)
     packed, kernel_index, zeros = _taps(kernel, lanes, tap, co, ci)
     first = kernel.access("packed", packed, ORDER)
@@ -142,7 +141,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     base = weights[0].base if len({weight.base for weight in weights}) == 1 else None
     if base is not None:  # once, before the branch
         weights = [dataclasses.replace(weight, base=None) for weight in weights]
-    host = HostNames(kernel.plan, with_slots(sizes, slots))
+    host = HostNames(kernel.plan, sizes)
     _, arguments, local_lines = size_lines(sizes, kernel.scribe)
     extents = (*host.launch_sizes(arguments), *["is_last"] * (tile.last is not None))
     back, p = bool(plan.prefix), plan.prefix

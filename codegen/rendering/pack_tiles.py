@@ -6,7 +6,6 @@ output: a `PackTile`, the sizes with those of the tiles, and the coordinates of 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -142,35 +141,24 @@ def with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> Sizes:
     Of the two numbers that an extent may be the larger number of tiles counts, which is that of
     the smaller tile: taps of channels_last, outputs of a contiguous weight.
     """
-    table, space, p = list(sizes.table), sizes.space, plan.prefix
+    out, tap = block_name(tile, "PACK_OUT"), block_name(tile, "PACK_TAPS")
     taps = tile.taps if tile.last is None else tile.last[0]
-    for name, extent, block, each in (
-        ("in_tiles", sizes.group_in, "PACK_IN", tile.inputs),
-        ("out_tiles", sizes.group_out, block_name(tile, "PACK_OUT"), tile.outputs),
-        ("tap_tiles", _slots_by_name(plan, sizes), block_name(tile, "PACK_TAPS"), taps),
-    ):
-        known = slot_count(plan) if name == "tap_tiles" else space.number(extent)
-        count = None if known is None else -(-known // each)
-        table += [Size(block, each, prefix=p), Size(name, count, extent, block, prefix=p)]
-    return dataclasses.replace(sizes, table=tuple(table))
+    blocks = {"PACK_IN": tile.inputs, out: tile.outputs, tap: taps}
+    sizes = sizes.plus(*(Size(name, each, prefix=plan.prefix) for name, each in blocks.items()))
+    return sizes.plus(
+        sizes.count_of("in_tiles", sizes.group_in, "PACK_IN"),
+        sizes.count_of("out_tiles", sizes.group_out, out),
+        sizes.count_of("tap_tiles", _slots_by_name(plan, sizes), tap),
+    )
 
 
 def _slots_by_name(plan: KernelPlan, sizes: Sizes) -> Expr:
-    """Return `_slots` as a product of sizes."""
+    """Return `slot_count` as a product of sizes."""
     extents = [sizes.named(f"K{letter.upper()}") for letter in AXES[plan.spec.rank]]
     if packed_grouping(plan) is None:
         return math.prod(extents)
     taps = sizes.kernel(sizes.rank - 1)
     return math.prod(extents[:-1], start=ONE) * taps * sizes.lanes * sizes.span
-
-
-def with_slots(sizes: Sizes, slots: int) -> Sizes:
-    """Return the sizes as the launch has them, where the slots are a number."""
-    table = (
-        dataclasses.replace(size, definition=Integer(slots)) if size.name == "tap_tiles" else size
-        for size in sizes.table
-    )
-    return dataclasses.replace(sizes, table=tuple(table))
 
 
 def grid_of(sizes: Sizes) -> tuple[GridCoordinate, ...]:

@@ -14,7 +14,7 @@ from sympy import Expr, Symbol
 from ..symbolic.lines import WIDTH, bare
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import BLOCKS, Size, Sizes
-from ..symbolic.space import FloorDiv
+from ..symbolic.space import FloorDiv, floors
 
 _COMMENTS = {
     "BLOCK_M": "output positions of a tile",
@@ -60,21 +60,15 @@ def size_lines(
     constants: list[str] = []
     arguments: list[str] = []
     local_lines: list[str] = []
-    known = {size.symbol for size in sizes.table if size.value is not None and size.block is None}
+    known = {size.symbol for size in sizes.table if size.value is not None and not size.is_count}
     scribe.used |= known & elsewhere
     for size in reversed(sizes.table):
         if size.symbol not in scribe.used:
             continue
-        if size.block is not None:
-            scribe.used.add(sizes.named(size.block))
-            local_lines.insert(
-                0,
-                f"{size.name} = tl.cdiv({scribe.text(size.definition)}, {sizes.named(size.block)})",
-            )
-        elif size.value is not None:
+        if size.symbol in known:
             constants.insert(0, _constant(size, sizes, scribe))
         elif size.definition is not None:
-            local_lines.insert(0, f"{size.text} = {scribe.text(size.definition)}")
+            local_lines.insert(0, f"{size.text} = {scribe.text(floors(size.definition))}")
         elif size.name not in BLOCKS:
             arguments.insert(0, size.text)
     return tuple(constants), tuple(arguments), tuple(local_lines)
@@ -90,18 +84,19 @@ def _constant(size: Size, sizes: Sizes, scribe: Scribe) -> str:
             "BLOCK_M": "positions of a tile: groups of outputs",
             f"TAPS_{sizes.letter(sizes.rank - 1)}": "groups of inputs that a group reads",
         }.get(size.name)
-    if comment is None and size.origin is not None:
-        comment = f"taps of a phase, {size.origin[1]} kernel indices apart"
+    if comment is None and size.spelled and size.definition is not None:
+        comment = f"taps of a phase, {size.definition.args[1]} kernel indices apart"
     comment = comment or _COMMENTS.get(size.name) or _COMMENTS.get(size.name.partition("_")[2])
     comment = comment or _COMMENTS.get(size.name.partition("_")[0])
     if comment and size.prefix:
         comment = _SIZES.sub(rf"{size.prefix}\1", comment)
-    value = str(size.value) if size.origin is None else _origin(*size.origin, size.value, scribe)
+    value = _spelled(size.definition, size.value, scribe) if size.spelled else str(size.value)
     return f"{size.text} = tl.constexpr({value})" + (f"  # {comment}" if comment else "")
 
 
-def _origin(top: Expr, divisor: Expr, value: int | None, scribe: Scribe) -> str:
-    """Print ceil(top / divisor), whose value is known."""
+def _spelled(quotient: Expr, value: int | None, scribe: Scribe) -> str:
+    """Print a quotient, rounded up, whose value is known."""
+    top, divisor = quotient.args
     if scribe.space.value(top - divisor * value) == 0:
         return bare(scribe.text(FloorDiv(top, divisor)))
     return f"triton.cdiv({scribe.text(top)}, {scribe.text(divisor)})"

@@ -13,11 +13,13 @@ from sympy import Expr
 
 from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..planning.family import Boxes
 from ..planning.plan import KernelPlan
 from ..symbolic.lines import call_text
 from ..symbolic.sizes import AXES, BLOCKS, Sizes
 from ..tables.dtypes import DTYPES
 from ..tables.pointwise import Stage
+from .host_printer import HostPrinter
 from .host_sizes import Check, HostNames, grid_text
 from .kernel_names import KernelText
 
@@ -112,7 +114,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     """Return the names of the wrapper's templates, for the kernel of `plan`."""
     arguments = kernel.arguments
     spec = plan.spec
-    names, check_names = HostNames(plan, sizes), HostNames(plan, sizes)
+    least = {block: min(getattr(tile, block.lower()) for tile in plan.tiles) for block in BLOCKS}
+    names, check_names = HostNames(plan, sizes), HostNames(plan, sizes, least)
     checks = check_names.checks()
     check_lines = check_names.shape_lines("shape", "output") if checks else ()
     channels_last = spec.layout == "channels_last"
@@ -121,7 +124,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     spatial = tuple(range(spec.rank + 1, 1, -1))
     axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
-    described = dict(zip(tensors, ("x_desc", "w_desc") if plan.family.boxed else (), strict=False))
+    boxes = plan.family.boxes(sizes)
+    described = dict(zip(tensors, ("x_desc", "w_desc") if boxes else (), strict=False))
     operands = [described.get(tensor, tensor) for tensor in tensors]
     launch_sizes = names.launch_sizes(arguments)
     tile, packed = plan.tile, packed_grouping(plan)
@@ -162,7 +166,7 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
             indent=8,
         ),
         addresses=_addresses(tensors[:-1]),
-        descriptors=_descriptors(plan, kernel) if described else (),
+        descriptors=_descriptors(plan, boxes, names.printer) if boxes else (),
         again=", ".join(
             [*(described.get(each, _address(each)) for each in tensors[:-1]), "y.data_ptr()"]
         ),
@@ -191,7 +195,9 @@ def _addresses(tensors: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{_address(tensor)} = {tensor}.data_ptr()" for tensor in tensors)
 
 
-def _descriptors(plan: KernelPlan, kernel: KernelText) -> tuple[DescriptorText, ...]:
+def _descriptors(
+    plan: KernelPlan, boxes: Boxes, printer: HostPrinter
+) -> tuple[DescriptorText, ...]:
     """Return the descriptors of the input, in channels_last, and of the packed weight's rows."""
     spec = plan.spec
     assert spec.in_channels is not None
@@ -205,22 +211,21 @@ def _descriptors(plan: KernelPlan, kernel: KernelText) -> tuple[DescriptorText, 
             tensor="x",
             shape=f"[x.shape[0], {', '.join(inputs)}]",
             strides=f"[{', '.join(steps)}]",
-            box=_values(kernel.x_box),
+            box=_box(printer, boxes.input),
         ),
         DescriptorText(
             name="w_desc",
             tensor="packed_weight",
             shape=f"[{math.prod(spec.kernel_size)} * {spec.out_channels}, {depth}]",
             strides=f"[{depth}, 1]",
-            box=_values(kernel.w_box),
+            box=_box(printer, boxes.weight),
         ),
     )
 
 
-def _values(box: tuple[str, ...]) -> str:
-    """Return a box of the kernel's as Python has it, its extents as numbers."""
-    extents = (name if name == "1" else f"{name}.value" for name in box)
-    return f"[{', '.join(extents)}]"
+def _box(printer: HostPrinter, extents: tuple[Expr, ...]) -> str:
+    """Return the extents of a box as a list of numbers."""
+    return f"[{', '.join(map(printer.text, extents))}]"
 
 
 def _value(size: Expr) -> str:

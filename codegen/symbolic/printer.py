@@ -16,7 +16,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from .lines import bare
-from .space import AtLeast, FloorDiv, Modulo, Space, expand
+from .space import AtLeast, CeilDiv, FloorDiv, Modulo, Space, expand
 
 # What spreads a vector over the dimensions of a tile, by how many there are.
 SPREADS = {
@@ -85,6 +85,8 @@ class Printer:
             return f"tl.cast({expr.name}, tl.int64)" if expr in self.wide else str(expr.name)
         if isinstance(expr, AtLeast):
             return f"tl.cast({self.text(expr.args[0])} >= {self.text(expr.args[1])}, tl.int32)"
+        if isinstance(expr, CeilDiv):
+            return f"tl.cdiv({', '.join(map(self.text, expr.args))})"
         if isinstance(expr, (FloorDiv, Modulo)):
             for operand, least in zip(expr.args, (0, 1), strict=True):
                 if not self.space.is_nonnegative(self.space.bounds(operand).low - least):

@@ -59,6 +59,20 @@ class FloorDiv(sympy.Function):  # type: ignore[misc]
         return True
 
 
+class CeilDiv(sympy.Function):  # type: ignore[misc]
+    """`a / b`, rounded up, for a >= 0 and b > 0; a `Space` has no facts of it but by `floors`."""
+
+    @classmethod
+    def eval(cls, a: Expr, b: Expr) -> Expr | None:
+        """Fold what needs no ranges."""
+        if b == 1 or a == 0:
+            return a
+        return -(-a // b) if a.is_Integer and b.is_Integer else None
+
+    def _eval_is_integer(self) -> bool:
+        return True
+
+
 class Modulo(sympy.Function):  # type: ignore[misc]
     """`a % b` for a >= 0 and b > 0."""
 
@@ -83,6 +97,13 @@ class AtLeast(sympy.Function):  # type: ignore[misc]
 
     def _eval_is_integer(self) -> bool:
         return True
+
+
+@functools.lru_cache(maxsize=4096)
+def floors(expr: Expr) -> Expr:
+    """Return `expr` with `ceil(a / n)`, for a number n, as `(a + n - 1) // n`."""
+    rounded = {up: FloorDiv(up.args[0] + up.args[1] - 1, up.args[1]) for up in expr.atoms(CeilDiv)}
+    return expr.xreplace({up: down for up, down in rounded.items() if up.args[1].is_Integer})
 
 
 def _has_no_negative_terms(expr: Expr) -> bool:

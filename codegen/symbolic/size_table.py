@@ -1,0 +1,218 @@
+"""The table of a kernel's sizes: what each is called, its number, and what it follows from.
+
+Stage 3, part of index. Input: a spec, its phases, and what a plan makes of them; output: `Sizes`.
+Sizes are made once, concern by concern, and travel with the plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sympy import Expr, Integer, Symbol
+
+from ..geometry.groups import Grouping
+from ..geometry.phases import AxisPhases
+from ..geometry.row_blocks import RowBlock
+from ..geometry.tile import Tile
+from ..language.spec import ConvTransposeSpec
+from .sizes import AXES, BLOCKS, GROUPS, Size, Sizes
+from .space import CeilDiv, FloorDiv, symbol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeTable:
+    """What the sizes of a kernel follow from.
+
+    Attributes:
+        spec, phases: the layer and its phases.
+        tiles: those that the kernel runs with, any of them.
+        groups: those that programs have one of; the channels of a group are counted in its own.
+        grouping: of the last axis; with a span above 1 its extent is known.
+        block: of the last axis but one, whose extent is known then.
+        box: the images and positions along each axis that are a tile; empty where one is a run of
+            flattened positions.
+        fold: images share tiles.
+        prefix: what the names in the file begin with.
+    """
+
+    spec: ConvTransposeSpec
+    phases: tuple[AxisPhases, ...]
+    tiles: tuple[Tile, ...]
+    groups: int
+    grouping: Grouping | None
+    block: RowBlock | None
+    box: tuple[int, ...]
+    fold: bool
+    prefix: str
+
+    def sizes(self) -> Sizes:
+        """Return the sizes, each behind those that it follows from."""
+        table = itertools.chain(
+            self._channels(),
+            self._inputs(),
+            self._outputs(),
+            self._phases(),
+            self._kernel(),
+            self._groups(),
+            self._rows(),
+            self._taps(),
+            self._blocks(),
+        )
+        sizes = Sizes(
+            tuple(table),
+            self.spec.rank,
+            self.groups,
+            self.tiles,
+            self.phases,
+            self.grouping,
+            self.block,
+            self.box,
+        )
+        sizes = sizes.plus(*self._boxes()) if self.box else sizes.plus(*self._even_row(sizes))
+        return sizes.plus(*self._counts(sizes))
+
+    def _size(
+        self,
+        name: str,
+        value: int | None,
+        definition: Expr | None = None,
+        *,
+        spelled: bool = False,
+        found: Expr | None = None,
+    ) -> Size:
+        return Size(name, value, definition, spelled, found, self.prefix)
+
+    def _named(self, name: str) -> Symbol:
+        return symbol(self.prefix + name)
+
+    def _axes(self) -> Iterator[tuple[str, int | None, int | None, AxisPhases]]:
+        """Yield the letter of each axis, its extent in input and output, and its phases."""
+        letters = map(str.upper, AXES[self.spec.rank])
+        extents = self.spec.spatial, self.spec.output_spatial
+        return zip(letters, *extents, self.phases, strict=True)
+
+    def _channels(self) -> Iterator[Size]:
+        """The images and channels; with groups those of a group come first, the rest from them."""
+        yield self._size("BATCH", self.spec.batch)
+        for end, count in (("IN", self.spec.in_channels), ("OUT", self.spec.out_channels)):
+            if self.groups == 1:
+                yield self._size(f"C_{end}", count)
+                continue
+            found = FloorDiv(self._named(f"C_{end}"), GROUPS)
+            yield self._size(f"GROUP_C_{end}", count and count // self.groups, found=found)
+            whole = self.groups * self._named(f"GROUP_C_{end}")
+            yield self._size(f"C_{end}", count, whole)
+
+    def _inputs(self) -> Iterator[Size]:
+        for letter, extent, _, _ in self._axes():
+            yield self._size(f"{letter}_IN", extent)
+
+    def _outputs(self) -> Iterator[Size]:
+        for letter, _, output, axis in self._axes():
+            source = self._named(f"{letter}_IN")
+            definition = axis.stride * source + axis.growth - axis.stride
+            yield self._size(f"{letter}_OUT", output, definition)
+
+    def _phases(self) -> Iterator[Size]:
+        for letter, extent, _, axis in self._axes():
+            value = extent + axis.extent_growth if extent else None
+            definition = self._named(f"{letter}_IN") + axis.extent_growth
+            yield self._size(f"{letter}_PHASE", value, definition)
+
+    def _kernel(self) -> Iterator[Size]:
+        for (letter, *_), extent in zip(self._axes(), self.spec.kernel_size, strict=True):
+            yield self._size(f"K{letter}", extent)
+
+    def _groups(self) -> Iterator[Size]:
+        """The sizes of groups along the last axis; what no kernel reads is printed nowhere."""
+        grouping = self.grouping
+        if grouping is None:
+            return
+        letter, extent, output, _ = list(self._axes())[-1]
+        span, source = grouping.span, self._named(f"{letter}_IN")
+        definition = source + grouping.growth
+        if span > 1:
+            lifted = self._named(f"{letter}_OUT") + grouping.offset
+            definition = CeilDiv(lifted, self._named("PHASES"))
+        groups = -(-(output + grouping.offset) // grouping.width) if output else None
+        inputs = extent // span if extent else None
+        yield self._size("SPAN", span)
+        yield self._size("PHASES", grouping.width)
+        yield self._size("PHASE_LANES", grouping.lanes)
+        yield self._size(f"{letter}_IN_GROUPS", inputs, FloorDiv(source, Integer(span)))
+        yield self._size(f"{letter}_GROUPS", groups, definition)
+        yield self._size("OFFSET", grouping.offset)
+        yield self._size(f"DILATION_{letter}", grouping.axis.dilation)
+
+    def _rows(self) -> Iterator[Size]:
+        """The sizes of blocks of rows."""
+        if self.block is None:
+            return
+        letter, _, output, _ = list(self._axes())[-2]
+        assert output is not None
+        blocks = CeilDiv(self._named(f"{letter}_OUT"), self._named("ROWS"))
+        yield self._size("ROWS", self.block.rows)
+        yield self._size(f"{letter}_BLOCKS", -(-output // self.block.rows), blocks)
+        yield self._size("ROWS_IN", self.block.advance)
+
+    def _taps(self) -> Iterator[Size]:
+        """Taps of the phases that have most, `tap_step` kernel indices apart.
+
+        Of groups: those of inputs that a group of outputs reads, by `Grouping.slack`.
+        """
+        for number, (letter, _, _, axis) in enumerate(self._axes()):
+            extent, step, most = self._named(f"K{letter}"), Integer(axis.tap_step), axis.most_taps
+            if self.grouping is not None and number == self.spec.rank - 1:
+                extent = self.grouping.axis.dilation * (extent - 1) + 1 + self.grouping.slack
+                step, most = self._named("PHASES"), self.grouping.taps
+            yield self._size(f"TAPS_{letter}", most, CeilDiv(extent, step), spelled=True)
+
+    def _blocks(self) -> Iterator[Size]:
+        """The blocks, at run time where tiles have others."""
+        for name in BLOCKS:
+            values = {getattr(tile, name.lower()) for tile in self.tiles}
+            yield self._size(name, values.pop() if len(values) == 1 else None)
+
+    def _boxes(self) -> Iterator[Size]:
+        letters = ["N", *(letter for letter, *_ in self._axes())]
+        for letter, extent in zip(letters, self.box, strict=True):
+            if extent > 1:
+                yield self._size(f"BOX_{letter}", extent)
+
+    def _even_row(self, sizes: Sizes) -> Iterator[Size]:
+        """The positions of a row, where they are more than its phase has outputs or groups."""
+        span = 1 if self.grouping is None else self.grouping.span
+        if not needs_even_rows(self.spec, span, self.fold):
+            return
+        last = sizes.rank - 1
+        count, name = sizes.count(last), f"{sizes.letter(last)}_ROW"
+        known = sizes.space.number(count)
+        if known is None or known % 2:
+            value = None if known is None else known + 1
+            yield self._size(name, value, 2 * CeilDiv(count, Integer(2)))
+
+    def _counts(self, sizes: Sizes) -> Iterator[Size]:
+        """How many blocks there are of positions and channels, and boxes along each axis."""
+        extents = [sizes.named("BATCH"), *map(sizes.count, range(sizes.rank))]
+        letters = ["N", *(letter for letter, *_ in self._axes())]
+        for letter, extent, each in zip(letters, extents, self.box, strict=False):
+            if each > 1:
+                yield sizes.count_of(f"{letter.lower()}_tiles", extent, f"BOX_{letter}")
+        folded = sizes.named("BATCH") * sizes.positions
+        yield sizes.count_of("tiles", sizes.positions, "BLOCK_M")
+        yield sizes.count_of("folded_tiles", folded, "BLOCK_M")
+        yield sizes.count_of("co_tiles", sizes.group_out, "BLOCK_N")
+        yield sizes.count_of("channel_blocks", sizes.group_in, "BLOCK_K")
+
+
+def needs_even_rows(spec: ConvTransposeSpec, span: int, fold: bool) -> bool:
+    """Whether the positions of a row must be an even number, of which one may have no output.
+
+    Triton's axis analysis loses a run through `//` and `%` by an odd or unknown number. Where it
+    then sees no run along either dimension of a tile, it takes neighbouring threads along the first
+    (3.6) or the last one (3.7 to 3.9), and strides through memory if that is the channels.
+    """
+    flat = spec.rank > 1 or fold
+    return flat and span == 1 and spec.layout == "channels_first"
