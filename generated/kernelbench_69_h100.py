@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: d33ea45637a85c1d6e084c31a61ec11df908de895d701898168f62c3f0596341
+# sha256 of the other lines: 20c8a42ecfded984e822ba97a65feec67358b7de979d9e948d8d0a386850eb1b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -503,7 +503,7 @@ def _pack(weight):
     tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
     tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
     grid = (
-        triton.cdiv(KH.value * KW.value, tile_taps)
+        triton.cdiv(15, tile_taps)
         * triton.cdiv(c_out, tile_outs)
         * triton.cdiv(c_in, PACK_IN.value),
     )
@@ -540,7 +540,7 @@ def _pack_for_gradient(weight):
     tile_taps = (GRAD_PACK_TAPS_LAST if is_last else GRAD_PACK_TAPS).value
     tile_outs = (GRAD_PACK_OUT_LAST if is_last else GRAD_PACK_OUT).value
     grid = (
-        triton.cdiv(GRAD_KH.value * GRAD_PHASES.value * GRAD_SPAN.value * GRAD_TAPS_W.value, tile_taps)
+        triton.cdiv(36, tile_taps)
         * triton.cdiv(c_out, tile_outs)
         * triton.cdiv(c_in, GRAD_PACK_IN.value),
     )
@@ -847,7 +847,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_08b2ecb9876a1de2"
+NAMESPACE = "convgen_a55b661b90d76d04"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

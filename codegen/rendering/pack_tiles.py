@@ -6,6 +6,7 @@ output: a `PackTile`, the sizes with those of the tiles, and the coordinates of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.sizes import AXES, Size, Sizes
+from ..symbolic.space import CeilDiv
 
 # Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
 # of a few outputs side by side, one in channels_last the outputs of a tap: each has a tile of its
@@ -145,10 +147,12 @@ def with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> Sizes:
     taps = tile.taps if tile.last is None else tile.last[0]
     blocks = {"PACK_IN": tile.inputs, out: tile.outputs, tap: taps}
     sizes = sizes.plus(*(Size(name, each, prefix=plan.prefix) for name, each in blocks.items()))
+    taps_of_all = sizes.count_of("tap_tiles", _slots_by_name(plan, sizes), tap)
+    in_numbers = CeilDiv(Integer(slot_count(plan)), sizes.named(tap))  # the wrapper's: it is short
     return sizes.plus(
         sizes.count_of("in_tiles", sizes.group_in, "PACK_IN"),
         sizes.count_of("out_tiles", sizes.group_out, out),
-        sizes.count_of("tap_tiles", _slots_by_name(plan, sizes), tap),
+        dataclasses.replace(taps_of_all, found=in_numbers),
     )
 
 
