@@ -17,7 +17,7 @@ from convgen.geometry.phases import decompose
 from hard import HARD, verified
 from running import run
 
-# Of each kind one that the suite runs; `python tests/hard.py` runs all.
+# Of each kind one that the suite runs; `python tests/support/hard.py` runs all.
 FEW = (
     "ConvTranspose2d(1, 1, 1, padding=3000)",
     "ConvTranspose2d(1, 1, 1, stride=4096)",

@@ -1,6 +1,6 @@
 """Compile every layer of layers.py, as the planner plans it, and report what spills; no test.
 
-    python tests/spills.py [--targets a,b] [--dtypes a,b] [--drawn N] [--only TEXT]
+    python tests/support/spills.py [--targets a,b] [--dtypes a,b] [--drawn N] [--only TEXT]
         [--sample N [--seed N]] [--json FILE]
 
 Layers, layouts, dtypes and targets are multiplied out, kernels compiled on every core, equal ones
@@ -28,7 +28,7 @@ from convgen.execution.cubin import capability_of, compile_text, compilers, modu
 from convgen.planning.choices import MODEL_ALONE
 from planned import TENSOR_COLUMNS, reason_for, tensor_columns
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def variants(drawn: int, dtypes: list[str]) -> Iterator[ConvTransposeSpec]:

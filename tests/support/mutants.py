@@ -1,6 +1,6 @@
 """Put slips into the code, one at a time, and tell which of them the tests do not see; no test.
 
-    python tests/mutants.py [ID ...] [--list] [--jobs N]
+    python tests/support/mutants.py [ID ...] [--list] [--jobs N]
 
 The slips are in mutants/*.toml, each with the tests that should fail for it. Every one gets a copy
 of the checkout of its own in a temporary folder, where only these tests run; the comparison of
@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
-DRIFT = "tests/test_generated.py::test_there_is_no_drift"
+ROOT = Path(__file__).parents[2]
+DRIFT = "tests/rendering/test_generated.py::test_there_is_no_drift"
 SECONDS = 900  # for the tests of one slip
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # what pytest exits with; the last as it cannot read a test
 

@@ -16,7 +16,7 @@ from convgen.project.build import check, generate
 from convgen.project.table import read_table
 from rules import check_rules
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KERNELS = read_table(ROOT).kernels
 SPECS = [kernel.spec for kernel in KERNELS]
 

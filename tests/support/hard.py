@@ -1,6 +1,6 @@
 """Layers that ask for far more than a check can take; run as a script, it measures `verify` of all.
 
-    python tests/hard.py [TEXT]
+    python tests/support/hard.py [TEXT]
 
 prints exit code, seconds and memory of each layer that has TEXT in it, or of all, and exits with 1
 if one takes more than a minute or 2 GB, or is not verified. On two idle cores it takes minutes.

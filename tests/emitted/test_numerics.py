@@ -20,7 +20,7 @@ from convgen.execution.loading import load_module
 from convgen.execution.verify import allowed, measure, run
 from drawing import draw, each_form
 
-DRAWN = 160  # tests/fuzz.py is for long runs
+DRAWN = 160  # tests/support/fuzz.py is for long runs
 CHUNK = 20  # specs a test: enough to keep pytest's own time out of it
 
 

@@ -88,7 +88,7 @@ def copied(built: Path, project: Path) -> Path:
 def used(path: Path, capability: int, cache: Path, shape: str = "1,64,100") -> dict[str, Any]:
     """Have the file at `path` offer its code to Triton, and Triton look for it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
-    worker = Path(__file__).parent / "use_precompiled.py"
+    worker = Path(__file__).parents[1] / "support" / "use_precompiled.py"
     done = subprocess.run(
         [sys.executable, str(worker), str(path), str(capability), shape],
         capture_output=True,

@@ -1,7 +1,7 @@
 """Fuzzing for as long as one likes: drawn specs, emitted and run against the oracle.
 
-    python tests/fuzz.py --specs 5000 --seed 1 --json out.json
-    python tests/fuzz.py --seed 1 --only 17
+    python tests/support/fuzz.py --specs 5000 --seed 1 --json out.json
+    python tests/support/fuzz.py --seed 1 --only 17
 
 Spec i of a seed is the same in every run, alone or among others. A spec whose numbers are wrong, or
 that raises, is printed with the command that runs it again; the exit status is then 1. Runs in
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         forms[row["form"] or "none"] += 1
         if row["problem"]:
             failed.append(row)
-            again = f"python tests/fuzz.py --seed {given.seed} --only {row['number']}"
+            again = f"python tests/support/fuzz.py --seed {given.seed} --only {row['number']}"
             again += f" --device {given.device}"
             print(
                 f"FAILED {row['number']}: {row['problem']}\n{row['trial']}\n  again: {again}",

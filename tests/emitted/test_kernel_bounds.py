@@ -52,7 +52,7 @@ HAND_WRITTEN = {
     "lanes beyond a group's outputs": "ConvTranspose2d(4, 6, 3, 3, 1, 2, 2, input=(2, 4, 2, 5))",
     "groups of run time": "ConvTranspose2d(3, 17, 5, (2, 5), 2, input=(2, 3, 3, 4)) / 023",
     "groups padded away": "ConvTranspose1d(2, 2, 2, 2, padding=13, input=(2, 2, 16))",
-    # Found by tests/fuzz.py, seed 12 number 627: conditions on a whole tile were not printed.
+    # Found by the fuzzer, seed 12 number 627: conditions on a whole tile were not printed.
     "one row of whole tiles": "ConvTranspose2d(9, 9, (3, 1), padding=(1, 0), input=(1, 9, 1, 128))",
     "whole tiles, all channels": "ConvTranspose2d(16, 16, 3, 1, 1, input=(1, 16, 1, 128))",
     "few rows": "ConvTranspose2d(9, 7, (3, 1), (3, 1), (10, 0), input=(1, 9, 7, 128))",
