@@ -1,9 +1,9 @@
 """convgen: a compiler from a description of a transposed convolution to a Triton kernel.
 
 `parse(text)` reads a description, `emit(spec)` returns the text of the file,
-`replace_layers(model)` puts such files to use in a torch model, `freeze(model)` is for one whose
-weights no longer change. Importing this package imports neither sympy nor jinja2, torch nor triton:
-what needs them loads when it is first used.
+`replace_layers(model)` lets the layers of a torch model run such files, and `freeze(model)` speeds
+up a model whose weights no longer change. Importing this package imports none of sympy, jinja2,
+torch and triton: the functions that need them import them when called.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ def emit(spec: ConvTransposeSpec | str, target: GpuTarget | str | None = None) -
 
     Args:
         spec: a spec, or its text.
-        target: the GPU it is for, or its name; None is the spec's own, or the RTX 4090.
+        target: the GPU to plan for, or its name; None means the spec's own, or the RTX 4090.
 
     Raises:
-        SpecError: the text is no spec, the name no GPU's, or no launch grid can hold its programs.
+        SpecError: `spec` does not parse, `target` is unknown, or no launch grid can hold the
+            kernel's programs.
     """
     from .compiler import compile_kernel
 
-    # A subclass could print itself as it likes, into the file.
+    # Exact types only: a subclass could print arbitrary text into the file.
     if target is not None and type(target) is not GpuTarget:
         target = find_target(check_target(target))
     layer = spec if type(spec) is ConvTransposeSpec else parse(cast(str, spec))
@@ -60,37 +61,39 @@ def replace_layers(
     dtype: str | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> dict[str, str]:
-    """Let every transposed convolution of a torch model compute by an emitted kernel.
+    """Let every transposed convolution of a torch model run an emitted kernel.
 
-    The layers change in place, the model itself if it is one: each stays the same object with the
-    same parameters, hooks, parametrizations and attributes, and becomes an emitted `ModelNew`. So
-    optimizers, tied weights and checkpoints of before and after fit. A spec leaves batch and
-    spatial sizes open, so that inputs may have any: [N, C_in, spatial...] or [C_in, spatial...].
+    Layers change in place; `model` itself may be such a layer. Each layer stays the same object
+    with the same parameters, hooks, parametrizations and attributes; only its class becomes an
+    emitted `ModelNew`. So optimizers, tied weights and checkpoints made before or after still fit.
+    The specs leave batch and spatial sizes to run time, so that a layer takes inputs
+    [N, C_in, spatial...] or [C_in, spatial...] of any size.
 
-    Subclasses of torch's layers, layers on devices other than CPU and CUDA, and what no spec can
-    express (complex numbers, for one) stay, and a warning names them.
+    Layers that cannot be replaced stay torch's, and a warning names them: subclasses of torch's
+    layers, layers on devices other than CPU and CUDA, and layers that no spec can express (complex
+    numbers, for example).
 
     Args:
         model: a `torch.nn.Module`.
-        target: the GPU to plan for; None is the one nearest to the GPU at hand, without one the
-            RTX 4090.
-        precision: of the layers in float32; None is tf32.
-        dtype: "float16" or "bfloat16" for layers in float32 that are to run under that autocast;
-            None is the dtype of each layer's parameters.
-        folder: where the files go; None is a folder that is removed when the process ends. A model
-            that is pickled whole is loaded by importing them: give a folder that can be imported
-            from, and that nobody else may write to. Checkpoints need none.
+        target: the GPU to plan for; None means the target nearest to the GPU of this machine, or
+            the RTX 4090 if it has no GPU.
+        precision: precision of the float32 layers; None means tf32.
+        dtype: "float16" or "bfloat16" if float32 layers will run under autocast of that dtype;
+            None means the dtype of each layer's parameters.
+        folder: folder for the files; None means a folder that is removed when the process ends.
+            Unpickling a whole model imports the files, so it needs a folder on the import path
+            that nobody else may write to. Checkpoints (state_dict) do not need the files.
 
     Returns:
         The text of the spec of each replaced layer, by the layer's name in `named_modules()`.
 
     Raises:
-        ConvgenError: the model is as it was then. SpecError: an argument is none of these, or a
-            lazy layer is not initialised. ProjectError: a file in `folder` was edited, or others
-            may write to it. MachineError: it cannot be written.
+        SpecError: an argument is not one of the above, or a lazy layer is not initialised.
+        ProjectError: a file in `folder` was edited, or other users may write to the folder.
+        MachineError: the folder cannot be written. On any error the model is unchanged.
 
     Warns:
-        UserWarning: layers stay as they are, each with the reason.
+        UserWarning: some layers stay torch's; the message names each with the reason.
     """
     from .execution.replace import replace_layers as replace
 
@@ -98,23 +101,24 @@ def replace_layers(
 
 
 def freeze(model: Any) -> list[str]:
-    """Let the emitted layers of a torch model keep their packed weights, to serve it unchanged.
+    """Let the emitted layers of a torch model keep their packed weights, for inference.
 
-    A layer packs its weight at every call, by a kernel of its own, so that no edit goes unseen; a
-    frozen one launches that kernel no more, and sees no edit that torch does not report: one
-    through `weight.data`, or by a fused optimizer. For a layer it ends with `unfreeze`, `train()`,
-    a move to another device or dtype, a load, an edit that torch reports, a call that records a
-    gradient of the weight, and another weight or a parametrization of it. It does not count in a
-    graph that is captured or compiled.
+    By default a layer packs its weight at every call, in a separate kernel, so that it sees every
+    edit of the weight. A frozen layer skips that kernel. It does not see edits that torch does not
+    report: those through `weight.data` and those by a fused optimizer.
+
+    A layer is frozen until `unfreeze`, `train()`, a move to another device or dtype, a load of a
+    checkpoint, an edit that torch reports, a new weight or parametrization, or a call that records
+    a gradient of the weight. Freezing has no effect in a captured or compiled graph.
 
     Args:
-        model: a `torch.nn.Module`, such as `replace_layers` changed.
+        model: a `torch.nn.Module` with emitted layers, such as one from `replace_layers`.
 
     Returns:
         The names in `named_modules()` of the emitted layers.
 
     Raises:
-        SpecError: the model is no torch module.
+        SpecError: `model` is not a torch module.
     """
     from .execution.replace import freeze_layers
 
@@ -122,9 +126,9 @@ def freeze(model: Any) -> list[str]:
 
 
 def unfreeze(model: Any) -> list[str]:
-    """End `freeze`: the emitted layers of a torch model pack their weights at every call again.
+    """Undo `freeze`: the emitted layers of a torch model pack their weights at every call again.
 
-    Args, returns and errors are those of `freeze`.
+    Arguments, return value and errors are those of `freeze`.
     """
     from .execution.replace import freeze_layers
 

@@ -3,11 +3,12 @@
     1. parse      text, flags or a module      -> ConvTransposeSpec   language/
     2. decompose  ConvTransposeSpec            -> phases              geometry/
     3. index      phases and sizes             -> accesses            symbolic/
-    4. plan       spec, phases and GpuTarget   -> KernelPlan          planning/, handed families/
+    4. plan       spec, phases and GpuTarget   -> KernelPlan          planning/ (given families/)
     5. render     KernelPlan                   -> KernelSource        kernels/, rendering/
 
-Stage 3 runs inside 4 (extents of the launch grid) and 5 (the kernel's lines). Nothing here imports
-torch or triton, or reads a clock, an environment or a device. README.md in this folder is a tour.
+Stage 3 runs inside stage 4 (extents of the launch grid) and stage 5 (the kernel's lines). No stage
+imports torch or triton, or reads a clock, an environment variable or a device. README.md in this
+folder is a tour.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def plan(
 
     Args:
         spec: the layer.
-        target: the GPU; None is the spec's own, or the default.
-        tile: a tile in place of a choice.
-        choices: measured ones, which come before the package's own.
-        families: the ways of computing it that are ranked.
+        target: the GPU; None means the spec's own, or the default.
+        tile: the tile to use; None lets the planner choose.
+        choices: measured tiles, preferred to those of the package.
+        families: the kernel families to rank.
 
     Raises:
         SpecError: no launch grid can hold the spec's programs.
@@ -58,6 +59,6 @@ def compile_kernel(
 ) -> KernelSource:
     """Return the emitted file of `spec`; arguments and errors as `plan`.
 
-    With `precompiled` it uses machine code that lies beside it, as a project's build puts it there.
+    With `precompiled` the file loads the machine code that a project's build puts beside it.
     """
     return render(plan(spec, target, tile, choices, families), precompiled=precompiled)

@@ -1,7 +1,8 @@
-"""Errors that a user can mend, by where: an argument, the project, the machine.
+"""Errors that a user can mend, by where the fault lies: an argument, the project, the machine.
 
-Used by every stage. Input: a fault; output: an exception whose text names the argument, its value
-and what is allowed, and the text of values in it. Other exceptions are faults of convgen's own.
+Used by every stage. Input: a fault; output: an exception whose message names the argument, its
+value and what is allowed. The functions below print values safely in messages. Any other exception
+is a bug of convgen.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 
 
 class ConvgenError(ValueError):
-    """Something that whoever called can mend; the classes below say where.
+    """An error that the caller can mend; its subclasses say where.
 
     Attributes:
-        argument: the argument at fault, None where it is none in particular.
+        argument: the argument at fault, None if no single argument is.
     """
 
     def __init__(self, message: str, argument: str | None = None) -> None:
@@ -24,35 +25,35 @@ class ConvgenError(ValueError):
 
 
 class SpecError(ConvgenError):
-    """In an argument: a description, or an option, that convgen has no kernel for."""
+    """An argument is wrong: a description or an option that convgen has no kernel for."""
 
 
 class ProjectError(ConvgenError):
-    """In a project: its table, a file that it names, or a file in the way."""
+    """The project is wrong: its table, a file that the table names, or a file in the way."""
 
 
 class EditedError(ProjectError):
-    """A file that a build would overwrite is somebody's work; a command exits with 1, as drift."""
+    """A file that a build would overwrite was edited by hand; commands exit with 1."""
 
 
 class MachineError(ConvgenError):
-    """In the machine: no GPU, no torch, a place that cannot be written."""
+    """The machine lacks something: a GPU, torch, or the right to write to a path."""
 
 
 def text_of(value: Any) -> str | None:
-    """Return `value` as an exact str, None if it is no text."""
-    # Not isinstance, which believes what an object says of its class.
+    """Return `value` as an exact str, None if it is not a str."""
+    # Not isinstance: an object can lie to it through __class__.
     return str.__str__(value) if issubclass(type(value), str) else None
 
 
 def visible(text: str, most: int = 200) -> str:
-    """Return text of somebody else's as a terminal may have it: escaped, of `most` characters."""
+    """Return untrusted text, escaped for a terminal and cut to `most` characters."""
     escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
     return escaped if len(escaped) <= most else f"{escaped[: most - 3]}..."
 
 
 def visible_lines(text: str) -> str:
-    """Return a message of lines as a terminal may have it: what others wrote is quoted in it."""
+    """Return a message, escaped line by line: it may quote untrusted text."""
     return "\n".join(visible(line, 5000) for line in text.split("\n")[:50])
 
 
@@ -67,7 +68,7 @@ def shown(value: Any) -> str:
         text = repr(plain)
     except ValueError:  # Python prints no integer of more than 4300 digits
         text = "a value with a number of more than 4300 digits"
-    except Exception:  # nested too deeply, or a type's own
+    except Exception:  # nested too deeply, or raised by the type's own __repr__
         text = f"a value of type {type(value).__name__}"
     return visible(text, 60)
 

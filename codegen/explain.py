@@ -1,6 +1,6 @@
-"""Explaining a plan: every stage in figures and words.
+"""The report of `convgen explain`: every stage of a plan in figures and words.
 
-A report of stages 1 to 4. Input: a `KernelPlan`; output: `Section`s, a title with (name, value)
+Beside the stages. Input: a `KernelPlan`; output: `Section`s, each a stage's name with (name, value)
 rows, which the command line prints as text or JSON.
 """
 
@@ -25,20 +25,20 @@ from .symbolic.sizes import AXES
 from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
-MOST_PHASES = 16  # of an axis that are listed
-MOST_CANDIDATES = 8
+MOST_PHASES = 16  # phases listed for an axis
+MOST_CANDIDATES = 8  # tiles listed
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One stage: its name and its rows."""
+    """The name of a stage and its (name, value) rows."""
 
     stage: str
     rows: tuple[tuple[str, object], ...]
 
 
 def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
-    """Return the sections of `plan`, or the one of `stage`."""
+    """Return the sections of `plan`, or only that of `stage`."""
     makers = {
         "spec": _spec,
         "phases": _phases,
@@ -90,16 +90,16 @@ def _groups(grouping: Grouping) -> Rows:
     if grouping.unrolled:
         yield (
             "groups",
-            f"of the last axis: {grouping.span} neighbouring inputs lead to {grouping.width} "
-            "neighbouring outputs, with those beside them; of each output kernel index and input:",
+            f"on the last axis: {grouping.span} neighbouring inputs, and those beside them, give "
+            f"{grouping.width} neighbouring outputs; for each output, kernel index and input:",
         )
         for output, sums in enumerate(grouping.sums):
             yield f"  output {output}", ", ".join(f"k{k} from {place:+d}" for place, k in sums)
         return
     yield (
         "groups",
-        f"of the last axis: {grouping.width} neighbouring outputs read, tap by tap, "
-        f"{grouping.span} neighbouring inputs; of each output the kernel indices:",
+        f"on the last axis: for each tap, {grouping.width} neighbouring outputs read "
+        f"{grouping.span} neighbouring inputs; for each output, its kernel indices:",
     )
     for tap, outputs in enumerate(grouping.table):
         yield f"  tap {tap}", " ".join(str(list(inputs)) for inputs in outputs)
@@ -110,13 +110,13 @@ def _index(plan: KernelPlan) -> Rows:
     body = plan.family.context(plan, sizes, Scribe(sizes.space))
     for name, access in (("x", body.x), ("w", body.w), ("y", body.y)):
         if access.boxed:
-            yield f"{name} access", "boxes of the tensor, one a tap and step"
-            yield f"{name} mask", "none: a box reads zero outside the tensor"
+            yield f"{name} access", "boxes of the tensor, one per tap and step"
+            yield f"{name} mask", "none: outside the tensor a box reads zero"
             continue
         step = f"and {access.step} in each step" if access.step and not access.step_lines else None
         lines = [access.base, *access.lanes, *access.step_lines, step, *access.mask_lines]
         yield f"{name} access", "\n".join(line for line in lines if line)
-        yield f"{name} mask", "needed" if access.masked else "none: the ranges prove every index"
+        yield f"{name} mask", "needed" if access.masked else "none: all indices are in range"
 
 
 def _plan(plan: KernelPlan) -> Rows:
@@ -129,7 +129,7 @@ def _plan(plan: KernelPlan) -> Rows:
     yield "target", f"{target.product}, {target.arch}, {target.sms} SMs"
     yield "family", f"{family.name}: {family.method}"
     if caveats := caveats_of(plan):
-        yield "mind", " ".join(caveats)
+        yield "caveat", " ".join(caveats)
     yield "tile", tile_text(plan)
     yield "why this tile", _why_tile(plan)
     yield "grid", plan.grid_text
@@ -138,61 +138,61 @@ def _plan(plan: KernelPlan) -> Rows:
     yield (
         "occupancy",
         (
-            f"{cost.occupancy} programs an SM by estimate ({cost.occupancy * tile.num_warps} of "
-            f"{target.warps_per_sm} warps; about {use.expected} registers a thread, "
-            f"{use.shared} bytes of shared memory a program)"
+            f"{cost.occupancy} programs per SM, estimated ({cost.occupancy * tile.num_warps} of "
+            f"{target.warps_per_sm} warps; about {use.expected} registers per thread, "
+            f"{use.shared} bytes of shared memory per program)"
         ),
     )
     yield "waves", f"{cost.waves:.2f} over {target.sms} SMs x {cost.occupancy} programs"
-    yield "tail", f"{100 * cost.tail:.0f} % of the last wave stands empty"
+    yield "tail", f"{100 * cost.tail:.0f} % of the last wave is empty"
     yield "FLOPs", f"{cost.flops / 1e9:.3f} GFLOP"
     if family.products:
         done = multiplied(plan.spec, problem, form, tile, cost)
         yield (
             "multiplied",
-            f"{done / 1e9:.3f} GFLOP: with what hangs over blocks and edges, and zeros of groups",
+            f"{done / 1e9:.3f} GFLOP, with masked positions, padded channels and zeros of groups",
         )
     yield (
         "bytes",
-        f"{cost.dram_bytes / 1e6:.3f} MB at least; programs ask for {cost.l2_bytes / 1e6:.3f} MB",
+        f"{cost.dram_bytes / 1e6:.3f} MB at least; programs request {cost.l2_bytes / 1e6:.3f} MB",
     )
     yield (
         "L2",
         (
             f"{l2_ms(cost.l2_bytes, target):.4f} ms at {target.l2_gbps:.0f} GB/s, an estimate; "
-            f"{100 * (1 - L2_PART):.0f} % of what programs ask for they find in L1"
+            f"L1 serves {100 * (1 - L2_PART):.0f} % of what programs request"
         ),
     )
     if tile.relayout:
         yield (
             "copy",
-            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, of the input"
-            f"{copy_text(plan.spec)}: in the model's time, and in a measured one",
+            f"{2 * copied_bytes(plan.spec, problem) / 1e6:.3f} MB more, to copy the input"
+            f"{copy_text(plan.spec)}; model and measured times include it",
         )
     yield "roofline", f"{cost.roofline_ms:.4f} ms, bound by {cost.bound}"
     yield "model", f"{cost.model_ms:.4f} ms (orders tiles; a prediction, not a measurement)"
     share = 100 * cost.roofline_ms / cost.model_ms
     yield (
         "roofline share",
-        f"{share:.0f} %: roofline over model; over a measured time, the kernel's",
+        f"{share:.0f} %: roofline / model time; use a measured time for the kernel's real share",
     )
     if target.tensor_share < 1 and family.products and _on_tensor_cores(plan):
         yield "sm__throughput", _counter(target)
 
 
 def _on_tensor_cores(plan: KernelPlan) -> bool:
-    """Whether products are formed of TF32 or of 16 bits, summed in float32."""
+    """Whether products of TF32 or 16-bit operands are summed in float32."""
     rate = (plan.spec.product or plan.spec.element).rate
     return rate in ("tf32", "fp16", "bf16")
 
 
 def _counter(target: GpuTarget) -> str:
-    """Say what Nsight Compute's counter reads where the product runs below its silicon's rate."""
+    """Return what Nsight Compute's counter reads on a card that runs below its silicon's rate."""
     share = f"{100 * target.tensor_share:.0f} %"
     return (
         f"a saturated tensor pipe reads about {share} on this card: the counter is scaled to the "
-        f"silicon's full rate, and the card runs at {share} of it where sums are float32; go by "
-        "the roofline share"
+        f"silicon's full rate, of which the card reaches {share} with float32 sums; use the "
+        "roofline share instead"
     )
 
 
@@ -205,9 +205,9 @@ def _why_tile(plan: KernelPlan) -> str:
             + ("agrees" if plan.tile == best.tile else f"would take {best.tile}")
         )
     if plan.tile != best.tile:
-        return "it was given"
+        return "given by the caller"
     others = [c for c in plan.ranking if _blocks(c) != _blocks(best)]
-    text = f"lowest model time of {len(plan.ranking)} that fit registers and shared memory"
+    text = f"lowest model time of {len(plan.ranking)} tiles that fit registers and shared memory"
     if others:
         text += f"; the next blocks, {others[0].tile}, take {others[0].cost.model_ms:.4f} ms"
     return text
@@ -220,12 +220,12 @@ def _blocks(candidate: Candidate) -> tuple[int, int, int]:
 
 def _candidates(plan: KernelPlan) -> Rows:
     copies = any(candidate.tile.relayout for candidate in plan.ranking)
-    more = ", more than that for a copy of the input" if copies else ""
+    more = " (a copy of the input must gain more than that)" if copies else ""
     yield (
         "order",
         (
-            f"model time in steps of 1 %{more}; within one, fewer bytes asked for, smaller tiles, "
-            "deeper pipelines"
+            f"model time in steps of 1 %{more}; within a step fewer bytes requested, smaller "
+            "tiles, deeper pipelines first"
         ),
     )
     for candidate in plan.ranking[:MOST_CANDIDATES]:
@@ -234,7 +234,7 @@ def _candidates(plan: KernelPlan) -> Rows:
             f"{candidate.tile.family} {candidate.tile}",
             (
                 f"{cost.model_ms:.4f} ms, {cost.programs} programs, {cost.waves:.2f} waves, "
-                f"{cost.l2_bytes / 1e6:.1f} MB asked for"
+                f"{cost.l2_bytes / 1e6:.1f} MB requested"
             ),
         )
     for family in plan.families:
@@ -250,38 +250,38 @@ def _wrapper(plan: KernelPlan) -> Rows:
     spec = plan.spec
     problem = problem_of(spec, plan.phases)
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
-    copies = f"none of an input that is dense{layout}; one of an input that is not dense"
+    copies = f"none if the input is dense{layout}; one if it is not"
     if plan.family.boxes(plan.sizes) is not None:
-        copies += " or starts at no multiple of 16 bytes, and of such a packed weight"
+        copies += ", or if input or packed weight do not start at a multiple of 16 bytes"
     workspace = "no workspace"
     if plan.tile.relayout:
         copies = (
-            f"one of every input,{copy_text(spec)}, as its kernel and this one are faster "
-            f"together; one more of an input that is not dense{layout}"
+            f"one of every input,{copy_text(spec)}: the copy and this kernel are faster "
+            f"together; one more if the input is not dense{layout}"
         )
         workspace = f"a workspace of {copied_bytes(spec, problem)} bytes for the copy of the input"
     yield "copies", copies
     if plan.reads_raw_weight:
         yield "memory", f"the output; {workspace}"
-        yield "weight", "read as torch lays it: nothing is packed, and no edit of it goes unseen"
+        yield "weight", "read in torch's layout: nothing is packed, so every edit of it is seen"
     else:
         yield "memory", f"the output, and {_packed_bytes(plan)} bytes of packed weight; {workspace}"
         yield (
             "weight",
-            "packed at every call by a kernel of its own, so that no edit of it goes unseen; "
-            "a layer that was frozen keeps the packed one",
+            "packed at every call by a separate kernel, so that every edit of it is seen; "
+            "a frozen layer keeps the packed weight",
         )
-    yield "batch", "the numbers of a sample do not depend on the others, nor on how many there are"
+    yield "batch", "the result of a sample depends neither on the other samples nor on their number"
     if spec.before or spec.after:
-        yield "gradients", "torch's own, of the layer computed again; input and weight are kept"
+        yield "gradients", "torch's, of the layer recomputed; input and weight are kept"
     else:
-        yield "gradients", "torch's convolution_backward; of input and weight what it needs is kept"
+        yield "gradients", "torch's convolution_backward; input and weight are kept if needed"
     yield "gradient of the input", _gradient(plan)
     yield "torch.func, forward-mode gradients", "torch's own operator"
 
 
 def _gradient(plan: KernelPlan) -> str:
-    """Say whose the gradient of the input is, and why."""
+    """Return who computes the gradient of the input, and why."""
     reason = gradient_refusal(plan.spec)
     if reason is not None:
         return f"torch's: {reason}"
@@ -290,15 +290,15 @@ def _gradient(plan: KernelPlan) -> str:
         return f"torch's: no kernel was measured for it on {plan.target.name}"
     times = f"{found.ms:.4f} ms, torch's {found.torch_ms:.4f} ms on {plan.measured.device}"
     if plan.gradient is None:
-        return f"torch's, the faster one: a kernel took {times}"
+        return f"torch's, which is faster: a kernel took {times}"
     return (
-        f"a kernel of its own, the faster one: {times}; family {plan.gradient.family}, "
+        f"a kernel in the file, which is faster: {times}; family {plan.gradient.family}, "
         f"{plan.gradient.tile}; torch's with create_graph=True"
     )
 
 
 def _packed_bytes(plan: KernelPlan) -> int:
-    """Return the bytes of the packed weight, zeros where an input leads to no output included."""
+    """Return the bytes of the packed weight, with the zeros of groups."""
     spec, problem = plan.spec, problem_of(plan.spec, plan.phases)
     pairs = problem.in_channels * problem.out_channels // spec.groups
     if (grouping := packed_grouping(plan)) is not None:

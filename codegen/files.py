@@ -1,11 +1,11 @@
-"""Files on disk: read whole, written whole or not at all.
+"""Files on disk: read whole, written atomically.
 
 Beside the stages. Input: paths and text; output: files, or an error that names the path.
 
-Two kinds of writing. A file of a project or of a folder goes to its name (`write_text`): what has
-that name is replaced, a link too. What a command was told to write, by `-o` say, goes where the
-user points (`check_output`, then `write_output`): a link stays one, a device or a pipe is written
-into, and only what the same command wrote before is overwritten.
+There are two ways to write. `write_text` is for the files of a project or a folder: it replaces
+whatever has that name, also a link. `check_output`, then `write_output`, is for a path that the
+user gave, by `-o` for example: links are followed, devices and pipes are written into, and only a
+file that the same command wrote is overwritten.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import BinaryIO
 
 from .errors import MachineError, ProjectError
 
-_TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file that is being written, below
-_MOST = 1 << 26  # characters of a file in the way that are read to tell whose it is
-MAX_FILE = 4 * 2**20  # bytes of a table, of choices, of cases; real ones have some 100 KB
-_SHOWN = 4096  # characters of a path that an error shows: no system opens a longer one
+_TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file while it is written (`_temporary`)
+_MOST = 1 << 26  # characters read of an existing file to tell whether convgen wrote it
+MAX_FILE = 4 * 2**20  # bytes of a table, of choices, of cases; real files have about 100 KB
+_SHOWN = 4096  # characters of a path in an error message: no system opens a longer path
 
 
 def on_disk(path: Path) -> str:
-    """Return the text of a file that may be anybody's; raises ProjectError if it has none."""
+    """Return the text of any file, bytes that are not UTF-8 replaced; raises ProjectError."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -37,10 +37,13 @@ def on_disk(path: Path) -> str:
 
 
 def read_text(path: Path, most: int = MAX_FILE) -> str:
-    """Return the text of a file that should be UTF-8; raises ProjectError naming it.
+    """Return the text of a UTF-8 file, its line endings made newlines.
 
-    A pipe could keep a command waiting, a device fill the memory: only a regular file is read, and
-    none of more than `most` bytes.
+    Only a regular file of at most `most` bytes is read: a pipe could block, a device fill the
+    memory.
+
+    Raises:
+        ProjectError: the file cannot be read; the message names it.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -49,7 +52,7 @@ def read_text(path: Path, most: int = MAX_FILE) -> str:
         reason = "" if regular else "it is a pipe or a device, not a regular file"
         if len(content) > most:
             reason = f"it is longer than {most // 1024} KB"
-        text = content.decode("utf-8-sig")  # some editors begin with a mark
+        text = content.decode("utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8"
     if reason:
@@ -58,12 +61,12 @@ def read_text(path: Path, most: int = MAX_FILE) -> str:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to, too, at once."""
+    """Open a file without blocking, even a pipe that has no writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def bytes_on_disk(path: Path) -> bytes:
-    """Return what is in a file; raises ProjectError naming it."""
+    """Return the bytes of a file; raises ProjectError naming it."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -71,7 +74,7 @@ def bytes_on_disk(path: Path) -> bytes:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that may be gone by now; raises ProjectError naming it."""
+    """Remove a file if it exists; raises ProjectError naming it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -79,7 +82,7 @@ def remove(path: Path) -> None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a file lies at `path` itself, and no link to one."""
+    """Whether `path` is a regular file, not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,12 +91,12 @@ def is_regular(path: Path) -> bool:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Wait until no other build writes into `folder`; clear away what killed ones left there.
+    """Wait until no other build writes into `folder`; remove temporary files of killed builds.
 
-    Where the system has no locks for folders, builds do not wait, and nothing is cleared away.
+    On systems that cannot lock a folder, builds do not wait, and nothing is removed.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no right to write: told later
+        with contextlib.suppress(OSError):  # no right to write: reported when a file is written
             folder.mkdir(parents=True, exist_ok=True)
             if stack.enter_context(_locked(folder)):
                 for name in os.listdir(folder):
@@ -104,10 +107,10 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file or folder; yield whether it is held, False if there are no locks."""
+    """Hold the lock of a file or folder; yield whether it is held, False without locks."""
     with contextlib.ExitStack() as stack:
         held = False
-        with contextlib.suppress(ImportError, OSError):  # no locks here, or another has this one
+        with contextlib.suppress(ImportError, OSError):  # no locks, or it is held elsewhere
             import fcntl
 
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -118,7 +121,7 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a file that was being written, unless somebody still writes it."""
+    """Remove a temporary file, unless a process is still writing it."""
     with _locked(path, wait=False) as abandoned:
         if abandoned:
             path.unlink(missing_ok=True)
@@ -130,17 +133,20 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file whole or not at all; raises ProjectError if the folder does not allow it.
+    """Write a file atomically.
 
-    It keeps the mode of the file that it replaces; a new one has what the umask leaves, and a new
-    `private` one may be changed by nobody else, as `check_private` wants it.
+    An existing file keeps its mode. A new file gets the mode that the umask leaves; if `private`,
+    only its owner may write to it, as `check_private` demands.
+
+    Raises:
+        MachineError: the file cannot be written; the message names it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = stat.S_IMODE(path.lstat().st_mode) if is_regular(path) else None
         new = 0o644 if private else 0o666
         with _temporary(path, new if kept is None else kept) as (temporary, file):
-            if kept is not None:  # the umask may have taken some of it
+            if kept is not None:  # the umask may have cleared some of its bits
                 os.chmod(temporary, kept)
             with file:
                 file.write(content)
@@ -151,21 +157,21 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path, mode: int) -> Iterator[tuple[Path, BinaryIO]]:
-    """Make a file beside `path`, locked so that no build clears it away; remove it after."""
+    """Make a file beside `path`, locked so that no other build removes it; remove it at the end."""
     with contextlib.ExitStack() as stack:
         while True:
-            # An ending that build backends leave out: another build may pack the folder now.
+            # Build backends leave out .pyc files: another build may pack the folder at this moment.
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.pyc")
             file = stack.enter_context(open(temporary, "xb", opener=partial(os.open, mode=mode)))
             stack.callback(temporary.unlink, missing_ok=True)
             stack.enter_context(_locked(temporary))
-            if temporary.exists():  # else a build cleared it away before it was locked
+            if temporary.exists():  # else a build removed it before it was locked
                 break
         yield temporary, file
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` takes what is written into it: a device, a pipe, an open file's /dev/fd/N."""
+    """Whether `path` is written as a stream: a device, a pipe, /dev/fd/N of an open file."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -174,20 +180,24 @@ def is_stream(path: Path) -> bool:
 
 
 def _is_open_file(path: Path) -> bool:
-    """Whether `path` names a file by the number under which a process has it open."""
+    """Whether `path` names a file by its descriptor number in a process."""
     pointed = path.parent / os.readlink(path) if path.is_symlink() else path  # /dev/stdout
     folders = [os.path.realpath(each.parent) for each in (path, pointed)]
     return any(folder.startswith(("/proc/", "/dev/fd")) for folder in folders)
 
 
 def check_output(path: Path, refusal: Callable[[str], str | None], *, force: bool) -> None:
-    """Raise ProjectError if `write_output` cannot or must not write to `path`.
+    """Check that `write_output` can and may write to `path`.
 
     Args:
-        path: where a user points.
-        refusal: why a file of this text must not be overwritten, None if it may be; it is not
-            asked about streams, which are never read.
-        force: any file may be overwritten, and a link to nothing made one to a file.
+        path: the path that the user gave.
+        refusal: returns why a file with the given text must not be overwritten, None if it may
+            be. Not called for streams, which are never read.
+        force: overwrite any file, and create the target of a dangling link.
+
+    Raises:
+        MachineError: `path` cannot be written.
+        ProjectError: `path` must not be written without `force`.
     """
     if is_stream(path):
         if not os.access(path, os.W_OK):
@@ -199,7 +209,7 @@ def check_output(path: Path, refusal: Callable[[str], str | None], *, force: boo
         mode = path.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink() and not force:
-            said = f"{path} is a link to {real}, which is not there; --force makes it"
+            said = f"{path} is a link to {real}, which does not exist; --force creates it"
             raise ProjectError(said) from None
         return
     except OSError as error:
@@ -212,7 +222,7 @@ def check_output(path: Path, refusal: Callable[[str], str | None], *, force: boo
 
 
 def _start_of(path: Path) -> str:
-    """Return the text of a file that may be anybody's, as far as a file of convgen's could go."""
+    """Return the start of any file: as much as a file of convgen's can have."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(_MOST)
@@ -221,12 +231,12 @@ def _start_of(path: Path) -> str:
 
 
 def write_output(path: Path, text: str) -> None:
-    """Write what a command was told to write to `path`, which `check_output` has allowed."""
+    """Write the output of a command to `path`, after `check_output` has allowed it."""
     if not is_stream(path):
         write_text(Path(os.path.realpath(path)), text)
         return
     try:
-        # To append, as a shell's >> asks for; pipes and devices do so anyway.
+        # Append, for the sake of a shell's >>; for pipes and devices it makes no difference.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
             file.write(text.encode())
     except OSError as error:
@@ -234,17 +244,17 @@ def write_output(path: Path, text: str) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ProjectError if `path` cannot be written, before there is something to write."""
+    """Raise MachineError if `path` cannot be written: called before the work, not after it."""
     reason = _in_the_way(path)
     if reason is not None:
         raise _unwritable(path, reason)
     folder = next((each for each in path.parents if os.path.exists(each)), Path())
     if not os.access(folder, os.W_OK):
-        raise _unwritable(path, f"{folder} does not allow it")
+        raise _unwritable(path, f"no right to write to {folder}")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, unless it is there, into which others may not write; raises ProjectError."""
+    """Make a folder, if missing, that only its owner may write to; raises MachineError."""
     try:
         path.mkdir(0o755, parents=True, exist_ok=True)
     except OSError as error:
@@ -252,11 +262,11 @@ def make_folder(path: Path) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Raise ProjectError if others than root may change a file, or what lies in a folder.
+    """Raise ProjectError if a user other than root can change a file, or the files of a folder.
 
-    To a folder with the sticky bit, as /tmp has it, others may add files, but not change those of
-    somebody else: a file in one needs a check of its own. Who may write to a folder above could put
-    another in its place.
+    The folders above count too: who can write to one of them can replace the folder below it. In a
+    folder with the sticky bit, such as /tmp, others can add files but not change existing ones, so
+    a file in it needs a check of its own.
     """
     for each in (path, *path.absolute().parents):
         _check_mode(each, whose=each == path)
@@ -267,18 +277,18 @@ def _check_mode(path: Path, *, whose: bool) -> None:
         found = path.stat()
     except OSError as error:
         raise ProjectError(f"cannot read {path}: {error.strerror}") from None
-    if not hasattr(os, "geteuid"):  # no modes here
+    if not hasattr(os, "geteuid"):  # a system without users and modes
         return
     if whose and found.st_uid not in (os.geteuid(), 0):
-        raise ProjectError(f"{path} belongs to another user; use a place of your own")
+        raise ProjectError(f"{path} belongs to another user: use a folder of your own")
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     shared = found.st_mode & stat.S_IWGRP and not _has_one_member(found.st_gid, found.st_uid)
     if (shared or found.st_mode & stat.S_IWOTH) and not sticky:
-        raise ProjectError(f"others may write to {path}; use a place of your own, or chmod go-w it")
+        raise ProjectError(f"others may write to {path}; use a folder of your own, or chmod go-w")
 
 
 def _has_one_member(group: int, user: int) -> bool:
-    """Whether a group is the user's private one, as many systems give to each."""
+    """Whether a group has one member only: many systems give each user a private group."""
     import grp
     import pwd
 
@@ -294,7 +304,7 @@ def _unwritable(path: Path, reason: str | None) -> MachineError:
 
 
 def _in_the_way(path: Path) -> str | None:
-    """Say which file stands where a folder of `path` should, None if there is none."""
-    # Not Path.is_file, which raises where a name is too long or a folder may not be read.
+    """Return an error text if a parent of `path` is a file, None if there is none."""
+    # Not Path.is_file: it raises for a name too long and for a folder that may not be read.
     files = [each for each in path.parents if os.path.isfile(each)]
     return f"{files[0]} is a file, not a folder" if files else None

@@ -1,10 +1,11 @@
 """The wrapper backend: `build-backend = "convgen.pep517"` generates, then another backend builds.
 
-Beside the stages. `[tool.convgen] build-backend` names the other one. Input: the calls of a build
-frontend (PEP 517, PEP 660), made in the project's folder; output: the other backend's answers.
+Beside the stages. `[tool.convgen] build-backend` names the other backend. Input: the hook calls of
+a build frontend (PEP 517, PEP 660), made in the project's folder; output: the other backend's
+answers.
 
-Only what builds generates: requirements and metadata are asked for far more often, and from
-environments that may not be complete yet.
+Only the hooks that build generate kernels: frontends ask for requirements and metadata far more
+often, and from environments that may not be complete yet.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ BUILDING = ("build_wheel", "build_sdist", "build_editable")
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """Return a hook of the other backend; it has those that the other one has.
+    """Return a hook of the other backend; this module has the same hooks as that backend.
 
     Raises:
-        AttributeError: it has no such hook, as frontends test by `hasattr`.
-        SystemExit: the table names no backend that can be used.
+        AttributeError: the other backend has no such hook; frontends test this by `hasattr`.
+        SystemExit: the table names no usable backend.
     """
     if name not in (*ASKING, *BUILDING):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Callable[..., Any]:
 
 
 def _delegate() -> Any:
-    """Return the other backend: a module, or `module:object`."""
+    """Import the other backend, named as `module` or `module:object`."""
     with errors_end_the_build():
         backend = read_build_backend(Path())
     name, _, attributes = backend.partition(":")
@@ -55,11 +56,11 @@ def _delegate() -> Any:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SystemExit(
             f"convgen: error: cannot use {backend}, the build-backend of [tool.convgen]: {error}; "
-            "what it belongs to must stand in requires of [build-system]"
+            "add its package to requires of [build-system]"
         ) from None
     if delegate is sys.modules[__name__]:
         raise SystemExit(
-            "convgen: error: build-backend of [tool.convgen] is the backend that builds after "
+            "convgen: error: build-backend of [tool.convgen] must name the backend to run after "
             f"{__name__}, such as setuptools.build_meta or flit_core.buildapi; got {backend}"
         )
     return delegate
@@ -80,7 +81,9 @@ def _generating(hook: Callable[..., str], name: str) -> Callable[..., str]:
 
 
 def _check_sdist(archive: Path, sources: tuple[Path, ...]) -> None:
-    """Refuse an sdist that does not build: backends leave out what lies outside the package.
+    """Refuse an sdist from which no wheel could be built.
+
+    Backends leave out files outside the package, and a source of the kernels may be one.
 
     Raises:
         SystemExit: a source of the kernels is not in the archive.
@@ -92,15 +95,15 @@ def _check_sdist(archive: Path, sources: tuple[Path, ...]) -> None:
             archive.unlink()
             raise SystemExit(
                 f"convgen: error: {path} would be missing from the sdist, and no wheel could be "
-                "built from it; list the file where the build backend takes more files for sdists"
+                "built from it; add the file to the build backend's list of extra sdist files"
             )
 
 
 def _check_wheel(archive: Path, files: tuple[Path, ...]) -> None:
-    """Refuse a wheel with the package that the kernels lie in, but without the kernels.
+    """Refuse a wheel that has the package of the kernels but not the kernels.
 
-    Some backends leave out what version control ignores. Kernels outside every package, for a
-    project's own tests, say, are none of the wheel's business.
+    Some backends leave out files that version control ignores. Kernels outside every package, for
+    example for a project's own tests, need not be in the wheel.
 
     Raises:
         SystemExit: a generated file is not in the archive.
@@ -114,5 +117,5 @@ def _check_wheel(archive: Path, files: tuple[Path, ...]) -> None:
             archive.unlink()
             raise SystemExit(
                 f"convgen: error: {path} would be missing from the wheel; have the build backend "
-                "ship the folder, which it may leave out because version control ignores it"
+                "include the folder, which it may leave out because version control ignores it"
             )

@@ -1,11 +1,11 @@
-"""What users give: made plain, checked and shown.
+"""Checks of the values that users pass.
 
-Stage 1, below every door. Input: any value; output: an exact `int` or `str`, or a `SpecError` whose
-text is safe to print.
+Stage 1, called by every reader of user input. Input: any value; output: an exact `int`, `float`,
+`str` or tuple, or a `SpecError` whose message is safe to print.
 
-Numbers of an `IntEnum`, of numpy and the like, and text of a `str` enum count as what they stand
-for; what their types make of `repr`, `str`, `==` and `hash` is never asked, as emitted files are
-made of them. Truth values are no numbers here, although Python counts them as such.
+Subclasses (an `IntEnum`, a numpy integer, a `str` enum) are converted to the plain type, because
+the values are printed into emitted files: a subclass's own `repr`, `str`, `==` or `hash` is never
+called. True and False are not integers here, although Python's bool is an int.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from .errors import SpecError, nearest, shown, text_of
 
 
 def integer_of(value: Any) -> int | None:
-    """Return `value` as an exact int, None if it is no integer (True and False are none)."""
+    """Return `value` as an exact int, None if it is not an integer (True and False are not)."""
     if type(value) is int:
         return value
     if isinstance(value, bool):
         return None
     try:
         return operator.index(value)
-    except Exception:  # there is no __index__, or it is anybody's
+    except Exception:  # no __index__, or a user's __index__ that raises anything
         return None
 
 
 def number_of(value: Any) -> float | None:
-    """Return `value` as an exact, finite float, None if it is no such number."""
+    """Return `value` as an exact float, None if it is not a finite number."""
     number = integer_of(value)
     try:
         if number is not None or issubclass(type(value), float):
             found = float(value if number is None else number)
             return found if math.isfinite(found) else None
-    except Exception:  # too large an integer, or __float__ is anybody's
+    except Exception:  # an integer too large, or a user's __float__ that raises anything
         pass
     return None
 
@@ -47,7 +47,7 @@ def entries_of(value: Any) -> tuple[Any, ...] | None:
 
 
 def check_integer(argument: str, value: object, low: int, high: int) -> int:
-    """Return `value` as an exact int from `low` to `high`; raises SpecError."""
+    """Return `value` as an exact int; raises SpecError if it is not one from `low` to `high`."""
     number = integer_of(value)
     if number is None or not low <= number <= high:
         raise SpecError(
@@ -57,7 +57,7 @@ def check_integer(argument: str, value: object, low: int, high: int) -> int:
 
 
 def check_choice(argument: str, value: object, allowed: tuple[str, ...]) -> str:
-    """Return the entry of `allowed` that `value` spells; raises SpecError."""
+    """Return `value` as an exact str; raises SpecError if it is not in `allowed`."""
     text = text_of(value)
     if text is None or text not in allowed:
         hint = "" if text is None else nearest(text, allowed)

@@ -51,17 +51,17 @@ def test_the_brief_s_problem():
     assert (plan["programs"], plan["FLOPs"]) == (65_928, "618.475 GFLOP")
     # 65 928 tiles of 32 * 4 outputs by 64 channels, each product 64 channels times 9 taps deep.
     assert plan["multiplied"].startswith("622.175 GFLOP")
-    assert plan["bytes"] == "4303.512 MB at least; programs ask for 21603.287 MB"
-    assert plan["L2"].startswith("2.1603 ms at 5000 GB/s, an estimate; 50 %")
-    assert plan["occupancy"].startswith("2 programs an SM by estimate (8 of 48 warps; ")
+    assert plan["bytes"] == "4303.512 MB at least; programs request 21603.287 MB"
+    assert plan["L2"].startswith("2.1603 ms at 5000 GB/s, an estimate; L1 serves 50 %")
+    assert plan["occupancy"].startswith("2 programs per SM, estimated (8 of 48 warps; ")
     assert plan["waves"] == "257.53 over 128 SMs x 2 programs"
-    assert plan["tail"] == "47 % of the last wave stands empty"
+    assert plan["tail"] == "47 % of the last wave is empty"
     assert plan["roofline"] == "7.4876 ms, bound by compute"
     assert plan["grid"] == "(tile, image)"
     assert "parallelism over the batch" in plan["why this grid"]
     assert plan["why this tile"].startswith("lowest model time of ")
     first = kernel["stages"]["candidates"][f"gather {plan['tile']}"]
-    assert first.endswith(" ms, 65928 programs, 257.53 waves, 21603.3 MB asked for")
+    assert first.endswith(" ms, 65928 programs, 257.53 waves, 21603.3 MB requested")
 
 
 @pytest.mark.parametrize("target", [target.name for target in convgen.TARGETS])
@@ -140,8 +140,8 @@ def test_the_phases_of_each_axis_are_told_apart():
         "axis w": "2 phases, 1 without taps",
         "ow = 2*m + 0": "k0 from m+0",
         "ow = 2*m + 1": "no tap: bias and stages only",
-        "groups": "of the last axis: 2 neighbouring outputs read, tap by tap, 1 neighbouring "
-        "inputs; of each output the kernel indices:",
+        "groups": "on the last axis: for each tap, 2 neighbouring outputs read 1 neighbouring "
+        "inputs; for each output, its kernel indices:",
         "tap 0": "[0] [None]",
     }
 

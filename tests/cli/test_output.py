@@ -141,7 +141,7 @@ def test_a_link_to_nothing_is_followed_only_with_force(tmp_path):
     link.symlink_to(target)
     done = run("emit", SMALL, "-o", link)
     assert done.exit_code == 2
-    assert f"{link} is a link to {target}, which is not there; --force makes it" in done.stderr
+    assert f"{link} is a link to {target}, which does not exist; --force creates it" in done.stderr
     assert not target.parent.exists()
     assert run("emit", SMALL, "-o", link, "--force").exit_code == 0
     assert link.is_symlink()

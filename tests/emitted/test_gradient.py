@@ -126,7 +126,7 @@ def test_a_slower_kernel_or_none_leaves_the_file_as_it_was():
     assert plain.text == slower.text
     assert "input_gradient" not in plain.text
     assert "no kernel was measured" in said(plain.plan)
-    assert "torch's, the faster one: a kernel took 0.7000 ms, torch's 0.7000" in said(slower.plan)
+    assert "torch's, which is faster: a kernel took 0.7000 ms, torch's 0.7000" in said(slower.plan)
 
 
 def test_a_row_of_a_file_of_choices_brings_the_kernel(tmp_path):

@@ -150,7 +150,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path, device, monkeypa
     folder.chmod(mode)
     model = up(device)
     with pytest.raises(
-        ProjectError, match=f"^others may write to {folder}; use a place of your own"
+        ProjectError, match=f"^others may write to {folder}; use a folder of your own"
     ):
         convgen.replace_layers(model, folder=folder)
     assert type(model) is nn.ConvTranspose2d

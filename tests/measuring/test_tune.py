@@ -229,7 +229,7 @@ def test_a_file_of_another_target_is_refused(tmp_path):
 def test_what_is_no_file_of_choices_is_overwritten_only_with_force(tmp_path):
     output = tmp_path / "choices.json"
     output.write_text("mine")
-    with pytest.raises(ConvgenError, match=r"it is not JSON: .*; --force overwrites it"):
+    with pytest.raises(ConvgenError, match=r"not JSON: .*; --force overwrites it"):
         list(tune([parse(LAYER)], H100, output, NoExecutor(), 4))
     assert output.read_text() == "mine"
     list(tune([parse(LAYER)], H100, output, Remembering(), 4, force=True))

@@ -271,8 +271,8 @@ def test_the_wrapper_has_the_hooks_of_its_backend(tmp_path, monkeypatch, backend
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("convgen.pep517", "is the backend that builds after convgen.pep517"),
-        ("convgen:pep517", "is the backend that builds after convgen.pep517"),
+        ("convgen.pep517", "must name the backend to run after convgen.pep517"),
+        ("convgen:pep517", "must name the backend to run after convgen.pep517"),
         ("no_such_backend", "cannot use no_such_backend, .* No module named 'no_such_backend'"),
         ("plain_backend:other", "cannot use plain_backend:other, .* has no attribute 'other'"),
         (":backend", "must be a backend such as .*, got ':backend'"),

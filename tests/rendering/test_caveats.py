@@ -45,7 +45,7 @@ def test_file_and_explain_have_the_caveats_of_their_plan(name: str, root: Path) 
     rows = dict(explain(made, "plan")[0].rows)
     held = caveats_of(made)
     assert [c.text for c in CAVEATS if c.text in docstring] == list(held)
-    assert rows.get("mind", "") == " ".join(held)
+    assert rows.get("caveat", "") == " ".join(held)
 
 
 LAYERS = {
