@@ -1,4 +1,4 @@
-"""Stage 1, parse: what a user writes becomes a `ConvTransposeSpec`, and text again.
+"""Stage 1, parse: from what a user writes to a `ConvTransposeSpec`, and back to text.
 
-In: text, or a torch module. Out: a spec that is whole and legal. Imports tables.
+In: text, or a torch module. Out: a complete, checked spec. Imports tables.
 """

@@ -1,6 +1,6 @@
 """Canonical text of a spec: the key of headers, choices and manifests.
 
-Stage 1, parse. Input: a `ConvTransposeSpec`; output: text that parses back to an equal one.
+Stage 1, parse. Input: a `ConvTransposeSpec`; output: text that parses to an equal spec.
 """
 
 from __future__ import annotations

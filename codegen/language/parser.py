@@ -1,8 +1,8 @@
-"""The language: text such as `relu | ConvTranspose2d(64, 64, 3, stride=2)` to specs and back.
+"""The parser of the language: text such as `relu | ConvTranspose2d(64, 64, 3, stride=2)` to specs.
 
-Stage 1, the door of text. Input: the text of one statement or of a `.convgen` file; output:
-`ConvTransposeSpec`s with their names. The grammar is Python's, read with `ast` and walked with a
-whitelist: nothing is ever evaluated.
+Stage 1, parse. Input: the text of one statement or of a `.convgen` file; output:
+`ConvTransposeSpec`s with their names. The syntax is Python's: `ast` parses it, a whitelist of nodes
+is read, and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .spec import CONV_ARGUMENTS, OWN_ARGUMENTS, ConvTransposeSpec, check_target
 MAX_TEXT = 64 * 1024  # bytes
 MAX_NESTING = 20
 LAYERS = {f"ConvTranspose{rank}d": rank for rank in (1, 2, 3)}
-# Names that an emitted file binds itself, so that no kernel may take them.
+# Names that an emitted file binds, so that no kernel may have them.
 RESERVED = ("tl", "torch", "triton", "nn", "target")
-# Brackets, and the comments and strings in which they do not count.
+# Brackets; comments and strings are matched too, so that brackets in them do not count.
 _BRACKETS = re.compile(r"#[^\r\n]*|'[^'\r\n]*'|\"[^\"\r\n]*\"|[()\[\]{}]")
-_SHOWN = 100  # characters of a line that an error shows
+_SHOWN = 100  # characters of a line in an error message
 
 
 @dataclass(frozen=True, slots=True)
 class NamedSpec:
-    """A statement: the spec and the name it was given, None for a bare layer."""
+    """A statement: a spec and its name, None for a layer without a name."""
 
     name: str | None
     spec: ConvTransposeSpec
@@ -39,7 +39,7 @@ class NamedSpec:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A `.convgen` text: its statements and the target it sets for them, if any."""
+    """A `.convgen` text: its statements, and the target it sets for them, None without one."""
 
     statements: tuple[NamedSpec, ...]
     target: str | None
@@ -52,7 +52,7 @@ def parse(text: str) -> ConvTransposeSpec:
         text: a layer or a pipeline, with or without a name in front.
 
     Raises:
-        SpecError: the text is not one; the message shows the line with a caret.
+        SpecError: the text is not one legal statement; the message shows the line with a caret.
     """
     document = parse_document(text)
     if len(document.statements) != 1:
@@ -64,7 +64,7 @@ def parse(text: str) -> ConvTransposeSpec:
 def parse_document(text: str) -> Document:
     """Read the text of a `.convgen` file; raises SpecError as `parse` does."""
     text = _checked_text(text)
-    # `(0): ` stands before a layer in what print(nn.Sequential(…)) shows.
+    # print(nn.Sequential(…)) shows `(0): ` before a layer.
     text = re.sub(r"(?m)^\([0-9]+\):[ \t]*", "", textwrap.dedent(text).lstrip(" \t").rstrip())
     reader = _Reader(text)
     target: str | None = None
@@ -95,7 +95,9 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
             )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of invalid escapes and the like: an error follows
+            warnings.simplefilter(
+                "ignore"
+            )  # invalid escapes: an error follows anyway
             return ast.parse(text).body
     except SyntaxError as error:
         line, column = error.lineno or 1, max((error.offset or 1) - 1, 0)
@@ -107,17 +109,17 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
 
 
 def _checked_text(given: object) -> str:
-    """Return `given` as an exact str, if it is text and not too long."""
+    """Return `given` as an exact str; raises SpecError if it is not text, or too long."""
     text = text_of(given)
     if text is None:
-        raise SpecError(f"a layer is described by a text, got {type(given).__name__}")
+        raise SpecError(f"a layer must be described by text, got {type(given).__name__}")
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT:
         raise SpecError(f"the text is longer than {MAX_TEXT // 1024} KB")
     return text
 
 
 def _lines(text: str) -> list[str]:
-    """Split `text` where Python's parser does; str.splitlines knows more line ends."""
+    """Split `text` at the line ends of Python's parser; str.splitlines has more of them."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -133,7 +135,7 @@ def located(text: str, line: int, column: int, message: str) -> str:
 
 
 class _Reader:
-    """Turns nodes into values, keeping the text so that an error can show its place."""
+    """Reads values from ast nodes; keeps the text, so that errors can show their place."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -145,14 +147,14 @@ class _Reader:
         return SpecError(located(self.text, line, column, message), argument)
 
     def at(self, node: ast.AST, check: Any, *values: Any) -> Any:
-        """Call `check`, placing its SpecError at `node`."""
+        """Return `check(*values)`; its SpecError gets the place of `node`."""
         try:
             return check(*values)
         except SpecError as error:
             raise self.error(node, str(error), error.argument) from None
 
     def statement(self, node: ast.stmt) -> tuple[str | None, ast.expr]:
-        """Split `name = value`, `(name): value` (a line of print(model)) or a bare value."""
+        """Split `name = value`, `(name): value` (as print(model) shows it) or a value alone."""
         if isinstance(node, ast.Expr):
             return None, node.value
         target: ast.expr | None = None
@@ -183,7 +185,7 @@ class _Reader:
         return self.layer(parts[layers[0]], before, after)
 
     def called(self, node: ast.expr) -> str | None:
-        """Return the name that `node` calls or is, without torch's module path."""
+        """Return the name that `node` is or calls, without torch's module path; None for others."""
         function = node.func if isinstance(node, ast.Call) else node
         if isinstance(function, ast.Attribute) and _is_torch(function.value):
             return function.attr
@@ -228,7 +230,7 @@ class _Reader:
             ) from None
 
     def arguments(self, call: ast.Call, name: str) -> dict[str, ast.expr]:
-        """Match a call's arguments to names, as Python does."""
+        """Return the nodes of a call's arguments by name, matched as Python does."""
         known = CONV_ARGUMENTS + OWN_ARGUMENTS
         if len(call.args) > len(CONV_ARGUMENTS):
             raise self.error(
@@ -282,7 +284,7 @@ def _is_torch(node: ast.expr) -> bool:
 
 
 def check_name(name: str, value: ast.expr | None = None) -> str:
-    """Return `name` if a kernel may carry it (it becomes a file's and a module's name)."""
+    """Return `name` if a kernel may have it: it names a file and a module; raises SpecError."""
     if name == "target" and value is not None and not isinstance(value, (ast.Call, ast.BinOp)):
         return name  # the statement `target = …`
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) or keyword.iskeyword(name):

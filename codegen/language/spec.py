@@ -1,8 +1,8 @@
 """The specification of one transposed convolution, checked and in canonical form.
 
-Stage 1. Input: the arguments of `nn.ConvTransposeNd` and convgen's own, from any door (language,
-command line, pyproject.toml, Python); output: a `ConvTransposeSpec`. Its text (`str(spec)`) parses
-back to an equal spec and is the key of headers and manifests.
+Stage 1, parse. Input: the arguments of `nn.ConvTransposeNd` and convgen's own, from the language,
+the command line, pyproject.toml or Python; output: a `ConvTransposeSpec`. Its text (`str(spec)`)
+parses to an equal spec and is the key of headers and manifests.
 
 Along one axis the layer has `(input - 1)*stride - 2*padding + dilation*(kernel_size - 1) +
 output_padding + 1` outputs (torch.nn.ConvTranspose2d, "Shape").
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import SpecError as SpecError  # where all modules find it
+from ..errors import SpecError as SpecError  # re-exported
 from ..errors import nearest as nearest
 from ..errors import shown as shown
 from ..errors import text_of
@@ -26,8 +26,8 @@ from .canonical import format_spec
 from .torch_module import read_module
 
 LAYOUTS = ("channels_first", "channels_last")
-MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's, by the rank
-NO_CHOICES = "none"  # in place of a file of measured tiles: the model chooses (choices.py)
+MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's memory formats by rank
+NO_CHOICES = "none"  # instead of a choices file: the cost model chooses the tile (choices.py)
 AUTOTUNES = ("none", "blocks", "launch")
 CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
     "in_channels",
@@ -43,7 +43,7 @@ CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
 )
 OWN_ARGUMENTS = ("input", "dtype", "precision", "layout", "grid", "target", "autotune")
 
-# Defaults of arguments that hold one integer an axis, before the rank is known.
+# Defaults of the arguments with one integer per axis; the rank turns them into tuples.
 _ONE: Any = 1
 _ZERO: Any = 0
 MAX_EXTENT = 4096  # kernel extent and stride along an axis
@@ -51,9 +51,9 @@ MAX_TAPS = 65536
 MAX_CHANNELS = 2**20
 MAX_OFFSET = 2**20  # padding, output_padding, dilation
 MAX_REACH = 2**30  # dilation * (kernel_size - 1): shifts of an index stay far inside int32
-MAX_STAGES = 64  # of a pipeline: each is a line of the kernel
+MAX_STAGES = 64  # stages of a pipeline; each is a line of the kernel
 MAX_SIZE = 2**40 - 1
-MAX_ELEMENTS = 2**62  # of one tensor: byte offsets stay inside int64
+MAX_ELEMENTS = 2**62  # elements of a tensor: byte offsets stay inside int64
 
 
 def _per_axis(argument: str, value: object, rank: int, low: int, high: int) -> tuple[int, ...]:
@@ -68,12 +68,12 @@ def _per_axis(argument: str, value: object, rank: int, low: int, high: int) -> t
 
 
 def check_target(value: object) -> str:
-    """Return `value` if it names a GPU of the table; raises SpecError."""
+    """Return `value` as an exact str; raises SpecError if it names no GPU of the table."""
     return check_choice("target", value, tuple(target.name for target in TARGETS))
 
 
 def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) -> Stage:
-    """Check a pipeline stage's numbers against its row; raises SpecError naming the stage."""
+    """Return a pipeline stage, its numbers checked; raises SpecError naming the stage."""
     known = tuple(row.name for row in POINTWISE)
     given_name, name = name, text_of(name) or ""
     if name not in known:
@@ -112,21 +112,24 @@ def make_stage(name: str, values: tuple[object, ...], named: dict[str, object]) 
 class ConvTransposeSpec:
     """One transposed convolution with the pointwise stages around it.
 
-    Integers are accepted where torch accepts them and stored as tuples of length `rank`.
+    Where torch accepts one integer for all axes, so does this class; it stores tuples of length
+    `rank`.
 
     Attributes:
-        rank: 1, 2 or 3 spatial axes.
-        kernel_size: taps along each axis; so stride, padding, output_padding and dilation.
-        in_channels: None if known only at run time; so out_channels.
-        groups: must divide the channels that are known.
-        bias: whether the layer adds one number an output channel.
-        input: (batch, channels, spatial…), each an int or None for run time; None is all None.
-        dtype: a name of `DTYPES`.
-        precision: a name of `PRECISIONS` for float32, None for the other dtypes.
-        layout: memory layout of input and output.
-        grid: launch grid dimensions; None leaves the choice to the planner.
-        target: a name of `TARGETS`; None lets the surroundings choose.
-        autotune: what the emitted file tunes on its first call.
+        rank: number of spatial axes: 1, 2 or 3.
+        kernel_size: taps along each axis.
+        stride, padding, output_padding, dilation: torch's arguments, one integer per axis.
+        in_channels, out_channels: number of channels, None if known only at run time.
+        groups: number of groups; divides the channels that are known.
+        bias: whether the layer adds a number to each output channel.
+        input: (batch, channels, spatial…), each an int, or None if known only at run time; None
+            means that all are None.
+        dtype: a name in `DTYPES`.
+        precision: a name in `PRECISIONS` for float32, None for the other dtypes.
+        layout: memory layout of input and output, a name in `LAYOUTS`.
+        grid: number of launch grid dimensions; None leaves the choice to the planner.
+        target: a name in `TARGETS`; None leaves the choice to the caller.
+        autotune: what the emitted file tunes on its first call, a name in `AUTOTUNES`.
         before: stages applied to the input as it is loaded.
         after: stages applied to the sum before it is stored.
 
@@ -288,17 +291,17 @@ class ConvTransposeSpec:
 
     @property
     def batch(self) -> int | None:
-        """Images in a call, None if known only at run time."""
+        """Images per call, None if known only at run time."""
         return self.input[0] if self.input else None
 
     @property
     def spatial(self) -> tuple[int | None, ...]:
-        """Input extents, None where known only at run time."""
+        """Input extent of each axis, None if known only at run time."""
         return self.input[2:] if self.input else (None,) * self.rank
 
     @property
     def output_spatial(self) -> tuple[int | None, ...]:
-        """Output extents, None where the input's is known only at run time."""
+        """Output extent of each axis, None if the input extent is known only at run time."""
         growth = self.output_growth
         return tuple(
             None if size is None else (size - 1) * stride + extra
@@ -307,7 +310,7 @@ class ConvTransposeSpec:
 
     @property
     def output_growth(self) -> tuple[int, ...]:
-        """`output - (input - 1)*stride` of each axis, which is the same for every input."""
+        """`output - (input - 1)*stride` of each axis: a constant, whatever the input extent."""
         axes = zip(self.kernel_size, self.padding, self.output_padding, self.dilation, strict=True)
         return tuple(d * (k - 1) - 2 * p + op + 1 for k, p, op, d in axes)
 
@@ -318,7 +321,7 @@ class ConvTransposeSpec:
 
     @property
     def product(self) -> Precision | None:
-        """The row of the precision; None for the dtypes that have but one."""
+        """The row of the precision; None for the dtypes without a choice of precision."""
         return find_precision(self.precision) if self.precision else None
 
     @classmethod
@@ -327,10 +330,10 @@ class ConvTransposeSpec:
 
         Args:
             module: an `nn.ConvTranspose1d`, `2d` or `3d`, read through its attributes.
-            input_size: the spec's `input`, None leaves every size to run time.
+            input_size: the spec's `input`; None leaves every size to run time.
 
         Raises:
-            SpecError: `module` is none of these, or uses what convgen has not.
+            SpecError: `module` is none of these, or uses a feature that convgen does not support.
         """
         return cls(**read_module(module), input=input_size)
 

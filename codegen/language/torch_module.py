@@ -1,7 +1,7 @@
-"""Reading torch modules: an `nn.ConvTransposeNd` instance to the arguments of a spec.
+"""The reader of torch modules: from an `nn.ConvTransposeNd` instance to the arguments of a spec.
 
-Stage 1, the door from torch. Input: a module, read through its attributes, so that torch itself is
-never imported; output: keyword arguments of `ConvTransposeSpec`.
+Stage 1, parse. Input: a module; output: keyword arguments of `ConvTransposeSpec`. Only attributes
+of the module are read: torch is never imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read_module(module: Any) -> dict[str, Any]:
         )
     try:
         return _arguments(module, int(matches[0].group(1)))
-    except AttributeError as error:  # a class of that name, which need not be torch's
+    except AttributeError as error:  # a class of that name that is not torch's, or no __init__ yet
         raise SpecError(f"module must be initialised: {visible(str(error))}", "module") from None
 
 
@@ -52,10 +52,10 @@ def _arguments(module: Any, rank: int) -> dict[str, Any]:
 
 
 def _layout(weight: Any) -> str:
-    """Torch runs a layer channels_last if the strides of its weight say so.
+    """Return the layout in which torch runs a layer: torch reads it from the weight's strides.
 
-    They decide even where an axis of size 1 makes the weight dense in both formats, as that of a
-    depthwise layer is; where they are the same in both, the format is channels_first.
+    Axes of size 1 can make a weight dense in both formats (that of a depthwise layer, for example);
+    its strides decide then too. If both formats have the same strides, it is channels_first.
     """
     if weight.dim() < 4 or 0 in weight.shape:
         return "channels_first"

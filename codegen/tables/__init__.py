@@ -1,4 +1,4 @@
-"""Facts: dtypes and precisions, GPUs, pointwise stages; one row each.
+"""Tables of facts: dtypes, precisions, GPUs and pointwise stages, one row each.
 
-In: nothing. Out: frozen rows, found by name. Imports nothing of convgen but `errors`.
+In: a name. Out: a frozen row. Imports nothing of convgen but `errors` and `values`.
 """

@@ -1,6 +1,6 @@
-"""Element types and fp32 precisions: the two tables that say what numbers a kernel works in.
+"""Tables of element types and of float32 precisions.
 
-Stage 0 (data). Input: a name of the language, output: a row. A new dtype or precision is one row.
+Stage 0 (data). Input: a name in the language; output: a row. A new dtype or precision is a row.
 """
 
 import functools
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DType:
-    """An element type of input, weight, bias and output.
+    """An element type, shared by input, weight, bias and output.
 
     Attributes:
-        name: the language's and torch's name, `float32`.
-        triton: the name in `triton.language`.
-        itemsize: bytes an element.
-        accumulator: the `triton.language` type that products are summed in.
-        rate: the `GpuTarget` field with this type's dense rate, `tflops_<rate>`.
+        name: name in the language and in torch, such as `float32`.
+        triton: name in `triton.language`.
+        itemsize: bytes per element.
+        accumulator: `triton.language` type of the sums of products.
+        rate: suffix of the `GpuTarget` field with this type's dense rate, `tflops_<rate>`.
     """
 
     name: str
@@ -28,15 +28,15 @@ class DType:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """How a float32 product is formed on the matrix units.
+    """How a float32 product is computed.
 
     Attributes:
-        name: the language's name, which is also `tl.dot`'s `input_precision`.
-        rounds: operands are rounded to TF32 in the kernel and in packing. `tl.dot` itself only
-            truncates them, which doubles the error and biases the sum.
-        interpreted: Triton's interpreter can do it; where not, it computes in `ieee`.
-        rate: the `GpuTarget` field of the units it runs on.
-        products: matrix products it takes for one.
+        name: name in the language, equal to `tl.dot`'s `input_precision`.
+        rounds: whether kernel and packing round operands to TF32. `tl.dot` itself truncates
+            them, which doubles the error and biases the sum.
+        interpreted: whether Triton's interpreter supports it; if not, `ieee` is used there.
+        rate: suffix of the `GpuTarget` field with the rate of the units it runs on.
+        products: hardware matrix products per product.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Pointwise stages: what may stand before and after the layer in a pipeline.
+"""Table of pointwise stages: the functions allowed before and after the layer in a pipeline.
 
-Stage 0 (data). Input: the name of a stage, output: its parameters and its text in Triton and torch.
-A new stage is one row here and one in `oracle.POINTWISE`. `{x}` stands for the value, the other
-fields for the parameters.
+Stage 0 (data). Input: a stage's name; output: its parameters and its expressions in Triton and
+torch. To add a stage, add a row here and one in `oracle.POINTWISE`. In an expression `{x}` stands
+for the value, the other fields for the parameters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A number a stage takes; `default` None means that it must be given."""
+    """A numeric parameter of a stage; `default` None means that it is required."""
 
     name: str
     default: float | None = None
@@ -20,15 +20,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointwise:
-    """One row: a function of one value.
+    """A row: a function of one value.
 
     Attributes:
-        name: the language's name, torch's where torch has the function.
-        triton: the expression in a kernel. NaN passes through, as in torch.
-        torch: the expression in torch, for the fallback of the emitted module.
-        parameters: in positional order, under torch's names.
-        helper: a `@triton.jit` function of `parts/helpers.jinja` that `triton` calls.
-        keeps_zero: f(0) = 0, so that masked elements need no second mask.
+        name: name in the language; torch's name if torch has the function.
+        triton: expression in a kernel. NaN passes through, as in torch.
+        torch: expression in torch, for the fallback of the emitted module.
+        parameters: parameters in positional order, with torch's names.
+        helper: name of the `@triton.jit` function in `parts/helpers.jinja` that `triton` calls.
+        keeps_zero: whether f(0) = 0, so that masked elements need no second mask.
     """
 
     name: str
@@ -91,18 +91,18 @@ def find_pointwise(name: str) -> Pointwise:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of a pipeline: a row of `POINTWISE` with its numbers, in the row's order."""
+    """A stage of a pipeline: a row of `POINTWISE` by name, and its parameters' values in order."""
 
     name: str
     values: tuple[float, ...] = ()
 
     @property
     def row(self) -> Pointwise:
-        """The row of the table this stage is an instance of."""
+        """The row of `POINTWISE` with this stage's name."""
         return find_pointwise(self.name)
 
     def text(self, pattern: str, x: str) -> str:
-        """Fill `pattern` (one of the row's texts) with the value's text `x` and the numbers."""
+        """Return `pattern`, an expression of the row, with `x` and the parameters filled in."""
         names = (parameter.name for parameter in self.row.parameters)
         texts = (repr(value).replace("e+", "e") for value in self.values)  # as ruff spells it
         numbers = dict(zip(names, texts, strict=True))

@@ -1,9 +1,9 @@
-"""The GPU table: stage 0, the hardware facts the planner reads.
+"""Table of GPUs: the hardware facts that the planner reads.
 
-Input: a GPU's name in the language, such as ``rtx4090``. Output: its ``GpuTarget``.
+Stage 0 (data). Input: a GPU's name in the language, such as ``rtx4090``; output: its ``GpuTarget``.
 
-This module is data. It runs nothing on a GPU, and nothing here is measured at compile time: a
-figure is either published, or an estimate that its row's comment names as one.
+Nothing here runs on a GPU or is measured at compile time: each figure is published, or is an
+estimate that the comment of its row calls one.
 
 To add a GPU, add one row to ``TARGETS``, with a comment that cites where its figures come from:
 
@@ -50,10 +50,10 @@ class GpuTarget:
             TFLOP/s (1e12 floating-point operations per second, a multiply-add being two).
         tflops_fp16: The same for FP16 inputs and FP32 accumulation, in TFLOP/s.
         tflops_bf16: The same for BF16 inputs and FP32 accumulation, in TFLOP/s.
-        tensor_share: The part of the silicon's tensor core rate that the product has with FP32
-            accumulation: half on GeForce. Nsight Compute's sm__throughput is scaled to all of it,
-            so that a saturated pipe reads no more than this part (measured: Triton's issue 10851,
-            47 % on an RTX 4060; llm.c's issue 377, 50 % on an RTX 4090).
+        tensor_share: Fraction of the silicon's tensor core rate that the product reaches with
+            FP32 accumulation: half on GeForce. Nsight Compute's sm__throughput is scaled to the
+            silicon's rate, so that a saturated pipe reads this fraction (measured: Triton's issue
+            10851, 47 % on an RTX 4060; llm.c's issue 377, 50 % on an RTX 4090).
         tflops_fp32: Peak CUDA core FP32 rate, in TFLOP/s.
         tflops_fp64: Peak FP64 rate of tensor cores or CUDA cores, whichever is higher, in
             TFLOP/s.
@@ -80,29 +80,29 @@ class GpuTarget:
     tensor_share: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check every field, as a row may be a user's: its name stands in the files made for it."""
+        """Check every field: a row may be a user's, and its texts stand in emitted files."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, _checked(field, value))
 
     @property
     def multiplies_from_shared(self) -> bool:
-        """Whether matrix instructions read operands from shared memory: wgmma and tcgen05 do."""
+        """Whether matrix instructions (wgmma, tcgen05) read operands from shared memory."""
         return self.compute_capability[0] in (9, 10)
 
     @property
     def has_tensor_memory(self) -> bool:
-        """Whether sums of matrix instructions lie in a memory of their own: those of tcgen05 do."""
+        """Whether accumulators of matrix instructions (tcgen05) are in tensor memory."""
         return self.compute_capability[0] == 10
 
     @property
     def is_hopper(self) -> bool:
-        """Whether its matrix instructions, wgmma, run on beside the code that follows them."""
+        """Whether it is a Hopper, whose matrix instructions (wgmma) run asynchronously."""
         return self.compute_capability[0] == 9
 
     @property
     def overlaps_loads(self) -> bool:
-        """Whether loads are issued beside products: matrix units are slow, on GeForce and L40S."""
+        """Whether loads overlap with products: on GeForce and L40S, whose matrix units are slow."""
         return self.compute_capability in ((8, 6), (8, 9), (12, 0))
 
     @property
@@ -118,7 +118,7 @@ class GpuTarget:
 
 
 def _checked(field: dataclasses.Field[Any], value: object) -> object:
-    """Return the value of a GPU's field, of exactly its type; raises SpecError."""
+    """Return the value of a `GpuTarget` field as exactly its type; raises SpecError."""
     where = f"{field.name} of a GpuTarget"
     if field.type in (int, "int"):
         return check_integer(where, value, 1, 2**62)
