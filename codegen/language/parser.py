@@ -95,9 +95,7 @@ def _syntax_tree(text: str) -> list[ast.stmt]:
             )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # invalid escapes: an error follows anyway
+            warnings.simplefilter("ignore")  # invalid escapes: an error follows anyway
             return ast.parse(text).body
     except SyntaxError as error:
         line, column = error.lineno or 1, max((error.offset or 1) - 1, 0)
