@@ -1,4 +1,4 @@
-"""Stage 2, decompose: a layer as integers; phases, groups, blocks of rows, boxes, tiles.
+"""Stage 2, decompose: a layer in integers: phases, groups, row blocks, boxes and tiles.
 
-In: a spec. Out: what each axis is made of. Imports language; no symbols, no text.
+In: a spec. Out: the decomposition of each axis. Imports language; no symbols, no emitted text.
 """

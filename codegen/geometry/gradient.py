@@ -1,12 +1,13 @@
 """The gradient of the input, as a layer of its own.
 
-Stage 2, beside decompose. Input: a spec; output: the spec of the transposed convolution that leads
-back from the gradient of the output to that of the input.
+Stage 2, beside decompose. Input: a spec; output: the spec of the transposed convolution that maps
+the gradient of the output to the gradient of the input.
 
-At stride 1 input i reaches output `o = i + d*k - p` through kernel index k, so that its gradient is
-the sum over k of `w[k] * grad[i + d*k - p]`. With the taps in reverse, `l = K-1 - k`, that is
-`i + P = o + d*l` where `P = d*(K-1) - p`: by definition (phases.py) a transposed convolution of
-stride 1 and padding P, whose weight is the layer's with the channels of a group swapped.
+At stride 1 input i reaches output `o = i + d*k - p` through kernel index k, so the gradient of
+input i is the sum over k of `w[k] * grad[i + d*k - p]`. Reverse the taps, `l = K-1 - k`, and
+`i + P = o + d*l` where `P = d*(K-1) - p`. By definition (phases.py) that is a transposed
+convolution of stride 1 and padding P; its weight is the layer's, with the input and output channels
+of a group swapped and the taps reversed.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ import dataclasses
 
 from ..language.spec import MAX_OFFSET, ConvTransposeSpec
 
-PREFIX = "GRAD_"  # of the names of its sizes, in the file of the layer
+PREFIX = "GRAD_"  # of the names of the gradient's sizes in the emitted file
 
 
 def gradient_refusal(spec: ConvTransposeSpec) -> str | None:
-    """Return why the gradient of the input of `spec` is torch's, None if a kernel can give it."""
+    """Return why torch must compute the input gradient of `spec`, None if a kernel can."""
     if spec.before or spec.after:
-        return "the stages around the layer are differentiated by torch, and the layer with them"
+        return "torch differentiates the stages around the layer, and the layer with them"
     if any(stride > 1 for stride in spec.stride):
-        return "the stride is not 1: it is a convolution of that stride, which convgen has not"
+        return "the stride is not 1: it is a strided convolution, which convgen does not implement"
     if any(spec.output_padding):
-        return "with output_padding no transposed convolution leads back"
+        return "with output_padding it is no transposed convolution"
     if not all(0 <= padding <= MAX_OFFSET for padding in _padding(spec)):
         return (
-            "the padding of the layer that leads back would be negative, or beyond convgen's limit"
+            "the padding of its transposed convolution would be negative, or above convgen's limit"
         )
     return None
 
 
 def input_gradient(spec: ConvTransposeSpec) -> ConvTransposeSpec:
-    """Return the layer that takes the gradient of the output of `spec` to that of its input."""
+    """Return the layer that maps the output gradient of `spec` to its input gradient."""
     assert gradient_refusal(spec) is None
     return dataclasses.replace(
         spec,

@@ -1,4 +1,4 @@
-"""Grouping of the last axis: neighbouring inputs and outputs taken together as channels.
+"""Grouping of the last axis: neighbouring inputs and outputs treated as channels.
 
 Stage 2, after decompose. Input: the `AxisPhases` of the last axis and a span; output: a `Grouping`.
 
@@ -8,11 +8,11 @@ output r of group m gets input v of group `g = m + shift` through kernel index
 
     k = (r - offset + p - s*v - width*shift) / d           if that is whole and in [0, kernel)
 
-which m does not enter: along the groups the layer has stride 1, `width` times its output channels
-and `span` times its input channels, some of whose weights are zero. A program that holds all
-outputs of a group stores them side by side, and loads its inputs `span` at a time. Groups that
-start with the padding, before the row, may meet fewer input groups: kernel 4, stride 2, padding 1
-has two taps so, and three with groups that start with the row.
+which does not depend on m: along the groups the layer has stride 1, `width` times the output
+channels and `span` times the input channels, with some weights zero. A program computes all outputs
+of a group, stores them contiguously, and loads `span` inputs at a time. If groups start in the
+padding before the row, an output group may read fewer input groups: for kernel 4, stride 2, padding
+1 there are then two taps, and three if groups start with the row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from .phases import AxisPhases
 
-# A larger table of weights would be mostly zeros, or long to print.
+# Limits of the weight table: a larger one would be mostly zeros, or too long to print.
 MOST_LANES = 32
 MOST_SLOTS = 96
 
@@ -33,10 +33,10 @@ class Grouping:
     """The last axis of a layer, grouped.
 
     Attributes:
-        axis: its phases.
+        axis: phases of the axis.
         span: inputs of a group.
-        unrolled: a program meets all inputs of an output group at once, by `sums`; there are no
-            taps along the groups, which start with the row.
+        unrolled: whether a program reads all inputs of an output group at once (`sums`). Then there
+            are no taps along the groups, and groups start with the row.
     """
 
     axis: AxisPhases
@@ -45,7 +45,7 @@ class Grouping:
 
     @property
     def offset(self) -> int:
-        """Outputs of the first group that lie before the row: none, or what saves a tap."""
+        """Outputs of the first group that lie before the row: 0, unless more of them save a tap."""
         if self.unrolled:
             return 0
         before = self.axis.padding % self.width
@@ -55,27 +55,27 @@ class Grouping:
 
     @property
     def growth(self) -> int:
-        """Groups of outputs, less the last axis' input extent; of a span of 1."""
+        """Number of output groups minus the input extent, for a span of 1."""
         return -(-(self.axis.growth + self.offset) // self.axis.stride) - 1
 
     @property
     def width(self) -> int:
-        """Outputs of a group."""
+        """Number of outputs of a group."""
         return self.axis.stride * self.span
 
     @property
     def lanes(self) -> int:
-        """`width`, up to a power of two: Triton's tensors have no other extents."""
+        """`width` rounded up to a power of two, as the extents of Triton's tensors must be."""
         return 1 << (self.width - 1).bit_length()
 
     @property
     def shifts(self) -> tuple[int, int]:
-        """Smallest and largest `g - m`: where input and output groups meet."""
+        """Smallest and largest `g - m` of an input group g that output group m reads."""
         return _shifts(self.axis, self.width, self.span, self.offset)
 
     @property
     def groups(self) -> AxisPhases:
-        """The axis group by group: stride 1, `taps` taps, tap 0 at the largest shift."""
+        """The axis with groups as elements: stride 1, `taps` taps, tap 0 at the largest shift."""
         return AxisPhases(
             kernel=1 if self.unrolled else self.taps,
             stride=1,
@@ -86,25 +86,28 @@ class Grouping:
 
     @property
     def taps(self) -> int:
-        """Input groups that an output group reads."""
+        """Number of input groups that an output group reads."""
         low, high = self.shifts
         return high - low + 1
 
     @property
     def slack(self) -> int:
-        """What makes `taps` ceil((dilation * (kernel - 1) + 1 + slack) / width).
+        """The term with which `taps` is ceil((dilation * (kernel - 1) + 1 + slack) / width).
 
-        The outputs of a group meet inputs from floor((padding - offset - dilation * (kernel - 1) +
-        stride - 1) / width) to ceil((padding - offset) / width), in groups of `span` inputs, which
-        are `width` outputs apart.
+        An output group reads the input groups with shifts from floor((padding - offset - dilation *
+        (kernel - 1) + stride - 1) / width) to ceil((padding - offset) / width): groups of `span`
+        inputs are `width` outputs apart.
         """
         before = (self.offset - self.axis.padding) % self.width
         return before + self.width - self.axis.stride
 
     def kernel_index(self, tap: int, output: int, place: int) -> int | None:
-        """Return k from input `place` of the tap's group to `output` of the group, if there is one.
+        """Return the kernel index from an input of a tap's group to an output, None without one.
 
-        Tap 0 is the largest shift.
+        Args:
+            tap: number of the tap; tap 0 has the largest shift.
+            output: index of the output in its group.
+            place: index of the input in its group.
         """
         axis = self.axis
         low = self.offset + axis.stride * place + self.width * (self.shifts[1] - tap)
@@ -113,9 +116,9 @@ class Grouping:
 
     @property
     def sums(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """For each output of a group the inputs it meets, as (place, k) with rising k.
+        """For each output of a group its terms (place, kernel index), by ascending kernel index.
 
-        Places count from the first input of the group of that number, and may lie beside it.
+        A place is an offset from the group's first input; it may be negative or beyond the group.
         """
         return tuple(tuple(self._meets(output)) for output in range(self.width))
 
@@ -128,18 +131,18 @@ class Grouping:
 
     @property
     def has_zeros(self) -> bool:
-        """Whether an input and an output of a tap's groups have no kernel index between them."""
+        """Whether some entry of `table` is None: the packed weight has zeros."""
         return any(None in inputs for outputs in self.table for inputs in outputs)
 
     @property
     def spreads(self) -> bool:
-        """Whether inputs are multiplied by zero for outputs that they have no weight for."""
+        """Whether an input is multiplied by zero for an output that it has no weight for."""
         places = (inputs for outputs in self.table for inputs in outputs[: self.width])
         return not self.unrolled and any(None in inputs for inputs in places)
 
     @property
     def table(self) -> tuple[tuple[tuple[int | None, ...], ...], ...]:
-        """Kernel indices as [tap][output lane][input place], None where there is none."""
+        """Kernel indices as [tap][output lane][input place], None for pairs without a weight."""
         return tuple(
             tuple(
                 tuple(self.kernel_index(tap, output, place) for place in range(self.span))
@@ -164,7 +167,7 @@ def refusal(axis: AxisPhases, span: int) -> str | None:
     """Return why `axis` cannot be grouped with `span`, None if it can."""
     if axis.stride * span > MOST_LANES:
         return f"groups of {axis.stride * span} outputs, at most {MOST_LANES}"
-    # Taps are `width` outputs apart at most; counted exactly only where that is few.
+    # A lower bound of the taps first: the exact count is slow for large kernels.
     grouping = Grouping(axis, span)
     slots = grouping.lanes * span * (axis.dilation * (axis.kernel - 1) // grouping.width + 1)
     if slots <= MOST_SLOTS:

@@ -1,13 +1,13 @@
 """Decomposition of a strided transposed convolution into phases.
 
-Stage 2, decompose. Input: a `ConvTransposeSpec`; output: one `AxisPhases` a spatial axis.
+Stage 2, decompose. Input: a `ConvTransposeSpec`; output: one `AxisPhases` per spatial axis.
 
-Output o gets input i through kernel index k where `o + p = s*i + d*k` (s stride, p padding, d
+Output o reads input i through kernel index k if `o + p = s*i + d*k` (s stride, p padding, d
 dilation). With g = gcd(s, d), write `k = a + j*(s/g)`: then `o = s*q + d*a - p` and
 `i = q - j*(d/g)` for an integer q. So the taps of a phase are a first tap a in [0, s/g) and every
-(s/g)-th kernel index after it, and each next tap reads an input d/g earlier: no division by the
-stride is left. If g > 1, outputs `o + p = e (mod g)` with e in [1, g) have no tap at all; these
-empty phases store the bias. The pair (a, e) numbers the s phases:
+(s/g)-th kernel index after it, and each tap reads the input d/g before that of the previous tap: no
+division by the stride is left. If g > 1, outputs `o + p = e (mod g)` with e in [1, g) have no tap
+at all; these empty phases store the bias. The pair (a, e) numbers the s phases:
 
     o = s*q + v - p      with v = d*a + e                              (v: the phase's offset)
     q = first + m        with m = 0, 1, 2, … and first = ceil((p - v)/s)
@@ -28,7 +28,7 @@ class Phase:
     """The outputs `o = stride*m + residue`, m = 0, 1, …, and what they read.
 
     Attributes:
-        residue: o modulo the stride.
+        residue: output index modulo the stride.
         first_tap: a, the smallest kernel index of the phase.
         gap: e; if positive, no tap reaches these outputs.
         taps: number of taps.
@@ -47,7 +47,7 @@ class AxisPhases:
     """The phases of one axis.
 
     Attributes:
-        kernel: taps of the layer along the axis; so stride, padding, dilation, growth.
+        kernel, stride, padding, dilation: arguments of the layer along the axis.
         growth: `output - (input - 1)*stride`.
     """
 
@@ -59,37 +59,37 @@ class AxisPhases:
 
     @property
     def gaps(self) -> int:
-        """g: one of this many residues has taps."""
+        """The number g = gcd(stride, dilation): one in g residues has taps."""
         return math.gcd(self.stride, self.dilation)
 
     @property
     def tap_step(self) -> int:
-        """s/g: from one kernel index of a phase to the next; also the number of first taps."""
+        """s/g: step between the kernel indices of a phase; also the number of first taps."""
         return self.stride // self.gaps
 
     @property
     def input_step(self) -> int:
-        """d/g: from the input of one tap of a phase to that of the next."""
+        """d/g: step between the inputs of successive taps of a phase."""
         return self.dilation // self.gaps
 
     @property
     def most_taps(self) -> int:
-        """Taps of the phases that have most; the others have one less or none."""
+        """Largest number of taps of a phase; other phases have one less, or none in a gap."""
         return -(-self.kernel // self.tap_step)
 
     @property
     def least_taps(self) -> int:
-        """Taps of the phases outside gaps that have fewest."""
+        """Smallest number of taps of a phase that is not in a gap."""
         return self.kernel // self.tap_step
 
     @property
     def full_phases(self) -> int:
-        """First taps below this one have `most_taps` taps, the others one less."""
+        """Number of first taps whose phases have `most_taps` taps; later ones have one less."""
         return self.kernel - (self.most_taps - 1) * self.tap_step
 
     @property
     def extent_growth(self) -> int:
-        """`m` runs over `input + extent_growth` values: ceil(output/stride) of them."""
+        """ceil(output/stride) - input: a phase has `input + extent_growth` values of m."""
         return -(-self.growth // self.stride) - 1
 
     @property
@@ -103,12 +103,12 @@ class AxisPhases:
         return self.dilation * (self.tap_step - 1) + self.gaps - 1
 
     def first(self, offset: int) -> int:
-        """Return `first` of the phase with offset v: its first q with o >= 0."""
+        """Return the smallest q with o >= 0 in the phase with offset v."""
         return -((offset - self.padding) // self.stride)
 
     @property
     def reads_padding(self) -> bool:
-        """Whether some output has taps that meet no input, before the first one or after the last.
+        """Whether some output has a tap that reads before the first input or after the last.
 
         The outputs of a phase are `input + (growth - 1 - residue) // stride`.
         """
@@ -134,7 +134,7 @@ class AxisPhases:
 
     @property
     def shifts(self) -> tuple[int, int]:
-        """Smallest and largest `i - m` over all taps of all phases; one phase has taps at least."""
+        """Smallest and largest `i - m` over all taps of all phases; some phase always has taps."""
         tapped = [phase for phase in self if phase.taps]
         low = min(phase.shift - (phase.taps - 1) * self.input_step for phase in tapped)
         return low, max(phase.shift for phase in tapped)

@@ -1,4 +1,4 @@
-"""The sizes of a layer, with nominal ones where its spec leaves them open.
+"""The sizes of a layer, with nominal values for sizes that its spec leaves to run time.
 
 Stage 2, decompose. Input: a spec and its phases; output: a `Problem`, all integers.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 
-# Sizes that a spec leaves to run time stand at these while a tile is chosen.
+# Nominal values of sizes left to run time, used when a tile is chosen.
 NOMINAL_BATCH = 8
 NOMINAL_CHANNELS = 64
 NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
@@ -19,7 +19,15 @@ NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The sizes a cost is computed for: the spec's, with nominal ones in the gaps."""
+    """The sizes that a cost is computed for; sizes left to run time have nominal values.
+
+    Attributes:
+        batch: images.
+        in_channels, out_channels: channels, of all groups together.
+        extents, output_extents: inputs and outputs along each axis.
+        phase_extents: positions of a phase along each axis.
+        nominal: whether any size is nominal.
+    """
 
     batch: int
     in_channels: int
@@ -31,21 +39,21 @@ class Problem:
 
     @property
     def inputs(self) -> int:
-        """Inputs of one channel of one image."""
+        """Number of inputs per channel and image."""
         return math.prod(self.extents)
 
     @property
     def outputs(self) -> int:
-        """Outputs of one channel of one image."""
+        """Number of outputs per channel and image."""
         return math.prod(self.output_extents)
 
 
 def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Problem:
-    """Return the sizes of `spec`; unknown ones are nominal, channels a multiple of the groups."""
+    """Return the sizes of `spec`; nominal channels are a multiple of the groups."""
     nominal_channels = -(-NOMINAL_CHANNELS // spec.groups) * spec.groups
     extents, positions, outputs = [], [], []
     for size, axis in zip(spec.spatial, phases, strict=True):
-        smallest = max(1, -axis.extent_growth + 1)  # an output must be left
+        smallest = max(1, -axis.extent_growth + 1)  # at least one output
         extent = size or max(NOMINAL_SPATIAL[spec.rank], smallest)
         extents.append(extent)
         positions.append(extent + axis.extent_growth)

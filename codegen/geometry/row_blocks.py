@@ -1,15 +1,15 @@
-"""Blocks of rows: neighbouring outputs of the last axis but one, computed by one program.
+"""Row blocks: neighbouring rows of outputs that one program computes together.
 
-Stage 2, after decompose. Input: the `AxisPhases` of that axis, and a number of rows; output: a
-`RowBlock`.
+Stage 2, after decompose. Input: the `AxisPhases` of the last axis but one, and a number of rows;
+output: a `RowBlock`.
 
-Output row o gets input row i through kernel index k where `o + p = s*i + d*k` (phases.py). Rows in
-blocks of R, a multiple of the stride s, `o = R*m + r`, read the inputs
+Output row o reads input row i through kernel index k if `o + p = s*i + d*k` (phases.py). Take rows
+in blocks of R, a multiple of the stride s: `o = R*m + r`. They read the inputs
 
-    i = (R/s)*m + floor(p/s) + (r + p mod s - d*k)/s        where that is whole
+    i = (R/s)*m + floor(p/s) + (r + p mod s - d*k)/s        if that is whole
 
-The offsets of the last term are fewer than the pairs (r, k) that have one: a program that holds all
-rows of a block, and so all phases of the axis, loads an input once for all of them, and a weight
+Several pairs (r, k) share a value of the last term, that is, an input. A program computes all rows
+of a block, and so all phases of the axis: it loads each input once for all pairs, and each weight
 once for all rows.
 """
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from ..language.spec import ConvTransposeSpec
 from .phases import AxisPhases, decompose
 
-# Each input of a block has its own lines in the kernel, which should stay readable.
+# Each input of a block has its own lines in the kernel: a limit keeps the kernel readable.
 MOST_INPUTS = 10
-ROWS = (2, 3, 4)  # of a block, tried
+ROWS = (2, 3, 4)  # sizes of blocks that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class RowBlock:
     """An axis in blocks of `rows` outputs.
 
     Attributes:
-        axis: its phases.
-        rows: outputs of a block, a multiple of the stride.
+        axis: phases of the axis.
+        rows: rows of outputs in a block, a multiple of the stride.
     """
 
     axis: AxisPhases
@@ -39,12 +39,12 @@ class RowBlock:
 
     @property
     def advance(self) -> int:
-        """Inputs from one block to the next."""
+        """Step between the inputs of successive blocks."""
         return self.rows // self.axis.stride
 
     @property
     def inputs(self) -> dict[int, tuple[tuple[int, int], ...]]:
-        """Offset of each input of a block, ascending: the pairs (row, kernel index) it serves."""
+        """For each input of a block, by ascending offset: its pairs (output row, kernel index)."""
         axis = self.axis
         found: dict[int, list[tuple[int, int]]] = {}
         for row in range(self.rows):
@@ -57,14 +57,14 @@ class RowBlock:
 
     @property
     def products(self) -> int:
-        """Pairs of all inputs: `advance` for each kernel index."""
+        """Number of pairs in `inputs`: `advance` per kernel index."""
         return self.advance * self.axis.kernel
 
     @property
     def taps(self) -> AxisPhases:
-        """The axis as a loop over taps sees it: with one, as the block has all of its own at once.
+        """The axis as the tap loop sees it: a single tap, because the block unrolls its own.
 
-        It reads the input of offset 0.
+        That tap reads the input with offset 0.
         """
         axis = self.axis
         padding = axis.padding // axis.stride
@@ -77,7 +77,7 @@ def rows_refusal(spec: ConvTransposeSpec, rows: int) -> str | None:
         return "rank 1 has no rows"
     stride, extent = spec.stride[-2], spec.output_spatial[-2]
     if rows % stride or rows // stride & (rows // stride - 1):
-        return f"{rows} are no power of two times the stride of the last axis but one, {stride}"
+        return f"{rows} is no power of two times the stride of the last axis but one, {stride}"
     if extent is None:
         return "the last extent but one is left to run time"
     if extent < rows:

@@ -1,6 +1,6 @@
-"""The tile: the block of work of one program.
+"""The tile: the work of one program, and the kernel variant that does it.
 
-Stage 2, decompose. Input: extents and a family's name; output: a `Tile`, which names a kernel too.
+Stage 2, decompose. Input: block sizes and a family's name; output: a checked `Tile`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from ..errors import SpecError, shown, text_of
 from ..values import check_integer
 
-# Of a tile's numbers, from what no kernel has less of to what no GPU or kernel has more of.
+# Name, smallest and largest value of each number of a tile, for all kernels and GPUs.
 TILE_RANGES = (
     *((block, 1, 1024) for block in ("block_m", "block_n", "block_k")),
-    ("num_warps", 1, 32),  # 1024 threads a block
+    ("num_warps", 1, 32),  # 1024 threads per block
     ("num_stages", 1, 16),
     ("span", 1, 16),
     ("rows", 1, 16),
@@ -23,16 +23,18 @@ TILE_RANGES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """The block of work of one program, and the kernel that does it.
+    """The work of one program, and the kernel variant that does it.
 
     Attributes:
-        block_m: output positions; block_n: output channels; block_k: input channels a step.
-        num_warps: warps a program.
-        num_stages: loads in flight ahead of the matrix units, Triton's pipeline depth.
-        family: a name of `FAMILIES`.
-        span: neighbouring inputs of a row that a position takes together (groups.py).
-        rows: neighbouring rows of outputs that a program computes together (row_blocks.py).
-        relayout: the input is copied first, in channels_last (input_copy.py).
+        block_m: output positions per program.
+        block_n: output channels per program.
+        block_k: input channels per step.
+        num_warps: warps per program.
+        num_stages: depth of Triton's software pipeline.
+        family: name of a family in `FAMILIES`.
+        span: neighbouring inputs of a row per position (groups.py).
+        rows: rows of outputs per program (row_blocks.py).
+        relayout: whether the kernel reads a copy of the input in channels_last (input_copy.py).
     """
 
     block_m: int
@@ -46,10 +48,10 @@ class Tile:
     relayout: bool = False
 
     def __post_init__(self) -> None:
-        """Check that it is a tile at all; whether it serves a layer and fits a GPU, planning does.
+        """Check types and ranges; planning checks whether a tile serves a layer and fits a GPU.
 
         Raises:
-            SpecError: a field is of another type or out of range; it names the field.
+            SpecError: a field has a wrong type or is out of range; it names the field.
         """
         for name, low, high in TILE_RANGES:
             value = check_integer(f"{name} of a tile", getattr(self, name), low, high)

@@ -1,4 +1,4 @@
-"""Stage 4, plan: which kernel of which tile and launch grid, and what it costs on a target.
+"""Stage 4, plan: choice of kernel family, tile and launch grid, and their cost on a target.
 
-In: a spec, its phases, a target. Out: a `KernelPlan`. Imports symbolic and what is below.
+In: a spec, its phases, a target. Out: a `KernelPlan`. Imports symbolic and the layers below it.
 """

@@ -1,7 +1,7 @@
-"""Choosing a tile: the candidates of a layer, and their order.
+"""Ranking of the candidate tiles of a layer.
 
-Stage 4, part of plan. Input: a spec, its phases and a `GpuTarget`; output: the tiles that fit it,
-with their cost (costs.py), best first.
+Stage 4, part of plan. Input: a spec, its phases and a `GpuTarget`; output: the tiles that fit the
+target, with their cost (costs.py), best first.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from .forms import forms
 from .plan import Candidate
 from .resources import occupancy
 
-# Copies take memory: they have to gain by the model. It knows them of Hopper alone.
+# An input copy costs memory, and the model of copies was only fitted on Hopper: a tile with a copy
+# must beat the others by these factors in predicted time, on Hopper and elsewhere.
 WORTH_COPY = 1.05
 WORTH_UNMEASURED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """Tiles of a form that differ in stages alone.
+    """Tiles of a form that differ only in their number of stages.
 
     Attributes:
-        form: their form.
+        form: the form of all.
         blocks: BLOCK_M, BLOCK_N, BLOCK_K and warps.
-        uses: what each of those that fit takes of an SM, by its stages.
-        work: what each has to do.
-        least_grain: below it is none of them, in the order of tiles.
+        uses: resources by number of stages, for those that fit the target.
+        work: the work of each.
+        least_grain: lower bound of these tiles' first sort key; lets `best_tile` stop early.
     """
 
     form: Form
@@ -56,7 +57,7 @@ def rank_tiles(
 ) -> tuple[Candidate, ...]:
     """Return every tile of `families` that fits `target`, with its cost, best first.
 
-    Cached: ranking takes longer than printing a file, and who tries tiles asks for each of them.
+    Cached: ranking takes longer than rendering, and the tuner asks once per tile.
     """
     least = least_of(spec, problem_of(spec, phases), target)
     ordered = [
@@ -73,7 +74,7 @@ def best_tile(
     target: GpuTarget,
     families: tuple[Family, ...],
 ) -> Tile:
-    """Return the first tile of `rank_tiles`, in a third of its time."""
+    """Return the first tile of `rank_tiles`, in a third of the time."""
     least = least_of(spec, problem_of(spec, phases), target)
     found: list[tuple[tuple[Any, ...], Tile]] = []
     every = list(_siblings(spec, phases, target, least, families))
@@ -94,7 +95,7 @@ def _siblings(
     least: Least,
     families: tuple[Family, ...],
 ) -> Iterator[Siblings]:
-    """Yield the tiles that fit `target`."""
+    """Yield the tiles that fit `target`, in groups that differ only in stages."""
     problem = problem_of(spec, phases)
     for form in forms(spec, phases, problem, families):
         family = form.family
@@ -117,7 +118,7 @@ def _siblings(
 
 
 def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
-    """Yield siblings, each with its cost."""
+    """Yield the tiles of `siblings`, each with its cost."""
     for num_stages, use in siblings.uses.items():
         tile = _tile(siblings.form, *siblings.blocks, num_stages)
         cost = cost_of_work(siblings.work, num_stages, occupancy(tile, target, use), target, least)
@@ -125,7 +126,7 @@ def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator
 
 
 def _worth(tile: Tile, family: Family, target: GpuTarget) -> float:
-    """Return how much faster than others a tile has to be by the model, to be taken."""
+    """Return the factor by which a tile must beat others in predicted time to be chosen."""
     if not tile.relayout:
         return family.worth(target)
     return WORTH_COPY if target.is_hopper else WORTH_UNMEASURED
@@ -133,8 +134,8 @@ def _worth(tile: Tile, family: Family, target: GpuTarget) -> float:
 
 def _order(candidate: Candidate, family: Family, target: GpuTarget) -> tuple[Any, ...]:
     tile = candidate.tile
-    # The model's figures are no better than a percent: within that, wider vectors win over single
-    # elements, fewer bytes asked for, the smaller tile, and the deeper pipeline.
+    # The model is no more accurate than 1 %. Among tiles within 1 %, a wider span wins (if the
+    # family prefers it), then fewer bytes requested, a smaller tile, and a deeper pipeline.
     grain = _grain(tile, family, target, candidate.cost.model_ms)
     size = tile.block_m * tile.block_n
     wide = tile.span if family.prefers_wide else 0
@@ -154,7 +155,7 @@ def _order(candidate: Candidate, family: Family, target: GpuTarget) -> tuple[Any
 
 
 def _grain(tile: Tile, family: Family, target: GpuTarget, model_ms: float) -> int:
-    """Return the model's time in steps of a percent, as far as it is worth."""
+    """Return the model's time times `_worth`, as the number of its 1 % bucket."""
     return round(math.log(model_ms * _worth(tile, family, target)) / math.log(1.01))
 
 

@@ -1,7 +1,7 @@
-"""What a user of an emitted kernel should mind: where its infinities and NaNs are not torch's.
+"""Caveats of an emitted kernel: cases in which its infinities and NaNs differ from torch's.
 
-After stage 4, plan. Input: a `KernelPlan`; output: the sentences that hold of its kernels. The
-emitted file's docstring and `convgen explain` print them, and the README has all of them.
+After stage 4, plan. Input: a `KernelPlan`; output: the sentences that apply to its kernels. The
+emitted file's docstring and `convgen explain` print them; the README lists all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .plan import KernelPlan
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """A sentence, and whether it holds of the kernels of a plan."""
+    """A sentence, and a predicate: whether it applies to the kernels of a plan."""
 
     text: str
     holds: Callable[[KernelPlan], bool]
@@ -45,5 +45,5 @@ CAVEATS = (
 
 
 def caveats_of(plan: KernelPlan) -> tuple[str, ...]:
-    """Return the sentences that hold of the kernels of `plan`."""
+    """Return the sentences that apply to the kernels of `plan`."""
     return tuple(caveat.text for caveat in CAVEATS if caveat.holds(plan))

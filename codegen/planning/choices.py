@@ -1,18 +1,18 @@
-"""Measured choices: tiles that were the fastest of those tried, on a target.
+"""Measured choices: for each spec, the fastest of the tiles that were timed on a target.
 
-Stage 4, part of plan. Input: a JSON file, one a target, as `convgen tune` writes it; output: a
-`Choices`, from which the planner takes a spec's tile before it asks the model. Those of the package
-lie in `choices/`; a user's own are named by a path, and their hash goes into the header.
+Stage 4, part of plan. Input: a JSON file for one target, as `convgen tune` writes it; output: a
+`Choices`, which the planner prefers to the cost model. The package's own files are in `measured/`;
+a user gives a path, and the hash of that file goes into the header of emitted files.
 
     {"schema": 1, "target": "h100", "measured": {"device": …, "triton": …, "date": …},
      "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32,
                   "first_ms": 0.18,
                   "input_gradient": {"tile": {…}, "ms": 0.18, "torch_ms": 0.31}}]}
 
-`first_ms`, the time of the model's first choice, tells how well the model ranks; nothing reads it.
-In place of a file, ``none`` leaves all to the model: the package's choices are not used either.
-`input_gradient`, where a row has it, is the kernel that gives the gradient of the input, beside
-torch's operator; a file has that kernel where it is the faster of the two.
+`first_ms`, the time of the model's first choice, shows how well the model ranks; convgen does not
+use it. The path ``none`` means no file at all: the package's choices are not used either.
+`input_gradient` is optional: the best tile for the gradient of the input, its time, and that of
+torch's operator. An emitted file has that kernel if it is faster than torch's operator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .family import Family
 from .plan import Measured, MeasuredGradient
 
 SCHEMA = 1
-MAX_MS = 10**9  # no kernel runs for days
+MAX_MS = 10**9  # about 12 days: longer than any kernel runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Choices:
     """The measured tiles of a target.
 
     Attributes:
-        target: its name.
-        table: `key_of` a spec to what won.
-        digest: SHA-256 of the file, None for the package's own.
+        target: name of the target.
+        table: maps `key_of` a spec to the fastest tile.
+        digest: SHA-256 of the file, None for the package's own files.
     """
 
     target: str
@@ -55,18 +55,18 @@ class Choices:
     digest: str | None = None
 
     def of(self, spec: ConvTransposeSpec) -> Measured | None:
-        """Return what was measured for `spec`, None if nothing was."""
+        """Return the measurement of `spec`, None if there is none."""
         return self.table.get(key_of(spec))
 
 
-MODEL_ALONE = Choices(NO_CHOICES, {})  # what `choices_at` returns for no file
+MODEL_ALONE = Choices(NO_CHOICES, {})  # for the path `none`
 
 
 def key_of(spec: ConvTransposeSpec) -> str:
-    """Return the text of what a tile depends on: sizes, geometry, precision and layout.
+    """Return the key of a spec: the text of what the best tile depends on.
 
-    Bias, stages and the grid's rank move no more than a few bytes a program; bfloat16 moves and
-    multiplies at float16's rates.
+    These are sizes, geometry, precision and layout. Bias, stages and the grid's rank are left out:
+    they hardly change a program's time. bfloat16 counts as float16, which has the same rates.
     """
     bare = dataclasses.replace(
         spec,
@@ -83,7 +83,7 @@ def key_of(spec: ConvTransposeSpec) -> str:
 
 @functools.cache
 def shipped(target: str, families: tuple[Family, ...]) -> Choices:
-    """Return the package's choices for a target; empty if it has none."""
+    """Return the package's choices for a target, empty if there are none."""
     source = importlib.resources.files(__package__) / "measured" / f"{target}.json"
     if not source.is_file():
         return Choices(target, {})
@@ -92,7 +92,7 @@ def shipped(target: str, families: tuple[Family, ...]) -> Choices:
 
 
 def choices_at(path: Path, families: tuple[Family, ...]) -> Choices:
-    """Return the choices in a file, `MODEL_ALONE` for the path ``none``; raises `read_choices`'."""
+    """Return `MODEL_ALONE` for the path ``none``, else `read_choices` of the file."""
     return MODEL_ALONE if path == Path(NO_CHOICES) else read_choices(path, families)
 
 
@@ -102,7 +102,8 @@ def choices_for(
     """Return the choices in a file, None for no file, `MODEL_ALONE` for the path ``none``.
 
     Raises:
-        SpecError: the file cannot be used, or is for none of `targets`.
+        SpecError: the file is not legal, or is for none of `targets`.
+        ProjectError: the file cannot be read.
     """
     if path is None:
         return None
@@ -114,13 +115,13 @@ def choices_for(
 
 
 def read_choices(path: Path, families: tuple[Family, ...]) -> Choices:
-    """Return the choices in a file, of tiles of `families`; raises SpecError if it has others."""
+    """Return the choices in a file; raises SpecError for a bad one, ProjectError for no file."""
     found = _read(read_text(path), str(path), families)
     return dataclasses.replace(found, table=_by_key(found.table, path))
 
 
 def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
-    """Return the rows by `key_of` their specs, which a hand may have written in another way."""
+    """Return the rows by `key_of` their specs, whose texts may have been written by hand."""
     from ..language.parser import parse
 
     keyed = {}
@@ -135,7 +136,7 @@ def _by_key(table: Mapping[str, Measured], path: Path) -> dict[str, Measured]:
 def rows_of(
     path: Path, families: tuple[Family, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the rows of a file of choices, and where they were measured, as the file has them.
+    """Return the `choices` and the `measured` entry of a choices file, as JSON values.
 
     Raises:
         SpecError: as `read_choices`.
@@ -177,7 +178,7 @@ def _field(holder: Any, key: str, where: str) -> Any:
 
 
 def _measured_on(measured: Any) -> str:
-    """Return the device of `measured`; it and the versions beside it are printed and kept."""
+    """Return the device of `measured`; checks every text, as all are printed into reports."""
     device = _field(measured, "device", "measured")
     for key, text in measured.items():
         if not isinstance(text, str) or not text.isprintable() or not 1 <= len(text) <= 200:
@@ -208,7 +209,7 @@ def _gradient_of(
     found = row["input_gradient"]
     tile = _tile(found, where, families)
     if tile.relayout:
-        raise SpecError(f"tile of {where}: such a kernel makes no copy")
+        raise SpecError(f"tile of {where}: a gradient's kernel has no copy, relayout must be false")
     return MeasuredGradient(tile, _time(found, "ms", where), _time(found, "torch_ms", where))
 
 
@@ -231,18 +232,18 @@ def _time(row: dict[str, Any], key: str, where: str) -> float:
 
 
 def tile_of(row: Any, families: tuple[Family, ...]) -> Tile:
-    """Return the tile that a file's object describes; raises SpecError if it is none."""
+    """Return the tile that a JSON object describes; raises SpecError if it describes none."""
     names = [field.name for field in dataclasses.fields(Tile)]
     given = {"rows": 1, "relayout": False, **row} if isinstance(row, dict) else {}
     if set(given) != set(names):
-        raise SpecError(f"a tile has {', '.join(names)}")
+        raise SpecError(f"a tile must have exactly {', '.join(names)}")
     tile = Tile(**row)
     check_choice("family of a tile", tile.family, tuple(family.name for family in families))
     return tile
 
 
 def text_of(target: str, measured: dict[str, str], rows: list[dict[str, Any]]) -> str:
-    """Return the text of a file of choices, one line a spec, sorted."""
+    """Return the text of a choices file: one line per spec, sorted."""
     lines = [json.dumps(row) for row in sorted(rows, key=lambda row: str(row["spec"]))]
     head = json.dumps({"schema": SCHEMA, "target": target, "measured": measured})
     body = ",\n".join(f"  {line}" for line in lines)

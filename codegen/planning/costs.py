@@ -1,15 +1,15 @@
-"""What a tile costs: the model that ranks candidates, for any target.
+"""The cost model, which ranks tiles for any target.
 
-Stage 4, part of plan. Input: a spec, a `Form` of it, a `Tile` and a `GpuTarget`; output: a `Cost`.
-A program's work is its products at the target's rate plus what issuing its loads and stores costs
-an SM; an SM shares itself among its programs, which come in whole waves. Beside that runs what
-moves through L2 and from and to memory: the longest of the three is what a call takes.
+Stage 4, part of plan. Input: a spec, one of its `Form`s, a `Tile` and a `GpuTarget`; output: a
+`Cost`. The work of a program is its products at the target's rate, plus the issue cost of its loads
+and stores. An SM is shared by its programs, which run in whole waves. Traffic through L2 and DRAM
+overlaps with the work: a call takes about as long as the longest of the three.
 
 The costs are fitted to 3026 timings on an NVIDIA H200 (torch 2.11, Triton 3.6, 2026-11-29): layers
 of KernelBench and of real networks, 78 with their dtypes (float32, float16, bfloat16) and layouts,
-15 to 50 tiles of each, in every form. On them its first choice takes 1.06 times the best tile that
-was tried for a layer (geometric mean; the worst 1.39); on layers that a fit had not seen, 1.10
-times. On other cards the rates are the target's and the costs stay: a prediction that orders tiles.
+15 to 50 tiles of each, in every form. On these layers the model's first choice takes 1.06 times as
+long as the best tile tried (geometric mean; worst 1.39); on layers held out of the fit, 1.10 times.
+For other GPUs the model uses their rates and the same costs: a prediction that ranks tiles.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from .input_copy import copied_bytes
 from .plan import Cost
 from .resources import occupancy, use_of
 
-# Nanoseconds that one program alone cannot overlap: from launch to last store, and a step.
+# Nanoseconds that a lone program cannot overlap: per program, and per step.
 LATENCY = 3000.0
 STEP_LATENCY = 290.0
-LAUNCH = 860.0  # of a kernel, whatever it does
-LAUNCH_COPY = 1800.0  # of the copy before it
-# Nanoseconds of an SM for a step whatever its size: barriers, addresses, the loop.
+LAUNCH = 860.0  # ns per launch of a kernel
+LAUNCH_COPY = 1800.0  # ns for the launch of the copy before it
+# Nanoseconds of an SM per step, whatever its size: barriers, addresses, the loop.
 STEP = 81.0
-# Eight warps split a tile that four would hold: each reuses its operands less.
+# Factor for eight warps on a tile: each warp reuses its operands less than with four warps.
 SPLIT = 1.2
-# Nanoseconds of an SM that a step leaves open where loads have no buffer ahead: with a single
-# buffer, whoever multiplies from registers; and where inputs pass through registers. Fitted on
-# Hopper. For the others from the brief's layer on an RTX 4090, two programs an SM, simulated: with
-# a single buffer the matrix units are busy for 75 to 90 % of the time, with two for 95 to 100 %.
+# Nanoseconds per step that an SM idles because no load is in flight: with a single buffer (two
+# stages), and if inputs are staged through registers. Fitted on Hopper. The figure for other GPUs
+# is from a simulation of the brief's layer on an RTX 4090, two programs per SM: with a single
+# buffer the matrix units are busy for 75 to 90 % of the time, with two for 95 to 100 %.
 OPEN_HOPPER = 190.0
 STAGED_HOPPER = 41.0
 OPEN = 600.0
-# Memory: the part of its bandwidth that a copy reaches; of the bytes that programs ask for, what
-# L2 is asked for, the rest being found in L1; the exponent of the sum of what runs at once.
+# Memory: fraction of the DRAM bandwidth that a copy reaches; fraction of the requested bytes that
+# L2 serves (L1 serves the rest); exponent of the p-norm that combines times that overlap.
 DRAM_REACHED = 0.9
 L2_PART = 0.5
 BESIDE = 8
 
 
 def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
-    """Return FLOP/s of the units the spec's products run on, per product asked for."""
+    """Return the rate of the spec's products in FLOP/s; tf32x3 has a third of tf32's."""
     if spec.product is not None:
         return float(getattr(target, f"tflops_{spec.product.rate}")) * 1e12 / spec.product.products
     return float(getattr(target, f"tflops_{spec.element.rate}")) * 1e12
@@ -58,7 +58,7 @@ def rate(spec: ConvTransposeSpec, target: GpuTarget) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Least:
-    """What a layer takes at least, whatever the tile; as in `Cost`."""
+    """Lower bounds for a layer with any tile; fields as in `Cost`."""
 
     flops: int
     dram_bytes: int
@@ -67,7 +67,7 @@ class Least:
 
 
 def least_of(spec: ConvTransposeSpec, problem: Problem, target: GpuTarget) -> Least:
-    """Return what `spec` takes at least on `target`."""
+    """Return the lower bounds of `spec` on `target`."""
     flops, dram_bytes = layer_flops(spec, problem), layer_bytes(spec, problem)
     compute = 1e3 * flops / rate(spec, target)
     memory = 1e3 * dram_bytes / (target.dram_gbps * 1e9)
@@ -90,15 +90,15 @@ def cost_of(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a tile has to do, in whatever stages, however many of its programs an SM holds.
+    """The work of a launch with a tile, for any number of stages and any occupancy.
 
     Attributes:
         programs: programs launched.
-        steps: steps of each, on average.
-        ns: what one costs an SM, in nanoseconds.
-        staged: its inputs pass through registers, and no load of one is in flight over a step.
-        l2_bytes: what the programs, and a copy of the input, read and write.
-        copied: of these, the copy's.
+        steps: steps per program, on average.
+        ns: SM time per program, in nanoseconds.
+        staged: whether inputs are staged through registers, so that no load overlaps a step.
+        l2_bytes: bytes that the programs, and a copy of the input, read and write.
+        copied: bytes of these that the copy reads and writes.
     """
 
     programs: int
@@ -112,7 +112,7 @@ class Work:
 def work_of(
     spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile, target: GpuTarget
 ) -> Work:
-    """Return what `tile` has to do on `target`."""
+    """Return the work of a launch with `tile` on `target`."""
     family, size = form.family, spec.element.itemsize
     tiles, channel_tiles = (
         family.tiles(spec, problem, form, tile),
@@ -134,11 +134,11 @@ def work_of(
 def cost_of_work(
     work: Work, num_stages: int, occupied: int, target: GpuTarget, least: Least
 ) -> Cost:
-    """Return the cost of `work`, of which an SM holds `occupied` programs at once."""
+    """Return the cost of `work` at an occupancy of `occupied` programs per SM."""
     waves = work.programs / (target.sms * occupied)
     open_ns = work.steps * _open_ns(work, num_stages, target)
     wave = max(work.ns * occupied + open_ns, LATENCY + work.steps * STEP_LATENCY + work.ns)
-    # Up to a few waves a partial one takes as long as a full one; later they drift apart.
+    # In the first few waves a partial one takes as long as a full one; later they drift apart.
     whole_waves = math.ceil(waves) if waves < 8 else waves
     model = _with_memory(whole_waves * wave * 1e-9, work, target, least)
     return Cost(
@@ -156,12 +156,12 @@ def cost_of_work(
 
 
 def least_ms_of_work(work: Work, target: GpuTarget, least: Least) -> float:
-    """Return the model's time of `work` on an SM that holds whatever it takes: nobody waits."""
+    """Return the model's time in ms, assuming unlimited occupancy: a lower bound."""
     return 1e3 * _with_memory(work.programs * work.ns / target.sms * 1e-9, work, target, least)
 
 
 def _open_ns(work: Work, num_stages: int, target: GpuTarget) -> float:
-    """Return what a step leaves open, in nanoseconds; programs of an SM fill it for each other."""
+    """Return the idle time of a step in ns; other programs of the SM can fill it."""
     single = num_stages == 2
     if target.multiplies_from_shared:
         return OPEN_HOPPER * single + STAGED_HOPPER * work.staged
@@ -169,12 +169,12 @@ def _open_ns(work: Work, num_stages: int, target: GpuTarget) -> float:
 
 
 def l2_ms(asked: int, target: GpuTarget) -> float:
-    """Return the milliseconds that L2 takes for what programs ask for, in bytes."""
+    """Return the time in ms in which L2 serves `asked` bytes requested by programs."""
     return 1e3 * asked * L2_PART / (target.l2_gbps * 1e9)
 
 
 def _with_memory(seconds: float, work: Work, target: GpuTarget, least: Least) -> float:
-    """Return how long the programs take that compute for `seconds`, and a copy before them."""
+    """Return the time of a call in seconds, from that of its compute: memory and copy added."""
     bandwidth = target.dram_gbps * 1e9 * DRAM_REACHED
     memory = least.dram_bytes / bandwidth
     l2 = 1e-3 * l2_ms(work.l2_bytes, target)
@@ -187,14 +187,14 @@ def _with_memory(seconds: float, work: Work, target: GpuTarget, least: Least) ->
 def multiplied(
     spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile, cost: Cost
 ) -> int:
-    """Return operations that the matrix units do for `cost.flops` of the layer's, two a product."""
+    """Return the FLOPs that the matrix units execute, padding and zero weights included."""
     steps = form.taps * math.ceil(problem.in_channels // spec.groups / tile.block_k)
     each = 2 * form.products * tile.block_m * form.columns(tile) * form.depth(tile)
     return round(cost.programs * steps * each)
 
 
 def layer_flops(spec: ConvTransposeSpec, problem: Problem) -> int:
-    """Return operations of the layer, two a product; each input meets every tap of its group."""
+    """Return the FLOPs of the layer, two per product; every input meets every tap of its group."""
     taps = math.prod(spec.kernel_size)
     products = problem.batch * problem.inputs * taps * problem.in_channels
     return 2 * products * (problem.out_channels // spec.groups)

@@ -1,8 +1,8 @@
-"""A family: one way of computing a transposed convolution, as planning sees it.
+"""The base class of kernel families: a family is one way to compute a transposed convolution.
 
-Stage 4, part of plan. Input: a spec and a `Tile`; output: the `Form` that the family gives the
-layer, what its tiles take of an SM and what they cost. `families/` has one subclass for each, and
-nothing else asks which one it has at hand: what differs is a method or an attribute here.
+Stage 4, part of plan. Input: a spec and a `Tile`; output: the family's `Form`s of the layer, and
+the resources and cost of its tiles. `families/` has one subclass per family. No other code asks which
+family it has: every difference is a method or an attribute of this class.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from .plan import KernelPlan
 
 NUM_STAGES = (2, 3, 4)
-# Images share a tile where one each would leave more than this of it empty: an eighth.
+# Images share a tile if separate tiles would have more than an eighth more positions.
 MOST_PADDED = 1.125
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a tile takes of an SM.
+    """Estimated resources of a tile.
 
     Attributes:
-        registers: of a thread, at most but for a few tiles.
-        expected: of a thread, on average.
-        shared: bytes of shared memory a program.
+        registers: registers per thread, an upper bound for all but a few tiles.
+        expected: registers per thread, on average.
+        shared: bytes of shared memory per program.
     """
 
     registers: int
@@ -55,16 +55,16 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What tiles take of an SM that differ in their stages alone.
+    """Estimated resources of tiles that differ only in their number of stages.
 
     Attributes:
-        registers: of a thread at most, with two stages.
-        expected: of a thread on average.
-        stage_registers: of each stage more.
-        step: bytes of a step's loads in flight, of which there are one fewer than stages.
-        read: bytes beside them: of the step that products read, of inputs without a second buffer.
-        barriers: bytes of the barriers of a stage.
-        store: bytes of the output's way to its layout, for which the rest has made room.
+        registers: registers per thread with two stages, an upper bound.
+        expected: registers per thread, on average.
+        stage_registers: registers per thread of each further stage.
+        step: bytes of shared memory for a step in flight; num_stages - 1 steps are.
+        read: bytes for the step that products read, and for inputs that have a single buffer.
+        barriers: bytes of the barriers per stage.
+        store: bytes to convert the accumulator to the store layout; reuses the other buffers.
     """
 
     registers: int
@@ -76,7 +76,7 @@ class Demand:
     store: int = 0
 
     def use(self, num_stages: int) -> Use:
-        """Return what the tile of that many stages takes."""
+        """Return the resources of the tile with `num_stages` stages."""
         loads = (num_stages - 1) * self.step + self.read + num_stages * self.barriers
         registers = self.registers + (num_stages - 2) * self.stage_registers
         return Use(registers, self.expected, max(loads, self.store))
@@ -95,20 +95,20 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What a family and a span make of a layer: the products that its programs share.
+    """A kernel variant for a layer: a family, a span, a row block, and whether it has a copy.
 
     Attributes:
-        family: what computes it.
-        span: inputs that a position takes together.
-        rows: rows of outputs that a program has of each position.
-        relayout: the input is copied first (input_copy.py).
-        extents: of the images and of the positions along each axis, where tiles are boxes of them.
-        lanes: columns of the product for each output channel.
-        positions: positions of a phase of one image.
-        phases: phases that have programs of their own.
-        taps: taps of a phase that have steps of their own, on average.
-        inputs, weights: input tiles and weights that a step loads.
-        products: products of a step.
+        family: the kernel family.
+        span: neighbouring inputs of a row per position.
+        rows: rows of outputs per program.
+        relayout: whether the kernel reads a copy of the input (input_copy.py).
+        extents: number of images and of positions along each axis; empty if tiles are no boxes.
+        lanes: columns of the product per output channel.
+        positions: positions of one image in a phase.
+        phases: number of phases computed by separate programs.
+        taps: taps of a phase that take a step each, on average.
+        inputs, weights: input tiles and weight tiles loaded per step.
+        products: matrix products per step.
     """
 
     family: Family
@@ -130,37 +130,37 @@ class Form:
         return bool(self.extents)
 
     def box(self, tile: Tile) -> tuple[int, ...]:
-        """Return the box of images and positions that a tile is, empty where it is none."""
+        """Return the extents of a tile's box: images, then positions along each axis."""
         if not self.boxed:
             return ()
         return box_of(self.extents, tile.block_m, self.rows > 1)
 
     def columns(self, tile: Tile) -> int:
-        """Return columns of the product of a tile: its channels, `lanes` of each."""
+        """Return the columns of a tile's product: its channels times `lanes`."""
         return tile.block_n * self.lanes
 
     def depth(self, tile: Tile) -> int:
-        """Return the depth of a step of a tile: its channels, `span` inputs of each."""
+        """Return the depth of a step's product: its input channels times `span`."""
         return tile.block_k * self.span
 
 
 class Family(abc.ABC):
-    """One way of computing a transposed convolution; two of a class are equal.
+    """One way to compute a transposed convolution; instances of a class are equal.
 
     Attributes:
-        name: what choices, headers and the command line call it.
-        method: what it does, in a line.
-        serves: which specs, in a line.
-        template: prints its kernel; the names it uses are the fields of `context_type`.
+        name: name in choices files, headers and the command line.
+        method: one line on how it computes.
+        serves: one line on which specs it serves.
+        template: name of the template of its kernel, whose names are the fields of `context_type`.
         context_type: the dataclass that `context` returns, with the fields of `KernelBody`.
-        loader: finds `template`, None where convgen's own templates have it.
-        products: it multiplies in matrix units, in the spec's precision; else all is done in the
-            accumulator's.
-        packs: its kernel reads a packed weight, else the weight as torch lays it.
-        grouped: its positions are groups of a row in channels_first, not single outputs.
-        unrolled: a program meets all inputs of such a group at once.
-        prefers_wide: of tiles that take equally long, those of a wider span come first.
-        takes_rows: a program may have a block of rows.
+        loader: Jinja loader of `template`, None for convgen's own templates.
+        products: whether it uses matrix units, in the spec's precision; if not, it computes in the
+            dtype of the accumulator.
+        packs: whether its kernel reads a packed weight; if not, the weight as torch lays it.
+        grouped: whether positions are groups of a row in channels_first, not single outputs.
+        unrolled: whether a program reads all inputs of such a group at once.
+        prefers_wide: whether wider spans win among tiles of equal predicted time.
+        takes_rows: whether a program may compute a row block.
     """
 
     name: ClassVar[str]
@@ -187,32 +187,32 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def refusal(self, spec: ConvTransposeSpec) -> str | None:
-        """Return why it cannot serve `spec` at all, None if it can."""
+        """Return why the family cannot serve `spec` at all, None if it can."""
 
     @abc.abstractmethod
     def forms(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
     ) -> Iterator[Form]:
-        """Yield its forms of one row that serve `spec`; none where it is refused."""
+        """Yield the forms of one row that serve `spec`; none if `refusal` gives a reason."""
 
     @abc.abstractmethod
     def blocks(
         self, spec: ConvTransposeSpec, problem: Problem, form: Form
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Yield BLOCK_M, BLOCK_N, BLOCK_K and warps of the tiles of a form that are tried."""
+        """Yield (BLOCK_M, BLOCK_N, BLOCK_K, warps) of each candidate tile of a form."""
 
     @abc.abstractmethod
     def most_registers(
         self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     ) -> int:
-        """Return how many registers a thread may be estimated to take, in whatever stages.
+        """Return the most registers per thread that `demand` may estimate, with any stages.
 
-        It is 0 for a tile that spills, or does not work, whatever the estimate.
+        0 means that the tile spills or does not work, whatever the estimate.
         """
 
     @abc.abstractmethod
     def demand(self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Demand:
-        """Estimate what `tile` and those that differ from it in stages alone take of an SM."""
+        """Estimate the resources of `tile` for any number of stages."""
 
     @abc.abstractmethod
     def program_ns(
@@ -223,53 +223,53 @@ class Family(abc.ABC):
         target: GpuTarget,
         steps: float,
     ) -> float:
-        """Return what a program of so many steps costs its SM, in nanoseconds."""
+        """Return the SM time of a program of `steps` steps, in nanoseconds."""
 
     @abc.abstractmethod
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> KernelBody:
-        """Return the names of `template` for a plan; `scribe.used` then has the sizes it reads."""
+        """Return the values of `template`'s names; adds the sizes it reads to `scribe.used`."""
 
     def grouping(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], span: int
     ) -> Grouping | None:
-        """Return the grouping of the last axis; a group of one input and one output is none."""
+        """Return the grouping of the last axis, None if groups would be single outputs."""
         if not self.grouped or spec.layout == "channels_last":
             return None
         grouping = Grouping(phases[-1], span, self.unrolled)
         return None if grouping.width == 1 else grouping
 
     def stages(self, form: Form) -> tuple[int, ...]:
-        """Return the stages that tiles of a form are tried with."""
-        return NUM_STAGES if form.rows == 1 else NUM_STAGES[:2]  # a step of rows is large
+        """Return the numbers of stages to try for a form."""
+        return NUM_STAGES if form.rows == 1 else NUM_STAGES[:2]  # steps with row blocks are large
 
     def worth(self, target: GpuTarget) -> float:
-        """Return how much faster than others a tile has to be by the model, to be taken."""
+        """Return the factor by which a tile must beat others in predicted time to be chosen."""
         return 1.0
 
     def limits(
         self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     ) -> str | None:
-        """Return why `tile` cannot run on `target` whatever it takes of an SM, None if it can."""
+        """Return why `tile` cannot run on `target`, resources aside, None if it can."""
         return None
 
     def is_staged(self, spec: ConvTransposeSpec, form: Form) -> bool:
-        """Whether inputs pass through registers on their way to shared memory, each by itself."""
+        """Whether inputs are staged through registers on their way to shared memory."""
         return False
 
     def folds_batch(self, problem: Problem, form: Form, tile: Tile) -> bool:
-        """Whether images share a tile: flattening pays where a tile an image wastes an eighth."""
+        """Whether images share tiles: it pays if separate tiles would waste more than an eighth."""
         padded = math.ceil(form.positions / tile.block_m) * tile.block_m
         return problem.batch > 1 and padded > MOST_PADDED * form.positions
 
     def tiles(self, spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile) -> int:
-        """Return the tiles of positions of all images, in one phase."""
+        """Return the number of position tiles of all images in one phase."""
         if not self.folds_batch(problem, form, tile):
             return math.ceil(form.positions / tile.block_m) * problem.batch
         odd = form.positions % 2 and needs_even_rows(spec, form.span, fold=True)
         return math.ceil((form.positions + bool(odd)) * problem.batch / tile.block_m)
 
     def channel_tiles(self, spec: ConvTransposeSpec, problem: Problem, tile: Tile) -> int:
-        """Return the tiles of output channels, of all groups."""
+        """Return the number of output channel tiles of all groups."""
         groups = self.groups(spec)
         return math.ceil(problem.out_channels // groups / tile.block_n) * groups
 
@@ -290,6 +290,6 @@ class Family(abc.ABC):
         return None
 
     def step_elements(self, form: Form, tile: Tile) -> int:
-        """Return elements that a step of a tile loads."""
+        """Return the number of elements loaded per step."""
         lines = form.inputs * tile.block_m + form.weights * form.columns(tile)
         return lines * form.depth(tile)

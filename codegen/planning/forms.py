@@ -1,7 +1,7 @@
-"""Forms: what a family, a span and rows make of a layer, before there is a tile.
+"""Kernel variants: every (family, span, row block, input copy) that can compute a layer.
 
-Stage 4, part of plan. Input: a spec, its phases and sizes, and the families; output: a `Form` for
-each kind of kernel that serves it, which says what the programs of such a kernel have to do.
+Stage 4, part of plan, before tile sizes are chosen. Input: a spec, its phases and sizes, and the
+families; output: a `Form` for each variant that serves the spec.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def forms(
 def single_outputs(
     family: Family, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
 ) -> Form:
-    """Return the form whose positions are single outputs, a program having those of one phase."""
+    """Return the form whose positions are single outputs; a program computes one phase."""
     count = math.prod(axis.stride for axis in phases)
     row = _row(spec, problem.phase_extents[-1], span=1)
     return Form(
@@ -54,7 +54,7 @@ def single_outputs(
         lanes=1,
         positions=math.prod(problem.phase_extents[:-1]) * row,
         phases=count,
-        # Taps of all phases together are the layer's taps: a phase has its share.
+        # The taps of all phases add up to the layer's taps: this is the average per phase.
         taps=math.prod(axis.kernel for axis in phases) / count,
     )
 
@@ -66,7 +66,7 @@ def grouped_outputs(
     phases: tuple[AxisPhases, ...],
     problem: Problem,
 ) -> Form:
-    """Return the form whose positions are groups of a row: all phases of the last axis."""
+    """Return the form whose positions are groups of a row, with all phases of the last axis."""
     groups = -(-(problem.output_extents[-1] + grouping.offset) // grouping.width)
     count = math.prod(axis.stride for axis in phases[:-1])
     return Form(
@@ -80,7 +80,7 @@ def grouped_outputs(
 
 
 def _in_blocks(form: Form, problem: Problem, block: RowBlock) -> Form:
-    """Return a form whose programs have blocks of rows, and with them all phases of that axis."""
+    """Return `form` with row blocks: a program computes all phases of the last axis but one."""
     stride, kernel = block.axis.stride, block.axis.kernel
     blocks = -(-problem.output_extents[-2] // block.rows)
     extents = (*form.extents[:-2], blocks, form.extents[-1]) if form.extents else ()
@@ -98,7 +98,7 @@ def _in_blocks(form: Form, problem: Problem, block: RowBlock) -> Form:
 
 
 def _row(spec: ConvTransposeSpec, count: int, span: int) -> int:
-    """Return the positions of a row of `count` outputs or groups, as sizes.py has them."""
+    """Return the positions of a row of `count` outputs or groups, padded as in sizes.py."""
     return count + count % 2 if needs_even_rows(spec, span, fold=False) else count
 
 
@@ -109,11 +109,11 @@ def form_of(
     tile: Tile,
     families: tuple[Family, ...],
 ) -> Form:
-    """Return the form that `tile` belongs to; raises SpecError if the spec has no such form."""
+    """Return the form of a layer that `tile` belongs to; raises SpecError if there is none."""
     wanted = tile.family, tile.span, tile.rows, tile.relayout
     for form in forms(spec, phases, problem, families):
         if (form.family.name, form.span, form.rows, form.relayout) == wanted:
             return form
-    copy = " of a copy" if tile.relayout else ""
+    copy = " with a copy of the input" if tile.relayout else ""
     kind = f"family {tile.family}, span {tile.span} and rows {tile.rows}{copy}"
     raise SpecError(f"no kernel of {kind} serves {visible(str(spec))}")

@@ -1,4 +1,4 @@
-"""The launch grid: which coordinates of a program lie on which axis.
+"""The launch grid: which coordinates of a program are on which grid axis.
 
 Stage 4, part of plan. Input: a spec, its form and tile; output: a `Grid` within CUDA's limits.
 """
@@ -22,7 +22,7 @@ Grid = tuple[tuple[GridCoordinate, ...], ...]
 def place_on_grid(
     spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], sizes: Sizes, fold: bool
 ) -> tuple[Grid, str]:
-    """Return the coordinates on the grid's axes, the longest extent on axis 0, and why so.
+    """Return the coordinates on each grid axis, the longest extent on axis 0, and the reason.
 
     Raises:
         SpecError: an axis would need more programs than CUDA allows.
@@ -32,7 +32,7 @@ def place_on_grid(
     numbered = list(zip(range(spec.rank), AXES[spec.rank], phases, strict=True))
     for number, letter, axis in reversed(numbered):
         if sizes.is_grouped(number) or sizes.is_blocked(number):
-            continue  # a program has all its phases
+            continue  # a program computes all phases of this axis
         if axis.tap_step > 1:
             steps.append(GridCoordinate(f"phase_{letter}", Integer(axis.tap_step)))
         if axis.gaps > 1:
@@ -62,24 +62,24 @@ def place_on_grid(
 
 
 def _live(space: Space, part: tuple[GridCoordinate, ...]) -> tuple[GridCoordinate, ...]:
-    """Leave out coordinates that take one value, but for the last of an axis."""
+    """Return `part` without coordinates of extent 1; at least one coordinate stays."""
     return tuple(c for c in part if space.number(c.extent) != 1) or part[:1]
 
 
 def _tiles(sizes: Sizes, fold: bool) -> tuple[GridCoordinate, ...]:
-    """Return what numbers the tiles of positions: one number, or one an axis for boxes."""
+    """Return the coordinates of a position tile: one number, or one per axis for boxes."""
     if not sizes.box:
         return (GridCoordinate("tile", sizes.named("folded_tiles" if fold else "tiles")),)
     return tuple(axis_coordinate(sizes, axis) for axis in reversed(range(sizes.rank)))
 
 
 def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None:
-    """Programs along an axis, None if only run time knows; the positions stay first then."""
+    """Return the extent of a grid axis, None if known only at run time (it then sorts first)."""
     return space.number(math.prod((c.extent for c in coordinates), start=Integer(1)))
 
 
 def _natural_rank(extents: list[int | None]) -> int:
-    """One axis if channel tiles exist, to keep them side by side; else positions x images."""
+    """Return 1 if there are channel tiles, to keep them adjacent; else 2, positions x images."""
     _, channels, images = extents
     if channels != 1 or images == 1:
         return 1
@@ -115,7 +115,7 @@ def _reason(spec: ConvTransposeSpec, rank: int, shared: bool, extents: list[int 
 
 
 def axis_coordinate(sizes: Sizes, axis: int) -> GridCoordinate:
-    """Return the coordinate of a program along an axis: of its box, or its only position."""
+    """Return the coordinate of a program along an axis: number of its box, or its position."""
     letter = AXES[sizes.rank][axis]
     if sizes.box[axis + 1] > 1:
         return GridCoordinate(f"{letter}_tile", sizes.named(f"{letter}_tiles"))
@@ -124,7 +124,7 @@ def axis_coordinate(sizes: Sizes, axis: int) -> GridCoordinate:
 
 
 def image_coordinate(sizes: Sizes) -> GridCoordinate:
-    """Return the coordinate of a program's box of images, or its only image."""
+    """Return the coordinate of a program among the images: number of its box, or its image."""
     if sizes.box and sizes.box[0] > 1:
         return GridCoordinate("n_tile", sizes.named("n_tiles"))
     return GridCoordinate("image", sizes.named("BATCH"))

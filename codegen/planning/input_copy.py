@@ -1,10 +1,10 @@
-"""A copy of the input, made before the kernel: in channels_last, and rounded to TF32.
+"""The copy of the input that can precede a kernel: in channels_last, and rounded to TF32.
 
-Stages 3 and 4, beside the families. Input: a spec or a `KernelPlan`; output: whether such a copy
-serves it, what it takes, and the tile of the kernel that makes it. In channels_first a tap shifts a
-row of inputs off its alignment, and products in matrix units want the channels of a position side
-by side; in either layout, inputs that are rounded already need not pass through registers. All of
-this costs more than the copy where a layer has many taps. The copy is its workspace.
+Stage 4, beside the families. Input: a spec or a `KernelPlan`; output: whether a copy serves it, its
+size, and the tile of the kernel that makes it. A copy pays for layers of many taps: in
+channels_first most taps read a row of inputs unaligned, and matrix units want the channels of a
+position contiguous; in either layout, inputs that are already rounded need not be staged through
+registers. The copy is a workspace of the call.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..language.spec import ConvTransposeSpec
 from ..symbolic.sizes import Sizes
 from .plan import KernelPlan
 
-VECTOR = 16  # bytes that a thread loads at once
+VECTOR = 16  # bytes of a thread's widest load
 MOST_INDEX = 2**31 - 1
-CHANNELS = (64, 32, 16)  # of a tile of the copy, where they divide those of the layer
-ELEMENTS = 4096  # of a tile, where an image has as many
+CHANNELS = (64, 32, 16)  # channels of a copy's tile, the first that divides the layer's
+ELEMENTS = 4096  # elements of a copy's tile, if an image has as many
 LEAST_POSITIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class CopyTile:
-    """What a program copies: positions, each with some of its channels."""
+    """The tile of the copy's kernel: a number of positions by a number of channels."""
 
     positions: int
     channels: int
@@ -37,24 +37,24 @@ class CopyTile:
 def relayout_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why no copy of the input serves `spec`, None if one can."""
     if spec.layout == "channels_last" and not _rounds(spec):
-        return "the input is in channels_last, and nothing rounds it"
+        return "a copy would gain nothing: the input is in channels_last and is not rounded"
     if spec.dtype == "float64":
-        return "float64 is bound by its products"
+        return "a copy would gain nothing: float64 is bound by its products"
     if spec.in_channels is None or None in spec.spatial:
         return "the extents or the channels of the input are left to run time"
     group = spec.in_channels // spec.groups
     if group * spec.element.itemsize % VECTOR:
-        return f"the {group} channels of a group come in no vectors of {VECTOR} bytes"
+        return f"the {group} channels of a group are no multiple of {VECTOR} bytes"
     if spec.in_channels * math.prod(e for e in spec.spatial if e) > MOST_INDEX:
-        return "an image has more elements than 32 bits count"
+        return "an image has more than 2**31 - 1 elements"
     return None
 
 
 def copy_tile(spec: ConvTransposeSpec) -> CopyTile:
-    """Return the tile of the copy of an input that `relayout_refusal` does not refuse.
+    """Return the tile of the copy's kernel, for a spec that `relayout_refusal` accepts.
 
-    Its channels are the most that divide the layer's, so that no lane is idle; a few channels, or
-    an odd number of them, are padded. Fewer channels leave room for more positions.
+    It has the most of `CHANNELS` that divide the layer's channels, so that no lane is idle; if none
+    do, channels are padded. Fewer channels leave room for more positions.
     """
     assert spec.in_channels is not None
     most = min(_power_of_two(spec.in_channels), CHANNELS[0])
@@ -68,36 +68,36 @@ def _power_of_two(least: int) -> int:
 
 
 def copy_rounds(plan: KernelPlan) -> bool:
-    """Whether the copy is rounded to TF32, so that the kernel has nothing to round."""
+    """Whether the plan's copy is rounded to TF32, so that its kernel need not round."""
     return plan.tile.relayout and _rounds(plan.spec)
 
 
 def copy_name(spec: ConvTransposeSpec) -> str:
-    """Return what a copy of the input is called by what it is for."""
+    """Return the name of the copy, by its purpose; kernels and arguments are named after it."""
     return "channels_last" if spec.layout == "channels_first" else "rounded"
 
 
 def copy_text(spec: ConvTransposeSpec) -> str:
-    """Return what a copy of the input is, beside one: its layout and whether it is rounded."""
+    """Return the words that describe the copy: its layout, and whether it is rounded."""
     layout = " in channels_last" if spec.layout == "channels_first" else ""
     return layout + ("," * bool(layout) + " rounded to TF32") * _rounds(spec)
 
 
 def tile_text(plan: KernelPlan) -> str:
-    """Return the plan's tile and what its copy is, if it has one."""
+    """Return the plan's tile as text, with the words of `copy_text` if it has a copy."""
     return f"{plan.tile}{copy_text(plan.spec) if plan.tile.relayout else ''}"
 
 
 def _rounds(spec: ConvTransposeSpec) -> bool:
-    """Whether the products take the input itself, rounded to TF32."""
+    """Whether the products take the input rounded to TF32, with no stage in between."""
     return spec.product is not None and spec.product.rounds and not spec.before
 
 
 def copied_sizes(sizes: Sizes) -> set[Symbol]:
-    """Return the sizes that the copy's kernel names: those of an image."""
+    """Return the sizes that the copy's kernel uses: those of an image."""
     return {sizes.named("C_IN"), *(sizes.input(axis) for axis in range(sizes.rank))}
 
 
 def copied_bytes(spec: ConvTransposeSpec, problem: Problem) -> int:
-    """Return the bytes of the copy; making it moves twice as many."""
+    """Return the bytes of the copy; making the copy moves twice as many."""
     return problem.batch * problem.in_channels * problem.inputs * spec.element.itemsize

@@ -1,7 +1,7 @@
-"""What flows out of planning: the tile, the launch grid and what they cost on a target.
+"""The result of planning: kernel family, tile, launch grid and their cost on a target.
 
-Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPlan`. Every figure is
-computed from the spec and the target's row, none is asked of a machine.
+Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: the type `KernelPlan`. Every
+figure is computed from the spec and the target's row; no device is queried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA C++ Programming Guide, technical
 
 @dataclass(frozen=True, slots=True)
 class MeasuredGradient:
-    """A tile of the kernel for the input's gradient: its time, and that of torch's operator."""
+    """The fastest tile for the input's gradient, its time, and the time of torch's operator."""
 
     tile: Tile
     ms: float
@@ -34,14 +34,14 @@ class MeasuredGradient:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A tile that was measured.
+    """The fastest tile of those timed for a spec.
 
     Attributes:
-        tile: it.
-        ms: its time in milliseconds.
-        tried: of how many it was the fastest.
-        device: on which.
-        gradient: what was measured for the gradient of the input, None if nothing was.
+        tile: the winner.
+        ms: time of the winner, in milliseconds.
+        tried: number of candidates timed.
+        device: name of the GPU they were timed on.
+        gradient: the measurement for the gradient of the input, None without one.
     """
 
     tile: Tile
@@ -53,7 +53,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class GridCoordinate:
-    """A number that the launch grid hands a program: its name, and how many values it takes."""
+    """A coordinate of a program on the launch grid: its name and its number of values."""
 
     name: str
     extent: Expr
@@ -61,19 +61,19 @@ class GridCoordinate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one call costs, by the model.
+    """The predicted cost of one call.
 
     Attributes:
         programs: programs launched.
-        occupancy: programs resident on an SM.
-        waves: programs over (SMs x occupancy).
-        tail: part of the last wave's slots that stand empty, 0 to 1.
-        flops: floating-point operations of the layer: 2 a product, no wasted tap counted.
-        dram_bytes: input, packed weight and output, each moved once.
-        l2_bytes: what the programs ask for and write, taps and re-reads counted.
-        roofline_ms: max(flops / rate, dram_bytes / bandwidth).
-        bound: which of the two it is.
-        model_ms: the model's time for this tile; it ranks tiles and is no prediction of a clock.
+        occupancy: programs per SM.
+        waves: programs / (SMs x occupancy).
+        tail: fraction of the last wave's slots that are empty, 0 to 1.
+        flops: floating-point operations of the layer, 2 per product, without wasted taps.
+        dram_bytes: bytes of input, packed weight and output, each moved once.
+        l2_bytes: bytes that programs request and write, with every tap and re-read.
+        roofline_ms: max(flops / rate, dram_bytes / bandwidth), in milliseconds.
+        bound: the larger of the two, "compute" or "memory".
+        model_ms: the model's time for this tile in milliseconds; meant to rank tiles.
     """
 
     programs: int
@@ -90,7 +90,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tile that was considered, with its cost."""
+    """A tile and its predicted cost."""
 
     tile: Tile
     cost: Cost
@@ -101,27 +101,27 @@ class KernelPlan:
     """Everything a family needs to print a kernel.
 
     Attributes:
-        spec: the layer, sizes known or not.
-        target: the GPU it is planned for.
-        family: what computes it.
-        families: those whose tiles were ranked.
-        phases: one entry a spatial axis.
-        sizes: the sizes of its kernel.
-        grouping: of the last axis, where the family groups it.
-        block: of the last axis but one, where a program has several of its rows.
+        spec: the layer; sizes may be left to run time.
+        target: the GPU to plan for.
+        family: the kernel family.
+        families: the families whose tiles were ranked.
+        phases: phases of each spatial axis.
+        sizes: symbols of the kernel's sizes.
+        grouping: grouping of the last axis, None if the family does not group it.
+        block: row block of the last axis but one, None if programs have single rows.
         tile: the tile of the launch; with autotune, the first of `tuned`.
-        tuned: the tiles that the emitted file tries on its first call, empty without autotune.
-        fold_batch: images are flattened into the positions, so that small ones share a tile.
-        grid: the coordinates on each launch axis, fastest first.
-        cost: of the spec's sizes, or of nominal ones where it leaves them to run time.
-        nominal: sizes were left to run time and stand at nominal values in `cost`.
-        rank: returns `ranking`, which takes longer than the rest of the plan.
-        measured: what was measured for the spec, None if nothing was or a tile was given.
-        choices_digest: hash of the file of choices that was given, None without one.
-        unmeasured: the package has a measured tile for the spec, which was not to be used.
-        grid_reason: why this grid.
-        prefix: what the names of its sizes begin with in the file; empty for the layer itself.
-        gradient: of the kernel that gives the gradient of the input; None where torch gives it.
+        tuned: tiles that the emitted file tries on its first call, empty without autotune.
+        fold_batch: whether images are flattened into the positions, so that they share tiles.
+        grid: coordinates on each launch axis, fastest first.
+        cost: predicted cost, with nominal values for sizes left to run time.
+        nominal: whether `cost` has nominal values.
+        rank: function that returns `ranking`; called late, as it takes longer than the plan.
+        measured: measurement of the spec, None without one or if the caller gave a tile.
+        choices_digest: hash of the choices file that the caller gave, None without one.
+        unmeasured: whether the package has a measured tile that the caller excluded (`none`).
+        grid_reason: reason for the grid, as text.
+        prefix: prefix of the names of sizes in the file; empty for the layer itself.
+        gradient: plan of the kernel for the input's gradient, None if torch computes it.
     """
 
     spec: ConvTransposeSpec
@@ -148,25 +148,25 @@ class KernelPlan:
 
     @property
     def ranking(self) -> tuple[Candidate, ...]:
-        """The candidates of the tile, best first."""
+        """All candidate tiles with their cost, best first."""
         return self.rank()
 
     @property
     def input_layout(self) -> str:
-        """The layout that the kernel reads: the spec's, or that of the copy made before."""
+        """The layout that the kernel reads: the spec's, or that of the input copy."""
         return "channels_last" if self.tile.relayout else self.spec.layout
 
     @property
     def rounds(self) -> bool:
-        """Whether its operands are rounded to TF32 before they are multiplied."""
+        """Whether operands are rounded to TF32 before they are multiplied."""
         product = self.spec.product if self.family.products else None
         return product is not None and product.rounds
 
     @property
     def reads_raw_weight(self) -> bool:
-        """Whether its kernel reads the weight as torch lays it, so that nothing is packed.
+        """Whether the kernel reads the weight in torch's layout, so that nothing is packed.
 
-        Programs of depthwise layers read a few weights, whatever their order.
+        A program of a depthwise layer reads so few weights that their order does not matter.
         """
         return not self.family.packs
 
@@ -178,5 +178,5 @@ class KernelPlan:
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """Every tile the file may run with."""
+        """Every tile that the file may launch."""
         return self.tuned or (self.tile,)

@@ -1,4 +1,4 @@
-"""Planning: family, tile and launch grid for a spec on a target.
+"""The planner: chooses family, tile and launch grid for a spec on a target.
 
 Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPlan`.
 """
@@ -25,7 +25,7 @@ from .grid import place_on_grid
 from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
 
-TUNED = 6  # configs that an autotuned file tries
+TUNED = 6  # number of configs that an autotuned file tries
 
 
 def plan_kernel(
@@ -41,15 +41,15 @@ def plan_kernel(
 
     Args:
         spec: the layer.
-        phases: its phases.
-        target: the GPU.
-        families: those whose tiles are ranked.
-        tile: a tile to use in place of a choice.
-        choices: measured ones, which come before the package's own; `MODEL_ALONE` for neither.
-        prefix: what the names of sizes begin with.
+        phases: phases of each axis of `spec`.
+        target: the GPU to plan for.
+        families: the families whose tiles are ranked.
+        tile: the tile to use; None lets the planner choose.
+        choices: measured tiles, preferred to the package's own; `MODEL_ALONE` to use neither.
+        prefix: prefix of the names of sizes.
 
     Raises:
-        SpecError: the launch grid asked for cannot hold the programs.
+        SpecError: the launch grid cannot hold the programs, or a tile cannot serve the spec.
     """
     rank = functools.partial(rank_tiles, spec, phases, target, families)
     measured: Measured | None = None
@@ -110,7 +110,7 @@ def _gradient(
     families: tuple[Family, ...],
     measured: Measured | None,
 ) -> KernelPlan | None:
-    """Return the plan of the input's gradient, where its kernel was measured to beat torch's."""
+    """Return the plan of the input's gradient, None unless its kernel is known to beat torch."""
     found = None if measured is None else measured.gradient
     if found is None or found.ms >= found.torch_ms or gradient_refusal(spec) is not None:
         return None
@@ -130,9 +130,10 @@ def _measured(
     families: tuple[Family, ...],
     given: Choices | None,
 ) -> tuple[Measured | None, str | None]:
-    """Return what was measured for `spec`, and the hash of the file that says so.
+    """Return the measurement of `spec`, and the hash of the choices file it comes from.
 
-    That is the file given, if it is of the target and has the spec; else the package's, unhashed.
+    The given file is used if it is for this target and has the spec; else the package's file, for
+    which the hash is None.
     """
     if given == MODEL_ALONE:
         return None, None
@@ -145,12 +146,12 @@ def _measured(
 
 
 def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget, families: tuple[Family, ...]) -> bool:
-    """Whether a plan without choices would take a tile of the package's."""
+    """Whether the package has a measured tile that a plan of `spec` would use by default."""
     return spec.autotune == "none" and shipped(target.name, families).of(spec) is not None
 
 
 def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
-    """The tiles an autotuned file tries: other blocks, or other warps and stages, never both."""
+    """Return the tiles that an autotuned file tries: either blocks or warps and stages vary."""
     same = _launch if spec.autotune == "blocks" else _blocks
     others = [c.tile for c in ranking if same(c.tile) == same(best) and c.tile != best]
     return (best, *others)[:TUNED]

@@ -1,7 +1,7 @@
-"""What a tile takes of an SM: registers and shared memory, and so its occupancy.
+"""Resources of a tile on an SM: registers, shared memory and occupancy.
 
-Stage 4, part of plan. Input: a spec, a `Form` of it and a `Tile`; output: numbers that fit or do
-not fit a `GpuTarget`. They are estimates; the compiler has the last word (cubin.py).
+Stage 4, part of plan. Input: a spec, one of its `Form`s, a `Tile` and a `GpuTarget`; output:
+estimates. Compiling gives the true figures (execution/cubin.py).
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ WARP = 32
 
 
 def use_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Use:
-    """Estimate what `tile` takes of an SM.
+    """Estimate the registers and shared memory of `tile`.
 
-    Registers are those of its accumulators, of its part of a step's tiles, and others. Shared
-    memory is that of the pipeline's buffers, or of the output's way to its layout: Triton keeps
-    num_stages - 1 steps in flight; what products read from there has one buffer more. Of 2956 tiles
-    that were compiled for sm_90 (Triton 3.6) nine in ten take what this says.
+    Registers hold accumulators, the thread's part of a step's operands, and addresses. Shared
+    memory holds the pipeline's buffers or, if larger, the output while its layout is converted.
+    Triton keeps num_stages - 1 steps in flight; operands that products read from shared memory have
+    one buffer more. The estimate is right for nine in ten of 2956 tiles compiled for sm_90 (Triton
+    3.6).
     """
     return form.family.demand(spec, form, tile, target).use(tile.num_stages)
 
 
 def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> None:
-    """Raise SpecError for a tile that no estimate can save: of a file of choices."""
+    """Raise SpecError if a tile from a choices file cannot run on `target` at all."""
     if (reason := form.family.limits(spec, form, tile, target)) is not None:
         raise SpecError(
             f"{tile} of family {tile.family} cannot run on {target.name}: {reason}", "choices"
@@ -39,24 +40,24 @@ def check_limits(form: Form, spec: ConvTransposeSpec, tile: Tile, target: GpuTar
     if shared > target.shared_per_block or held > target.registers_per_thread:
         raise SpecError(
             f"{tile} cannot run on {target.name}: {shared} bytes of shared memory of "
-            f"{target.shared_per_block}, {held} accumulators a thread",
+            f"{target.shared_per_block}, {held} accumulators per thread",
             "choices",
         )
 
 
 def occupancy(tile: Tile, target: GpuTarget, use: Use) -> int:
-    """Return programs resident on an SM: what threads, registers and shared memory allow."""
+    """Return the estimated occupancy of a tile, in programs per SM; at least 1."""
     return max(1, resident(target, tile.num_warps, use.expected, use.shared))
 
 
 def resident(target: GpuTarget, num_warps: int, registers: int, shared: int) -> int:
-    """Return programs that an SM holds at once: what threads, registers and shared memory allow.
+    """Return the occupancy, in programs per SM, that threads, registers and shared memory allow.
 
     Args:
         target: the GPU.
-        num_warps: warps a program.
-        registers: of a thread; allocated in eights.
-        shared: bytes a program; CUDA keeps 1 KB more.
+        num_warps: warps per program.
+        registers: registers per thread; allocated in multiples of 8.
+        shared: bytes of shared memory per program; CUDA reserves 1 KB more.
     """
     threads = WARP * num_warps
     return min(
@@ -68,6 +69,6 @@ def resident(target: GpuTarget, num_warps: int, registers: int, shared: int) -> 
 
 
 def accumulators_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
-    """Return registers of a thread's accumulators."""
+    """Return the number of accumulator registers per thread."""
     wide = 2 if spec.dtype == "float64" else 1
     return form.rows * tile.block_m * form.columns(tile) * wide // (WARP * tile.num_warps)

@@ -185,6 +185,6 @@ def test_the_packed_weight_is_as_large_as_it_says(tmp_path, spec):
         assert rows["weight"].startswith("packed at every call")
     else:
         assert "packed" not in rows["memory"]
-        assert rows["weight"].startswith("read as torch lays it")
-    says = "of the layer computed again" if layer.before else "convolution_backward"
+        assert rows["weight"].startswith("read in torch's layout")
+    says = "of the layer recomputed" if layer.before else "convolution_backward"
     assert says in rows["gradients"]

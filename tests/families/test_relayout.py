@@ -46,7 +46,7 @@ LAYER = "ConvTranspose2d(32, 16, 3, padding=1, input=(2, 32, 20, 24))"
 REFUSED = {
     **{
         f"{before}ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), layout=channels_last{more})": (
-            "nothing rounds it"
+            "and is not rounded"
         )
         for before, more in (
             ("", ", dtype=float16"),
@@ -78,7 +78,7 @@ def test_who_gets_no_copy(text: str) -> None:
     assert REFUSED[text] in reason
     assert copying(parse(text)) == []
     tile = dataclasses.replace(plan(parse(text), H100).tile, relayout=True, family="gather")
-    with pytest.raises(SpecError, match="of a copy serves"):
+    with pytest.raises(SpecError, match="with a copy of the input serves"):
         plan(parse(text), H100, tile)
 
 
