@@ -1,4 +1,4 @@
 """The command line: options, messages and exit codes.
 
-In: arguments. Out: text or JSON on stdout, messages on stderr. Imports everything.
+In: arguments. Out: text or JSON on stdout, messages on stderr. May import every other package.
 """

@@ -1,7 +1,7 @@
-"""The command line: parse, call, print, exit code; no logic of its own.
+"""The commands: each parses its arguments, calls the library, prints, and sets the exit code.
 
-Data goes to stdout, messages to stderr; exit codes are common.py's. Commands import what they
-need when they run, so that `convgen --help` pays for nothing else.
+Part of the command line. Input: arguments; output: data on stdout, messages on stderr, and an exit
+code (common.py). Commands import what they need when they run, so that `convgen --help` is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .project import build, init, list_files
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the argument SPEC and a flag for every argument of the language."""
+    """Add the argument SPEC and an option for every argument of the language."""
     for option in reversed(SPEC_OPTIONS):
         command = option(command)
     return click.argument("spec", required=False)(command)
@@ -33,8 +33,8 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 _choices_option = click.option(
     "--choices",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Measured tiles, as `convgen tune` writes them; they come before the package's own and "
-    "the model. `none` leaves all to the model.",
+    help="File of measured tiles from `convgen tune`, preferred to the package's own and to the "
+    "cost model. `none` uses the cost model alone.",
 )
 
 
@@ -47,7 +47,7 @@ def _choices(path: Path | None, statements: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def _torch_for(command: str) -> Iterator[None]:
-    """Name the package that a command lacks, where its imports stand."""
+    """Turn an ImportError in the block into a message that names the missing package."""
     try:
         yield
     except ImportError as error:
@@ -116,7 +116,7 @@ def emit(
     "--seconds",
     default=55,
     type=click.IntRange(1, 86400),
-    help="Most seconds that a kernel may take (55).",
+    help="Time limit per kernel in seconds (55).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
@@ -125,9 +125,9 @@ def verify(
 ) -> None:
     """Run the emitted kernel of SPEC against the oracle, on a GPU or in Triton's interpreter.
 
-    What is too large to be checked in a minute and 2 GB is checked at smaller sizes, if need be
-    with a smaller kernel, stride, padding and dilation, as the report says. Exits with 1 if a
-    kernel fails, or if a part was not verified when the seconds were over.
+    A layer too large to check in a minute and 2 GB is checked at smaller sizes, and if need be
+    with a smaller kernel, stride, padding and dilation; the report says so. Exits with 1 if a
+    kernel fails, or is not fully verified within the time limit.
     """
     from ..project.statements import resolve
 
@@ -210,24 +210,24 @@ def compile_command(
         click.echo(
             f"{row['name']:16} {row['target']:8} {row['registers']:3} registers, "
             f"{row['spills']} bytes of spills, {row['shared']} bytes of shared memory, "
-            f"{row['occupancy']} programs an SM"
+            f"{row['occupancy']} programs per SM"
         )
     stuck = [f"{row['name']} for {row['target']}" for row in rows if row["occupancy"] == 0]
     if stuck:
-        click.echo(f"Error: {', '.join(stuck)} takes more than an SM has", err=True)
+        click.echo(f"Error: {', '.join(stuck)} needs more resources than an SM has", err=True)
         sys.exit(1)
 
 
 @main.command()
 @_spec_options
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--tiles", default=48, type=click.IntRange(1, 4096), help="Candidates a spec (48).")
+@click.option("--tiles", default=48, type=click.IntRange(1, 4096), help="Candidates per spec (48).")
 @click.option(
     "--choices",
     type=click.Choice([NO_CHOICES]),
-    help="`none` leaves the package's measured tiles out of the candidates.",
+    help="`none` keeps the package's measured tiles out of the candidates.",
 )
-@click.option("--force", is_flag=True, help="Overwrite a file that has no choices.")
+@click.option("--force", is_flag=True, help="Overwrite a file that is no choices file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def tune(
@@ -239,9 +239,9 @@ def tune(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Time SPEC's candidates on the GPU at hand; write the fastest to a file of choices.
+    """Time SPEC's candidates on this machine's GPU; write the fastest to a choices file.
 
-    Specs that the file has already are left alone, so that an interrupted run goes on.
+    Specs already in the file are skipped, so that a rerun resumes an interrupted one.
     """
     from ..project.statements import resolve
 
@@ -262,12 +262,15 @@ def tune(
     if as_json:
         print_json("tune", {"target": target.name, "choices": rows})
     else:
-        click.echo(f"{len(rows)} of {len(specs)} specs measured, the rest was there", err=True)
+        click.echo(
+            f"{len(rows)} of {len(specs)} specs measured, the others were already in the file",
+            err=True,
+        )
         _tell_ranking([row["first_ms"] / row["ms"] for row in rows if row["first_ms"]])
 
 
 def _tell_ranking(ratios: list[float]) -> None:
-    """Say how well the model ranks: the time of its first choice over that of the best."""
+    """Print how well the model ranks: time of its first choice over time of the best tile."""
     from statistics import geometric_mean
 
     if ratios:
@@ -282,7 +285,7 @@ def _tell_ranking(ratios: list[float]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def targets(as_json: bool) -> None:
-    """List the GPUs that can be planned for; * is the default."""
+    """List the GPUs that convgen can plan for; * marks the default."""
     from dataclasses import asdict
 
     from ..tables.targets import DEFAULT_TARGET, TARGETS
@@ -303,7 +306,7 @@ def targets(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def families(as_json: bool) -> None:
-    """List the kernel families; the planner ranks the tiles of all that serve a spec."""
+    """List the kernel families; the planner ranks the tiles of all families that serve a spec."""
     from ..families.registry import FAMILIES
 
     if as_json:
@@ -317,20 +320,20 @@ def families(as_json: bool) -> None:
 @main.command()
 @click.argument("cases")
 @click.option("--only", default="", metavar="TEXT", help="Only cases with TEXT in their id.")
-@click.option("--dtypes", help="Comma-separated, in place of those that CASES names.")
-@click.option("--ways", help="Ways of torch, comma-separated (all); '' is none.")
+@click.option("--dtypes", help="Dtypes, comma-separated, instead of those in CASES.")
+@click.option("--ways", help="Ways of torch, comma-separated (all); '' means none.")
 @click.option("--layouts", help="Layouts of convgen's files, comma-separated (both).")
 @_choices_option
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for the report as JSON, every sample in it; written anew after each way.",
+    help="File for the report as JSON, with every sample; rewritten after each way.",
 )
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for bars and roofline, as SVG; needs matplotlib.",
+    help="File for a bar chart and roofline, as SVG; needs matplotlib.",
 )
 @click.option("--force", is_flag=True, help="Overwrite files that bench did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -347,10 +350,10 @@ def bench(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Time CASES beside torch, on the GPU at hand: a spec, a .convgen file or a .json file.
+    """Time CASES (a spec, a .convgen file or a .json file) against torch on this machine's GPU.
 
-    Each way to compute a layer runs in a process of its own, on the same numbers; times faster are
-    over torch's default and over its fastest way, errors against float64.
+    Each way to compute a layer runs in a separate process, on the same data. Speedups are over
+    torch's default and over torch's fastest way; errors are relative to float64.
     """
     from ..families.registry import FAMILIES
     from ..files import check_output, write_output
@@ -362,7 +365,7 @@ def bench(
 
     found, chosen = read_cases(cases, only, dtypes), read_ways(ways, layouts)
     if choices is not None:
-        choices_at(choices, FAMILIES)  # the workers read them, but a bad file should stop the run
+        choices_at(choices, FAMILIES)  # the workers read it; a bad file should stop the run here
     if plot is not None:
         require_matplotlib()
     for path, refusal in ((output, not_a_report), (plot, not_a_plot)):

@@ -1,7 +1,8 @@
-"""What all commands share: errors to one message and an exit code, JSON with its schema.
+"""Helpers of all commands: error messages and exit codes, progress bars, JSON output.
 
-Part of the command line. Exit codes: 0 done, 1 drift, a verification that failed or did not end in
-time, or output that cannot be written, 2 usage or spec error, 123 internal error.
+Part of the command line. Input: a command's function; output: its messages and exit code. Exit
+codes: 0 success; 1 drift, a verification that failed or ran out of time, or output that cannot be
+written; 2 usage or spec error; 123 internal error.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from ..errors import ConvgenError, EditedError, visible, visible_lines
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123
-# What stdout may say; files of their own are written by files.py, which names them.
+# Errors of stdout when it is full; files.py reports those of files, with their names.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn errors into one message and an exit code."""
+    """Return `command` with its errors turned into one message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> Any:
@@ -47,7 +48,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(
                 f"internal error: {type(error).__name__}: {visible(str(error), 500)}\n"
                 f"  for: {visible(str(given), 2000)}\n"
-                "  this is a bug of convgen, not of the spec; please report it with this text",
+                "  this is a bug in convgen, not in the spec; please report it with this text",
                 err=True,
             )
             sys.exit(INTERNAL_ERROR)
@@ -56,18 +57,18 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _discard_output() -> None:
-    """Let go of what stdout still holds: Python would write it at the end, and exit with 120."""
+    """Discard what stdout has buffered: Python would try to write it at exit, and exit with 120."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def progress(items: Sequence[T]) -> AbstractContextManager[Iterable[T]]:
-    """Return `items` with a bar on stderr, if that is a terminal and they are several."""
+    """Return `items` with a progress bar, if stderr is a terminal and there are several."""
     if len(items) < 2 or not sys.stderr.isatty():
         return contextlib.nullcontext(items)
     return click.progressbar(items, file=sys.stderr, show_pos=True)
 
 
 def print_json(command: str, data: dict[str, Any]) -> None:
-    """Print a command's JSON object."""
+    """Print a command's JSON object, with its schema version."""
     click.echo(json.dumps({"schema": 1, "command": command, **data}, indent=2))

@@ -1,6 +1,7 @@
-"""What the machine code of a statement's kernels takes, as `convgen compile` prints it.
+"""The resources of a statement's compiled kernels, for `convgen compile`.
 
-Input: a statement; output: a row a kernel, for a table or JSON.
+Part of the command line; needs triton. Input: a statement; output: one row per kernel, for a table
+or JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..tables.targets import GpuTarget
 
 
 def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str, Any]]:
-    """Return what the machine code of a statement's kernels takes on its target, as JSON has it."""
+    """Compile a statement's kernels for its target; return their resources as JSON objects."""
     target = statement.target
     source = compile_kernel(statement.spec, target, choices=choices)
     name = statement.name or f"conv_transpose{statement.spec.rank}d"

@@ -1,6 +1,6 @@
 """The commands for projects: init, build, list-files.
 
-Part of the command line. Input: the root of a project; output: its files, and what changed.
+Part of the command line. Input: the root of a project; output: its files, and a list of changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_json
 @guarded
 def init(root: Path, as_json: bool) -> None:
-    """Add a commented [tool.convgen] to ROOT/pyproject.toml, and say what is left to do."""
+    """Add a commented [tool.convgen] to ROOT/pyproject.toml, and print the remaining steps."""
     from ..project.scaffold import start
 
     started = start(root)
@@ -44,10 +44,10 @@ def init(root: Path, as_json: bool) -> None:
 @_json
 @guarded
 def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_json: bool) -> None:
-    """Generate all of [tool.convgen] in ROOT/pyproject.toml; write only what changed.
+    """Generate the files of [tool.convgen] in ROOT/pyproject.toml; write only changed ones.
 
-    An edited file that a kernel names stops the build with exit 1; one that no kernel names is
-    kept, and the build exits 1.
+    If a file to be written was edited by hand, the build stops with exit 1. An edited file that
+    belongs to no kernel any more is kept, and the build exits with 1.
     """
     from ..project import build as project
 
@@ -61,7 +61,7 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
         print_json("build", {"written": not dry, **rows})
     else:
         verbs = {"missing": "write", "changed": "rewrite", "extra": "remove"}
-        verbs["kept"] = "keep the edited, which no kernel names,"
+        verbs["kept"] = "kept (edited, no kernel names it)"
         for name, paths in rows.items():
             for path in paths:
                 click.echo(f"{name if dry else verbs[name]} {visible(path, 4096)}", err=True)
@@ -73,11 +73,11 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
 
 @click.command("list-files")
 @_root
-@click.option("--sources", is_flag=True, help="List what the files are made of instead.")
+@click.option("--sources", is_flag=True, help="List the inputs of the build instead.")
 @_json
 @guarded
 def list_files(root: Path, sources: bool, as_json: bool) -> None:
-    """List the files that `build` would write, for build systems; below ROOT as it is given."""
+    """List the files that `build` would write, for build systems; paths start with ROOT."""
     from ..project.build import files
     from ..project.table import read_table
 
@@ -88,4 +88,4 @@ def list_files(root: Path, sources: bool, as_json: bool) -> None:
         print_json("list-files", {"files": paths})
     else:
         for path in paths:
-            click.echo(os.fsencode(path))  # of any bytes, as a build system needs it
+            click.echo(os.fsencode(path))  # as bytes: a path need not be valid text

@@ -1,7 +1,7 @@
-"""What a command works on, and where it puts the result.
+"""The paths that emitted files are written to.
 
-Behind the command line. Input: its SPEC argument and flags; output: specs with names and targets,
-and the paths that emitted files go to.
+Part of the command line. Input: statements, the SPEC argument and -o; output: a checked path for
+each statement.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..rendering.header import is_as_generated, is_generated
 def destinations(
     statements: list[Statement], text: str | None, output: str | None, *, force: bool
 ) -> list[Path | None]:
-    """Return the path each statement's file goes to, None for stdout.
+    """Return the path of each statement's file, None for stdout.
 
     Raises:
-        SpecError: there is no place for a file.
-        ProjectError: it cannot be written there, or a file in the way was not made by convgen, or
-            was edited since, and `force` does not say to overwrite it.
+        SpecError: -o is missing or names no folder where one is needed, or a layer has no name.
+        MachineError: a path cannot be written.
+        ProjectError: without `force`, a file there was not made by convgen or was edited since.
     """
     several = len(statements) > 1
     if output in (None, "-"):
@@ -36,7 +36,8 @@ def destinations(
     file = "is" if os.path.exists(path) else "is named like" if path.suffix == ".py" else ""
     if file and not os.path.isdir(path):
         raise SpecError(
-            f"-o {path}: the layers of a file go to a folder, and this {file} a file", "output"
+            f"-o {path} must be a folder, as SPEC is a .convgen file, but it {file} a file",
+            "output",
         )
     for statement in statements:
         if statement.name is None:
@@ -46,13 +47,13 @@ def destinations(
 
 
 def _free(path: Path, force: bool) -> Path:
-    """Return `path` if an emitted file may be written there."""
+    """Return `path`; raises as `destinations` if an emitted file must not be written there."""
     check_output(path, _somebody_s, force=force)
     return path
 
 
 def _somebody_s(text: str) -> str | None:
-    """Return why an emitted file must not take the place of a file of `text`, None if it may."""
+    """Return why a file with this text must not be overwritten, None if it may be."""
     if not is_generated(text):
         return "was not made by convgen"
     return None if is_as_generated(text) else "was edited since convgen made it"

@@ -1,8 +1,8 @@
 """The base class of kernel families: a family is one way to compute a transposed convolution.
 
 Stage 4, part of plan. Input: a spec and a `Tile`; output: the family's `Form`s of the layer, and
-the resources and cost of its tiles. `families/` has one subclass per family. No other code asks which
-family it has: every difference is a method or an attribute of this class.
+the resources and cost of its tiles. `families/` has one subclass per family. No other code asks
+which family it has: every difference is a method or an attribute of this class.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_a_stale_file_that_was_edited_is_kept_and_reported(tmp_path, force, plac
     make_project(tmp_path, rows("one"))
     done = run("build", tmp_path, *force)
     assert done.exit_code == 1
-    kept = f"keep the edited, which no kernel names, {folder / 'two.py'}"
+    kept = f"kept (edited, no kernel names it) {folder / 'two.py'}"
     assert kept in done.stderr.splitlines()
     assert "2 files, 1 brought up to date" in done.stderr
     assert contents(folder)["two.py"] == edited

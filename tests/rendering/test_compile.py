@@ -130,7 +130,7 @@ def test_a_kernel_that_cannot_run_is_an_error(extra: list[str], monkeypatch) -> 
     monkeypatch.setattr("convgen.cli.compile.resources_of", lambda *of: [row | {"occupancy": 0}])
     done = CliRunner().invoke(cli, ["compile", "ConvTranspose1d(4, 4, 3)", *extra])
     assert done.exit_code == 1
-    assert done.stderr == "Error: up for h100 takes more than an SM has\n"
+    assert done.stderr == "Error: up for h100 needs more resources than an SM has\n"
     assert "240000" in done.stdout
 
 
