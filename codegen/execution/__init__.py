@@ -1,4 +1,4 @@
-"""What needs torch, Triton or NumPy: loading, compiling and verifying emitted files.
+"""Loading, compiling and verifying emitted files, with torch, Triton or NumPy.
 
-In: emitted text. Out: modules, machine code, reports. The compiler imports none of it.
+In: emitted text. Out: modules, machine code, reports. The compiler does not import this package.
 """

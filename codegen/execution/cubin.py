@@ -1,8 +1,8 @@
 """Compiling an emitted file to machine code, with no GPU.
 
-Beside the stages; needs triton, which the compiler does not, but no torch. Input: the text of an
-emitted file and a compute capability; output: a `Binary`, the machine code and what it takes.
-Signature, constants and launch options are those of the file's own launch, read from its text.
+Beside the stages; needs triton but not torch. Input: the text of an emitted file and a compute
+capability; output: a `Binary`, the machine code and its resources. Signature, constants and launch
+options are those of the launch in the file, read from its text.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..rendering.render import KernelSource
 from ..tables.targets import GpuTarget
 from .workers import spawn_context
 
-KERNEL = "_kernel"  # what the kernel's name ends with
-STAGES = "_num_stages"  # what decides about the stages of a launch, templates/parts/stages.jinja
+KERNEL = "_kernel"  # suffix of a kernel's name
+STAGES = "_num_stages"  # sets the stages of a launch (templates/parts/stages.jinja)
 HOPPER = 9
 _POINTER = "_ptr"
-_FLAG = "IS_"  # what an argument starts with that is True or False; compiled as False
+_FLAG = "IS_"  # prefix of boolean arguments, which are compiled as False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """The machine code of one kernel, and what it takes.
+    """The machine code of one kernel, and its resources.
 
     Attributes:
-        registers: registers a thread.
-        spills: bytes a thread keeps in local memory.
-        shared: bytes of shared memory a program.
-        num_warps: warps a program.
+        registers: registers per thread.
+        spills: bytes of local memory per thread.
+        shared: bytes of shared memory per program.
+        num_warps: warps per program.
         cubin: the machine code.
-        kernel: the kernel's name in it.
-        key: hash under which Triton's cache has it: of the kernel's source, signature, options,
-            architecture and Triton itself.
-        metadata: what Triton keeps beside it, as it stands in JSON.
+        kernel: name of the kernel in `cubin`.
+        key: key of the kernel in Triton's cache: hash of its source, signature, options,
+            architecture and Triton version.
+        metadata: the JSON object that Triton stores beside the cubin.
     """
 
     registers: int
@@ -58,12 +58,12 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The launch of an emitted file: what its kernel is compiled for.
+    """The launch of a kernel in an emitted file.
 
     Attributes:
-        kernel: the kernel's name.
-        arguments: those the launch gives, by their names in the kernel; pointers end in `_ptr`,
-            tensor descriptors in `_desc`.
+        kernel: name of the kernel.
+        arguments: parameters that the launch passes, by their names in the kernel; pointers end in
+            `_ptr`, tensor descriptors in `_desc`.
         options: launch options, such as num_warps.
     """
 
@@ -73,7 +73,7 @@ class Launch:
 
 
 def module_name(source: KernelSource) -> str:
-    """Return the name to load a file under, so that a profiler can tell it from others."""
+    """Return the module name for an emitted file; it is unique, so that profiles are readable."""
     return f"convgen_{source.sha256[:16]}"
 
 
@@ -94,7 +94,7 @@ def _launch(tree: ast.Module, kernel: ast.FunctionDef) -> Launch:
 
 
 def _option(value: ast.expr) -> Any:
-    """Return a launch option, as it is planned where a function of the file has the last word."""
+    """Return the value of a launch option; of `function(value)`, the planned value."""
     planned = value.args[0] if isinstance(value, ast.Call) else value
     return ast.literal_eval(planned)
 
@@ -108,18 +108,18 @@ def _is_launch(call: ast.Call, kernel: str) -> bool:
 def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int = 0) -> Binary:
     """Compile a kernel of the emitted file `text` for a compute capability such as 89.
 
-    Sizes that the file leaves open are compiled for as numbers below 2**31, pointers as multiples
-    of 16, as those that torch allocates are; an autotuned file with the first of its configs.
+    Sizes left to run time are assumed to be below 2**31, and pointers to be multiples of 16, as
+    those of torch's allocator are. Of an autotuned file, the first config is compiled.
 
-    Clears TRITON_INTERPRET for this process, so triton must not be imported yet where it is set.
+    Clears TRITON_INTERPRET in this process; if it was set, triton must not be imported yet.
 
     Args:
         text: the emitted file.
-        dtype: its spec's.
-        name: what line information calls it.
-        capability: ten times the major version plus the minor one.
-        kernel: its number in the file: 0 is the layer's; then come that of the input's gradient,
-            those that pack the weights of the two, and that of the input's copy, if it has them.
+        dtype: dtype of its spec.
+        name: file name for line information.
+        capability: 10 * major + minor.
+        kernel: number of the kernel in the file: 0 for the layer, then, if they exist, the input's
+            gradient, the packing of the weight for each of the two, and the copy of the input.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import triton
@@ -143,13 +143,15 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     launch = read_launches(text)[kernel]
     names = _device_part(text, name)
     function = names[launch.kernel]
-    configs = getattr(function, "configs", None)  # of a kernel that is tuned, and of no other
+    configs = getattr(function, "configs", None)  # only autotuned kernels have configs
     tensor = MockTensor(getattr(tl, dtype))
     given: dict[str, Any] = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
     given |= {a: False for a in launch.arguments if a.startswith(_FLAG)}
     for argument, box in _read_boxes(text, names).items():
         if argument in given:
-            strides = [16] * (len(box) - 1) + [1]  # any, as the shape: machine code has neither
+            strides = [16] * (len(box) - 1) + [
+                1
+            ]  # arbitrary, like the shape: the machine code depends on neither
             given[argument] = TensorDescriptor(tensor, box, strides, box)
     arguments = list(given.values())
     options = launch.options | (configs[0].all_kwargs() if configs else {})
@@ -166,14 +168,15 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
 
 
 def _overtakes(version: str) -> bool:
-    """Whether that Triton may let loads overwrite what products read, as the file has it."""
+    """Whether this Triton may let loads overwrite operands of running products (before 3.9)."""
     return tuple(map(int, version.split(".")[:2])) < (3, 9)
 
 
 def _device_part(text: str, name: str) -> dict[str, Any]:
-    """Run what of the emitted file `text` the kernel is made of; return the names it defines.
+    """Run the statements of an emitted file that define its kernels; return their names.
 
-    The rest, the wrapper, needs torch. Lines keep their numbers, which Triton's key depends on.
+    The other statements, the wrapper, need torch. Line numbers stay, as Triton's key depends on
+    them.
     """
     tree = ast.parse(text)
     body = [node for node in tree.body if _is_for_device(node)]
@@ -184,7 +187,7 @@ def _device_part(text: str, name: str) -> dict[str, Any]:
 
 
 def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the boxes of the descriptors that `text` makes, by name; their blocks are `names`."""
+    """Return the box of each descriptor in `text`, by name; sizes are looked up in `names`."""
     found = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
@@ -195,7 +198,7 @@ def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _is_for_device(node: ast.stmt) -> bool:
-    """Whether a statement imports triton, defines one of its constants or configs, or a kernel."""
+    """Whether a statement imports triton, or defines a constexpr, a config or a jit function."""
     if isinstance(node, ast.Import):
         return all(alias.name.startswith("triton") for alias in node.names)
     if isinstance(node, ast.Assign):
@@ -205,20 +208,20 @@ def _is_for_device(node: ast.stmt) -> bool:
 
 
 def compile_for(source: KernelSource, target: GpuTarget, kernel: int = 0) -> Binary:
-    """Compile a kernel of `source` for a target; by its number, as of `compile_text`."""
+    """Compile a kernel of `source` for a target; `kernel` is a number as for `compile_text`."""
     name, capability = f"{module_name(source)}.py", capability_of(target.arch)
     return compile_text(source.text, source.plan.spec.dtype, name, capability, kernel)
 
 
 def capability_of(arch: str) -> int:
-    """Return the number in the name of an architecture: 89 for ``sm_89``."""
+    """Return the compute capability of an architecture as a number: 89 for ``sm_89``."""
     return int(arch.removeprefix("sm_"))
 
 
 def compilers(spared: int = 0) -> ProcessPoolExecutor:
-    """Return an executor with a process for each core but `spared`, at least one.
+    """Return an executor with one process per core except `spared` cores, at least one.
 
-    They start afresh: a process that has Triton for interpreting cannot compile.
+    Processes are spawned, not forked: once Triton is set to interpret, a process cannot compile.
     """
     return ProcessPoolExecutor(max(1, cores() - spared), mp_context=spawn_context())
 

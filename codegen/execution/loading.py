@@ -1,7 +1,7 @@
 """Loading an emitted file as a module, and laying out tensors for it.
 
-Used by verify, bench, tune, by compiling to machine code and by the tests; needs torch and triton,
-which the compiler does not. Input: the text of a file; output: the module.
+Beside the stages, used by verify, bench, tune and the tests; needs torch and triton. Input: the
+text of an emitted file; output: the module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def load_module(text: str, name: str, folder: Path) -> ModuleType:
     """Write an emitted file into `folder`, where debuggers look for it, and load it.
 
     Raises:
-        ProjectError: others may write into `folder`.
+        ProjectError: other users may write to `folder`.
     """
     check_private(folder)
     path = folder / f"{name}.py"
@@ -29,22 +29,22 @@ def load_module(text: str, name: str, folder: Path) -> ModuleType:
 
 
 def module_of(text: str, path: Path, name: str) -> ModuleType:
-    """Return the module that the emitted file `text`, which belongs at `path`, is under a name.
+    """Return a module made from the emitted file `text`, whose place is `path`.
 
-    Nothing is read from `path`, nor compiled code from beside it: what runs is `text`, and Triton,
-    which asks for the lines of a kernel, gets those of `text` too.
+    Neither `path` nor a .pyc file beside it is read: `text` itself runs, and Triton gets the source
+    lines of kernels from `text` too.
     """
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    # Without a time of change the entry is never compared with the disk.
+    # An entry with mtime None is never compared with the disk.
     linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
     exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))
     return module
 
 
 def laid_out(tensor: Any, layout: str) -> Any:
-    """Return a tensor, dense as torch makes one, in a layout of the language."""
+    """Return a contiguous tensor [N, C, spatial…] in a layout of the language."""
     import torch
 
     if layout != "channels_last":

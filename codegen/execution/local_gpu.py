@@ -1,7 +1,7 @@
-"""The GPU at hand, as a row of the table.
+"""The target that is nearest to this machine's GPU.
 
-For what measures and for what runs kernels here; the compiler never asks a machine. Input: the
-device that torch sees; output: a `GpuTarget`.
+Beside the stages, for code that runs kernels; the compiler never queries a device. Input: torch's
+current CUDA device; output: a `GpuTarget`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..tables.targets import TARGETS, GpuTarget
 
 
 def local_target() -> GpuTarget:
-    """Return the target that is nearest to the current CUDA device."""
+    """Return the target nearest to the current CUDA device; raises MachineError without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -25,7 +25,7 @@ def local_target() -> GpuTarget:
 
 
 def nearest_target(capability: tuple[int, int], sms: int, l2_bytes: int) -> GpuTarget:
-    """Return the row of the nearest architecture, and among its rows the one of nearest size."""
+    """Return the target of the nearest architecture; of several, that of the nearest size."""
 
     def distance(target: GpuTarget) -> tuple[int, float]:
         major, minor = target.compute_capability

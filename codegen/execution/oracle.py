@@ -1,8 +1,8 @@
-"""The oracle: a transposed convolution by its definition, scatter, in exact or double arithmetic.
+"""The oracle: a transposed convolution by its definition (scatter), in int64 or float64.
 
-Used by verify and by the tests; needs numpy, which the compiler does not. Input: a spec and numpy
-arrays in torch's shapes; output: the layer's result in int64 or float64. It shares no code with
-phases.py and none with torch: every input element is added to the outputs it reaches.
+Beside the stages, used by verify and the tests; needs numpy. Input: a spec and numpy arrays in
+torch's shapes; output: the layer's result. It shares no code with phases.py or torch: every input
+element times every tap is added to the output it reaches.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scatter(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None
 
 
 def _zeros(spec: ConvTransposeSpec, x: Array, weight: Array) -> Array:
-    """Return an output of zeros, [N, groups, C_out / groups, spatial…]."""
+    """Return zeros in the shape of the output, [N, groups, C_out / groups, spatial…]."""
     spatial = [
         (size - 1) * s - 2 * p + d * (k - 1) + op + 1
         for size, k, s, p, op, d in zip(
@@ -62,7 +62,7 @@ def _zeros(spec: ConvTransposeSpec, x: Array, weight: Array) -> Array:
 
 
 def _add_taps(spec: ConvTransposeSpec, y: Array, x: Array, weight: Array) -> None:
-    """Add to `y` every input times every tap, where it lands."""
+    """Add to `y` every input times every tap, at the output it reaches."""
     groups, spatial = spec.groups, y.shape[3:]
     grouped_x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     grouped_w = weight.reshape(groups, -1, *weight.shape[1:])
@@ -90,10 +90,10 @@ def _with_bias(spec: ConvTransposeSpec, y: Array, bias: Array | None) -> Array:
 
 
 def _summed_in_turn(spec: ConvTransposeSpec, pairs: list[tuple[Array, Array]]) -> Array:
-    """Return the sum of the layers of `pairs` of input and weight, in their dtype, term by term.
+    """Return the sum of the layers of `pairs` (input, weight), added term by term in their dtype.
 
-    The chain runs over the channels, in each over the pairs and the taps, as one accumulator of a
-    GPU's thread does; numpy's own sums over channels are pairwise in part, which a GPU's are not.
+    The order of summation is that of an accumulator of a GPU thread: over channels, in each channel
+    over pairs, in each pair over taps. numpy's own sum over channels would be partly pairwise.
     """
     y = _zeros(spec, *pairs[0])
     split = [
@@ -110,7 +110,7 @@ def _summed_in_turn(spec: ConvTransposeSpec, pairs: list[tuple[Array, Array]]) -
 
 
 def rounded(x: Array, to: str) -> Array:
-    """Return float32 numbers rounded to nearest `tf32` (ties away) or `bfloat16` (ties to even)."""
+    """Return `x` as float32, rounded to nearest `tf32` (ties away) or `bfloat16` (ties to even)."""
     bits = x.astype(np.float32).view(np.uint32)
     if to == "tf32":
         bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
@@ -121,12 +121,12 @@ def rounded(x: Array, to: str) -> Array:
 
 
 def expected(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None) -> Array:
-    """Return what a faithful kernel of the spec's precision computes.
+    """Return the output of a faithful kernel of the spec's precision.
 
-    Operands are split or rounded to nearest as it says, products summed term by term in float32
-    (float64 for that dtype); where operands have parts, a term's smallest products come first.
+    It rounds or splits operands as the precision says, and sums products term by term in float32
+    (float64 for that dtype); of a split product, the smallest parts are summed first.
 
-    Arguments are float64 arrays that the spec's dtype holds exactly; stages are not applied.
+    Arguments are float64 arrays that the spec's dtype represents exactly. Stages are not applied.
     """
     single = np.float64 if spec.dtype == "float64" else np.float32
     parts = {"tf32": ("tf32", 1, 1), "tf32x3": ("tf32", 2, 2), "bf16x3": ("bfloat16", 2, 2)}
@@ -145,7 +145,7 @@ def expected(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | Non
 
 
 def _split(x: Array, to: str, count: int) -> list[Array]:
-    """Return `count` rounded parts of float32 `x`, each of what the ones before it left."""
+    """Return `x` split into `count` rounded parts, each the rounded rest of those before it."""
     left, parts = x.astype(np.float32), []
     for _ in range(count):
         part = rounded(left, to)
@@ -155,7 +155,7 @@ def _split(x: Array, to: str, count: int) -> list[Array]:
 
 
 def reference(spec: ConvTransposeSpec, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """Return the output of the whole pipeline; arguments as `scatter`."""
+    """Return the output of the whole pipeline; arguments as for `scatter`."""
     for stage in spec.before:
         x = POINTWISE[stage.name](x, *stage.values)
     y = scatter(spec, x, weight, bias)
