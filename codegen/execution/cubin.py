@@ -149,9 +149,7 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
     given |= {a: False for a in launch.arguments if a.startswith(_FLAG)}
     for argument, box in _read_boxes(text, names).items():
         if argument in given:
-            strides = [16] * (len(box) - 1) + [
-                1
-            ]  # arbitrary, like the shape: the machine code depends on neither
+            strides = [16] * (len(box) - 1) + [1]  # arbitrary: machine code has no strides
             given[argument] = TensorDescriptor(tensor, box, strides, box)
     arguments = list(given.values())
     options = launch.options | (configs[0].all_kwargs() if configs else {})

@@ -1,10 +1,10 @@
 """Replacing the transposed convolutions of a torch model by emitted layers.
 
-Beside the stages; needs torch and triton, which it imports when it is called. Input: a model;
-output: the same model, whose layers compute by emitted files.
+Beside the stages; needs torch and triton, imported when a function is called. Input: a model;
+output: the same model, whose layers run emitted files.
 
-A layer stays the object that it is and becomes of another class, as with torch's parametrizations:
-whatever holds the layer (parents, hooks, optimizers, its own attributes) need not be told.
+A layer stays the same object and changes its class, as with torch's parametrizations, so that
+references to it (in parents, hooks and optimizers) and its attributes stay valid.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ..language.spec import ConvTransposeSpec
 from .loading import module_of
 from .local_gpu import local_target
 
-DEVICES = ("cpu", "cuda", "meta")  # where a layer may lie now; its kernel runs on CUDA
-# Process to its own folder: a forked one has its parent's entry too, whose folder may go first.
+DEVICES = ("cpu", "cuda", "meta")  # allowed devices of a layer now; its kernel runs on CUDA
+# Folder by process id: a fork inherits the entry of its parent, whose folder may be removed first.
 _OWN: dict[int, Path] = {}
 
 
@@ -41,7 +41,7 @@ def replace_layers(
     dtype: str | None,
     folder: str | os.PathLike[str] | None,
 ) -> dict[str, str]:
-    """Do `convgen.replace_layers`, which says what these are; nothing is changed on an error."""
+    """Implement `convgen.replace_layers`, which documents it; on an error nothing is changed."""
     target, precision, dtype = _checked_arguments(model, target, precision, dtype, folder)
     specs: dict[str, ConvTransposeSpec] = {}
     left: dict[str, str] = {}
@@ -64,7 +64,7 @@ def replace_layers(
 
 
 def freeze_layers(model: Any, *, frozen: bool) -> list[str]:
-    """Do `convgen.freeze` or `convgen.unfreeze`, which say what these are."""
+    """Implement `convgen.freeze` and `convgen.unfreeze`, which document it."""
     _check_module(model)
     layers = {name: each for name, each in model.named_modules() if hasattr(each, "_convgen")}
     for layer in layers.values():
@@ -83,13 +83,13 @@ def _checked_arguments(
     _check_module(model)
     if dtype is not None and text_of(dtype) not in ("float16", "bfloat16"):
         raise SpecError(
-            f"dtype must be None, that of the parameters, or float16 or bfloat16, for autocast, "
+            f"dtype must be None (that of the parameters), float16 or bfloat16 (for autocast), "
             f"got {shown(dtype)}",
             "dtype",
         )
     if folder is not None and not _is_path(folder):
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
-    # A spec's own checks and messages; the layer does not matter.
+    # Reuse the checks and messages of a spec; the layer does not matter.
     checked = ConvTransposeSpec(
         rank=1, kernel_size=(1,), target=target, precision=precision, dtype=dtype or "float32"
     )
@@ -101,7 +101,7 @@ def _checked_arguments(
 
 
 def _is_path(value: object) -> bool:
-    """Whether a file can have such a name: text that the system and Triton can encode."""
+    """Whether `value` can name a file: text that the system and Triton can encode."""
     try:
         text = os.fspath(value)  # type: ignore[call-overload]  # it raises what it is caught for
         return isinstance(text, str) and bool(text) and "\0" not in text and bool(text.encode())
@@ -144,7 +144,7 @@ def _spec_of(
 
     kind = type_before_parametrizations(layer)
     if kind not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-        raise _LeftError(f"{kind.__name__} is a class of its own")
+        raise _LeftError(f"{kind.__name__} is a subclass of torch's layer")
     if "forward" in vars(layer):
         raise _LeftError("its forward was set on the layer itself")
     with _at_rest(layer):
@@ -165,7 +165,7 @@ def _spec_of(
 
 @contextlib.contextmanager
 def _at_rest(layer: Any) -> Iterator[None]:
-    """Let the weight of a parametrized layer be read: in training, spectral_norm counts that."""
+    """Set parametrizations to eval mode: in training, spectral_norm updates when it is read."""
     import torch
     from torch.nn.utils.parametrize import is_parametrized
 
@@ -192,11 +192,12 @@ def _target_at(device: Any) -> str | None:
 
 
 def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any:
-    """Write the file of a spec, unless it is there, and load its text, unless it was.
+    """Return the module of a spec's file; write the file and load it where not yet done.
 
     Raises:
-        EditedError: what lies there is another file.
-        ProjectError: others may change it, or cannot be written there.
+        EditedError: the file exists with another content.
+        ProjectError: other users may change it.
+        MachineError: it cannot be written.
     """
     try:
         text = compile_kernel(spec).text
@@ -213,7 +214,7 @@ def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any
         write_text(path, text, private=True)
     elif not is_regular(path) or on_disk(path) != text:
         raise EditedError(f"{path} was edited: move it, or give another folder")
-    check_private(path)  # what is pickled is imported from there
+    check_private(path)  # unpickling imports this file
     name = _module_name(path) if folder else path.stem
     if name not in sys.modules:
         sys.modules[name] = module_of(text, path, name)  # where pickle looks classes up
@@ -221,7 +222,7 @@ def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any
 
 
 def _own_folder() -> Path:
-    """Return a folder that lives as long as this process; a new one if it is gone by now."""
+    """Return a folder that is removed when this process ends; a new one if it has vanished."""
     process = os.getpid()
     try:
         check_private(_OWN[process])
@@ -232,13 +233,13 @@ def _own_folder() -> Path:
 
 
 def _remove(folder: Path, process: int) -> None:
-    """Remove the folder of a process at its end, which is not that of one forked from it."""
+    """Remove the folder of a process when it ends, but not when a fork of it ends."""
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stem(spec: ConvTransposeSpec, text: str) -> str:
-    """Return a readable name, and with its hash one that no other file has."""
+    """Return a readable file name, made unique by a hash."""
 
     def axes(values: tuple[int, ...]) -> str:
         return "x".join(map(str, values if len(set(values)) > 1 else values[:1]))
@@ -251,7 +252,7 @@ def _stem(spec: ConvTransposeSpec, text: str) -> str:
 
 
 def _module_name(path: Path) -> str:
-    """Return the shortest name that `import` knows a file by, its bare one if there is none."""
+    """Return the shortest name by which a file can be imported, its stem if there is none."""
     names = []
     for root in (Path(entry).resolve() for entry in sys.path):
         if path.is_relative_to(root):
@@ -269,7 +270,7 @@ def _become(layer: Any, made: type) -> None:
     fresh = made(device="meta")  # which draws no random number
     own = vars(nn.Module())
     vars(layer).update({name: value for name, value in vars(fresh).items() if name not in own})
-    if is_parametrized(layer):  # its class is its own: properties that compute its tensors
+    if is_parametrized(layer):  # keep the class's properties, which compute the tensors
         mixed = {name: value for name, value in vars(type(layer)).items() if name != "__dict__"}
         mixed.pop("__weakref__", None)
         made = type(f"Parametrized{made.__name__}", (made,), mixed)

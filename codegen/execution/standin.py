@@ -1,11 +1,11 @@
-"""Stand-ins: a smaller layer of the same kind, which the oracle and the interpreter can afford.
+"""Stand-ins: smaller layers of the same kind, which the oracle and the interpreter can compute.
 
-Part of verification; the compiler does not use it. Input: a spec of any size; output: a `StandIn`
-whose work and memory are bounded before anything runs.
+Beside the stages, part of verification. Input: a spec of any size; output: a `StandIn` whose work
+and memory are bounded before anything runs.
 
-Sizes are reduced first. Where the geometry alone asks for too much it follows: padding that crops
-more than the kernel reaches, and dilation, by multiples of the stride, so that every output keeps
-its phase; then kernel, stride, dilation and padding of an axis by one factor.
+Sizes are reduced first. If the geometry alone needs too much, it is reduced in two steps: dilation,
+and padding beyond the kernel's reach, by multiples of the stride, so that every output keeps its
+phase; then kernel, stride, dilation and padding of an axis by a common factor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..tables.targets import GpuTarget
 
 
 class Most(NamedTuple):
-    """Sizes that are not exceeded: of an axis, channels of a group, groups, images."""
+    """Upper limits: extent of an axis, channels of a group, groups, images."""
 
     spatial: int
     channels: int
@@ -41,7 +41,7 @@ class Most(NamedTuple):
 
 
 WHOLE = Most(MAX_SIZE, MAX_CHANNELS, MAX_CHANNELS, MAX_SIZE)
-# What is tried on a GPU, which computes every size if the oracle can afford it.
+# Limits tried in turn on a GPU, which can compute every size that the oracle can.
 LARGE = (
     WHOLE,
     Most(1024, MAX_CHANNELS, MAX_CHANNELS, 8),
@@ -51,38 +51,38 @@ LARGE = (
     Most(16, 64, 16, 2),
     Most(4, 32, 4, 1),
 )
-# And in the interpreter, which takes milliseconds a program: by the rank.
+# Limits by rank for the interpreter, which takes milliseconds per program.
 SMALL = {
     1: (Most(70, 20, 3, 2), Most(35, 20, 3, 2), Most(17, 20, 3, 1)),
     2: (Most(13, 20, 3, 2), Most(6, 20, 3, 2), Most(3, 20, 3, 1)),
     3: (Most(6, 20, 3, 2), Most(3, 20, 3, 2), Most(2, 20, 3, 1)),
 }
-# A tile's family and span may need whole vectors of these: known channels, and the last extent
-# where it is known, keep what is left of them.
+# A family may need whole vectors: reduced channels and last extents, if known, keep their size
+# modulo this.
 VECTOR = 8
-# What a stand-in may take. On one core of 2026 the interpreter takes 1 to 7 ms a step, twice; the
-# oracle 6 ns a product in long double and 17 us for a channel of a tap, for each product that the
-# precision takes; an element is held in about 100 bytes of intermediate results.
+# Limits of a stand-in. On one core (2026) the interpreter takes 1 to 7 ms per step, and runs twice.
+# The oracle takes 6 ns per product in long double and 17 us per channel and tap, times the products
+# of the precision. Intermediate results take about 100 bytes per element.
 MOST_STEPS = 2000
-STEP_ELEMENTS = 16384  # of the tile of a step that takes twice as long
+STEP_ELEMENTS = 16384  # elements of a tile whose step takes twice as long
 MOST_PRODUCTS = 500_000_000
 MOST_CHANNEL_TAPS = 300_000
 MOST_ELEMENTS = 8_000_000
 GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
-# A dilation that is reduced stays at least so large, beside at least the stride.
+# Least value of a reduced dilation, which also stays at least the stride.
 LEAST_DILATION = 4
 
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """What runs in place of a layer.
+    """The layer that runs instead of the one to verify.
 
     Attributes:
-        sized: it, with every size known.
-        emitted: it, with the sizes left open that the layer leaves open: the kernel under test.
-        tile: the layer's own; where the geometry is reduced, the one that suits that.
-        reduced: whether its sizes are not the layer's.
-        geometry: whether its geometry is not the layer's.
+        sized: the stand-in with every size known.
+        emitted: the stand-in with the layer's unknown sizes left to run time; it is under test.
+        tile: the layer's tile; if the geometry is reduced, a tile for that.
+        reduced: whether sizes differ from the layer's.
+        geometry: whether the geometry differs from the layer's.
     """
 
     sized: ConvTransposeSpec
@@ -100,14 +100,14 @@ def stand_in(
     *,
     small: bool,
 ) -> StandIn:
-    """Return the largest stand-in of `spec` that can be afforded.
+    """Return the largest stand-in of `spec` within the limits.
 
     Args:
         spec: the layer.
-        target: the GPU it is planned for; None is the spec's own, or the default.
-        choices: measured tiles, as of `plan`.
-        families: the ways of computing it, as of `plan`.
-        small: it runs in the interpreter.
+        target: the GPU to plan for; None means the spec's own, or the default.
+        choices: measured tiles, as for `plan`.
+        families: the kernel families, as for `plan`.
+        small: whether it runs in the interpreter.
     """
     problem = problem_of(spec, decompose(spec))
     whole = (problem.batch, problem.in_channels, *problem.extents, problem.out_channels)
@@ -117,12 +117,12 @@ def stand_in(
         for most in SMALL[spec.rank] if small else LARGE:
             try:
                 sized = _sized(geometry, spec, most)
-            except SpecError:  # nominal sizes beside known ones can be more than a tensor has
+            except SpecError:  # nominal and known sizes together can exceed the largest tensor
                 continue
             if not _affordable(sized, small=small):
                 continue
             emitted = _opened(spec, sized)
-            if made is None:  # its tile mostly suits smaller sizes of the geometry, too
+            if made is None:  # this tile mostly suits smaller sizes too
                 made = plan(spec if geometry is spec else emitted, target, None, choices, families)
             if not _serves(made.tile, emitted, sized, families):
                 made = plan(emitted, target, None, choices, families)
@@ -135,7 +135,7 @@ def stand_in(
 
 
 def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:
-    """Return `spec` with every size known, reduced to the interpreter's if `small`."""
+    """Return `spec` with every size known, reduced to the interpreter's limits if `small`."""
     return _sized(spec, spec, SMALL[spec.rank][0] if small else WHOLE)
 
 
@@ -153,7 +153,7 @@ def _opened(spec: ConvTransposeSpec, sized: ConvTransposeSpec) -> ConvTransposeS
 
 
 def _sized(geometry: ConvTransposeSpec, spec: ConvTransposeSpec, most: Most) -> ConvTransposeSpec:
-    """Return `geometry` with the sizes of `spec`, nominal ones in its gaps, up to `most`."""
+    """Return `geometry` with the sizes of `spec` (nominal if unknown), limited to `most`."""
     problem = problem_of(spec, decompose(spec))
     group_in, group_out = problem.in_channels // spec.groups, problem.out_channels // spec.groups
     extents = []
@@ -174,18 +174,18 @@ def _sized(geometry: ConvTransposeSpec, spec: ConvTransposeSpec, most: Most) -> 
 
 
 def _small(size: int, most: int, *, known: bool, least: int = 1) -> int:
-    """Return a size of about `most`, from `least`; of a `known` one, with the same rest."""
+    """Return `size` limited to about `most`; a `known` size keeps its value modulo VECTOR."""
     small = max(least, min(size, most))
     if known:
         small -= (small - size) % VECTOR
     return small if small >= least else small + VECTOR
 
 
-# ---- what it may take ----
+# ---- limits ----
 
 
 def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
-    """Whether the oracle can compute `sized`, and its phases are no more than the steps."""
+    """Whether `sized` is within the oracle's limits, and its phases within MOST_STEPS."""
     problem, taps = problem_of(sized, decompose(sized)), math.prod(sized.kernel_size)
     group_in, group_out = problem.in_channels // sized.groups, problem.out_channels // sized.groups
     elements = problem.batch * (
@@ -207,7 +207,7 @@ def _serves(
     sized: ConvTransposeSpec,
     families: tuple[Family, ...],
 ) -> bool:
-    """Whether there is a kernel of this kind for a stand-in."""
+    """Whether the kernel variant of `tile` serves a stand-in."""
     phases = decompose(sized)
     try:
         form_of(emitted, phases, problem_of(sized, phases), tile, families)
@@ -217,9 +217,9 @@ def _serves(
 
 
 def _steps(found: StandIn, made: KernelPlan) -> float:
-    """Return the steps that the interpreter takes for all programs, their ends counted as one.
+    """Return the interpreter's steps of all programs; the end of a program counts as a step.
 
-    Those of large tiles, and of operands in parts, count as several.
+    A step counts as several if its tile is large or its operands are split.
     """
     spec, phases = found.emitted, decompose(found.sized)
     problem = problem_of(found.sized, phases)
@@ -234,7 +234,7 @@ def _steps(found: StandIn, made: KernelPlan) -> float:
 
 
 def _geometries(spec: ConvTransposeSpec) -> Iterator[ConvTransposeSpec]:
-    """Yield `spec`, and with sizes left open ever smaller layers of its kind."""
+    """Yield `spec`, then ever smaller geometries of its kind, with all sizes left to run time."""
     yield spec
     columns = zip(*(getattr(spec, name) for name in GEOMETRY), strict=True)
     axes = [_folded(_Axis(*values)) for values in columns]
@@ -253,7 +253,7 @@ def _geometries(spec: ConvTransposeSpec) -> Iterator[ConvTransposeSpec]:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """The geometry of an axis, as `GEOMETRY` has it."""
+    """The geometry of an axis; fields in the order of `GEOMETRY`."""
 
     kernel: int
     stride: int
@@ -263,16 +263,16 @@ class _Axis:
 
     @property
     def reach(self) -> int:
-        """Outputs from the first tap of an input to its last."""
+        """Distance between the outputs of an input's first and last tap."""
         return self.dilation * (self.kernel - 1)
 
     @property
     def width(self) -> int:
-        """The largest of what `divided` reduces for the sake of work."""
+        """Largest of the numbers that make a layer expensive."""
         return max(self.kernel, self.stride, self.dilation if self.kernel > 1 else 1)
 
     def divided(self, factor: int) -> _Axis:
-        """Return the axis with everything divided by a factor, and what is over one above it."""
+        """Return the axis with its numbers divided by `factor`; those above 1 stay above 1."""
         kernel, stride, dilation = (
             max(min(n, 2), -(-n // factor)) for n in (self.kernel, self.stride, self.dilation)
         )
@@ -287,9 +287,9 @@ class _Axis:
 
 
 def _folded(axis: _Axis) -> _Axis:
-    """Return an axis with less dilation, and padding not far above its reach.
+    """Return an axis with a small dilation, and padding not far above the kernel's reach.
 
-    Both change by multiples of the stride: every output keeps its phase, and reads the same taps.
+    Both change by multiples of the stride: every output keeps its phase and reads the same taps.
     """
     s, reach = axis.stride, axis.reach
     least = max(s, LEAST_DILATION)

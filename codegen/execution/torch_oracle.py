@@ -1,8 +1,8 @@
 """The oracle on a GPU: a transposed convolution by its definition, in float64.
 
-Used by bench and by the examples; needs torch, which the compiler does not. Input: a spec and
-tensors in torch's shapes; output: the layer's result. It calls no convolution of torch's, whose
-rounding is what bench compares, and shares no code with oracle.py, which a test compares it with.
+Beside the stages, used by bench and the examples; needs torch. Input: a spec and tensors in torch's
+shapes; output: the layer's result. It calls no convolution of torch, since bench measures their
+rounding, and shares no code with oracle.py: a test compares the two.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..tables.pointwise import Stage
 
 
 def reference(spec: ConvTransposeSpec, x: Any, weight: Any, bias: Any) -> Any:
-    """Return the output of the whole pipeline in float64; arguments as `scatter`."""
+    """Return the output of the whole pipeline in float64; arguments as for `scatter`."""
     return staged(scatter(spec, staged(x.double(), spec.before), weight, bias), spec.after)
 
 
 def staged(x: Any, stages: tuple[Stage, ...]) -> Any:
-    """Return `x` with stages applied by torch's functions of their names."""
+    """Return `x` with stages applied, by torch's functions of the same names."""
     import torch
 
     for stage in stages:
@@ -30,7 +30,7 @@ def staged(x: Any, stages: tuple[Stage, ...]) -> Any:
 
 
 def scatter(spec: ConvTransposeSpec, x: Any, weight: Any, bias: Any) -> Any:
-    """Return the layer without its stages: every tap adds its share of the output.
+    """Return the output of the layer without stages, in float64: each tap adds its products.
 
     Args:
         spec: the geometry; its batch may differ from that of `x`.
@@ -43,7 +43,7 @@ def scatter(spec: ConvTransposeSpec, x: Any, weight: Any, bias: Any) -> Any:
     batch, extents = x.shape[0], x.shape[2:]
     growth = zip(extents, spec.stride, spec.output_growth, strict=True)
     output = [(size - 1) * s + extra for size, s, extra in growth]
-    # Room for what padding cuts off, so that a tap's outputs are one strided slice.
+    # Include the outputs that padding crops, so that a tap's outputs are one strided slice.
     reach = zip(extents, spec.stride, spec.dilation, spec.kernel_size, strict=True)
     full = [max((i - 1) * s + d * (k - 1) + 1, 0) for i, s, d, k in reach]
     full = [max(f, o + p) for f, o, p in zip(full, output, spec.padding, strict=True)]

@@ -1,8 +1,8 @@
 """Verification: the emitted kernel against the oracle.
 
-A check of stage 5's output; needs torch, triton and numpy, which the compiler does not. Input: a
-spec and a target; output: a `Report`. It runs on the GPU if there is one, else in Triton's
-interpreter at a size that the report states (standin.py), which bounds its time and memory.
+A check of stage 5's output; needs torch, triton and numpy. Input: a spec and a target; output: a
+`Report`. It runs on a GPU if there is one, else in Triton's interpreter. A stand-in (standin.py),
+which the report names, bounds time and memory.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from . import oracle
 from .loading import laid_out, load_module
 from .standin import stand_in
 
-SECONDS = 55  # of the minute that a command may take, which has to start as well
-# The kernel's error over that of a faithful one, which rounds alike and sums in one accumulator.
+SECONDS = 55  # a command may take a minute, its start included
+# Largest ratio of the kernel's error to that of a faithful kernel, with the same rounding and one
+# accumulator.
 MOST_ERROR = 1.05
 # Unit roundoff u of the accumulator, allowed on top: the sums of layers with few terms and outputs
 # differ by chance within it. On an H100 (2026-11-23) 13 of 368 drawn layers, all of ieee, tf32x3,
@@ -43,12 +44,12 @@ ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        spec: what ran, sizes included.
-        where: the GPU's name, or the interpreter.
-        reduced: whether sizes were reduced for it.
+        spec: the spec that ran, with its sizes.
+        where: name of the GPU, or the interpreter.
+        reduced: whether sizes were reduced.
         reduced_geometry: whether kernel, stride, padding or dilation were.
         exact: integers in -2..2 came out exactly; None with stages, which have no integers, and
             where that was not verified.
@@ -57,7 +58,7 @@ class Report:
         faithful: that error of a kernel which rounds operands to nearest and sums in one float32
             accumulator (float64 for that dtype).
         unverified: why a part was not verified, None if all was.
-        passed: all was verified, exact, and the error is `allowed`.
+        passed: whether all was verified and exact, and the error is `allowed`.
     """
 
     spec: str
@@ -108,10 +109,10 @@ def verify(
 ) -> Report:
     """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
 
-    Takes at most 2 GB. After `seconds`, where the system has timers, it ends, and the report says
-    what was not verified.
+    Takes at most 2 GB, and at most `seconds` on systems with timers; the report says what was not
+    verified by then.
 
-    Sets TRITON_INTERPRET for this process if there is no GPU, so triton must not be imported yet.
+    Without a GPU it sets TRITON_INTERPRET in this process, so triton must not be imported yet.
     """
     start = time.monotonic()
     import torch
@@ -132,7 +133,7 @@ def verify(
     try:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            # Before the clock runs: an import of Triton's that is cut short fails for good.
+            # Before the timer starts: an interrupted import of Triton fails for good.
             module = load_module(source.text, "convgen_verified", Path(folder))
             stack.enter_context(_within(seconds - (time.monotonic() - start)))
             exact = _measure_integers(sized, module, device, random)
@@ -153,12 +154,12 @@ def allowed(spec: ConvTransposeSpec, faithful: float) -> float:
 
 
 class _OutOfTimeError(BaseException):
-    """The time is over; no Exception, which Triton's interpreter would catch."""
+    """The time is over; a BaseException, as Triton's interpreter catches every Exception."""
 
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """End what runs after so many seconds by _OutOfTimeError, where the system can."""
+    """Raise _OutOfTimeError in the block after `seconds`, on systems with timers."""
     if (
         not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
@@ -171,7 +172,7 @@ def _within(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, end)
     try:
-        # At once if none are left, and again, as a destructor may swallow the first.
+        # At once if no time is left; repeated, as a destructor may swallow the first exception.
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 5)
         yield
     finally:
@@ -213,7 +214,7 @@ def _measure_errors(
     """Return the error on normal data, and that of a faithful kernel."""
     arrays = [_held(spec, random.standard_normal(shape)) for shape in _shapes(spec)]
     got = run(spec, module, device, *arrays)
-    # Of float64 layers too the reference has digits to spare, where numpy has such a type.
+    # Long double: a reference with more digits than float64, on platforms that have it.
     precise = [array.astype(np.longdouble) for array in arrays]
     reference = oracle.reference(spec, precise[0], precise[1], _bias(spec, precise))
     x = arrays[0]

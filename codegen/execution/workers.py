@@ -1,8 +1,8 @@
-"""Processes of Python that convgen starts: none of them imports from the current folder.
+"""Python processes that never import from the current folder.
 
-Beside the stages; bench.py, tune.py and cubin.py start such. Python puts that folder first on the
-path of `-m` and `-c`, before any line of the program runs, and so does multiprocessing: a file
-`pickle.py` that lies there would be run in place of Python's.
+Beside the stages; bench.py, tune.py and cubin.py start such processes. With `-m` and `-c`, and in
+multiprocessing, Python puts the current folder first on the import path before the program runs: a
+file `pickle.py` in it would run instead of Python's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import sys
 from multiprocessing.context import SpawnContext
 
-PYTHON = (sys.executable, "-P")  # in front of the arguments of such a process
-SAFE = "PYTHONSAFEPATH"  # what says the same to the processes that such a process starts
+PYTHON = (sys.executable, "-P")  # start of such a process's command
+SAFE = "PYTHONSAFEPATH"  # the same as -P, inherited by child processes
 
 
 def environment() -> dict[str, str]:
@@ -22,10 +22,9 @@ def environment() -> dict[str, str]:
 
 
 def spawn_context() -> SpawnContext:
-    """Return what starts workers afresh.
+    """Return the multiprocessing context that spawns workers.
 
-    The environment of this process says from here on what theirs has to: executors start workers
-    whenever they like.
+    It sets SAFE in this process for good: an executor may start a worker at any time.
     """
     os.environ[SAFE] = "1"
     return multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Timing on a GPU: layers beside torch, and tiles beside each other.
+"""Timing on a GPU: layers against torch, and tiles against each other.
 
-In: cases. Out: rows, reports, plots and files of choices. Imports project.
+In: cases. Out: rows, reports, plots and choices files. Imports project.
 """

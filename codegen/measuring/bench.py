@@ -1,9 +1,8 @@
-"""Measuring convgen's files beside torch: every way in a process of its own, one report.
+"""The driver of bench: measures convgen's files against torch, each way in a separate process.
 
-The driver of bench. Input: `Case`s and `Way`s; output: the report, as a dictionary of JSON's types.
-Stages: cases and ways (cases.py), measuring (worker.py, in the processes started here),
-figures and table (report.py), plot (plot.py). This process never imports torch, so that
-it takes no memory of the GPU.
+Input: `Case`s and `Way`s; output: the report, a dictionary of JSON types. Stages: cases and ways
+(cases.py), measuring (worker.py, in processes started here), figures and table (report.py), plot
+(plot.py). This process never imports torch, so that it uses no GPU memory.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from .cases import CEILINGS, Case, Way
 from .report import finished, judged, row_of
 
 WORKER = (*PYTHON, "-m", "convgen.measuring.worker")
-MESSAGE = 300  # characters of a dead worker's last words
-_REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # how a report begins
+MESSAGE = 300  # characters of a dead worker's last output
+_REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # start of a report
 
 
 def require(*modules: str, extra: str) -> None:
-    """Raise SpecError if one of `modules`, which `extra` brings, is not installed."""
+    """Raise MachineError if one of `modules`, which are in `extra`, is not installed."""
     for module in modules:
         if find_spec(module) is None:
             raise MachineError(f"bench needs {module}, of convgen's extra '{extra}'")
@@ -50,12 +49,13 @@ def run(
     Args:
         cases: the layers.
         ways: what to compare, in the order in which they run.
-        output: the file to write the report to, first empty and then anew after each way: an
-            interrupted run leaves what it measured. A stream gets the last one alone.
-        choices: measured tiles for convgen's files, which come before the package's own.
+        output: file for the report; written at the start and after each way, so that an interrupted
+            run keeps what it measured. A stream gets only the last report.
+        choices: choices file for convgen's files, preferred to the package's own.
 
     Raises:
-        SpecError: torch or triton is missing, there is no GPU, or `output` cannot be written.
+        MachineError: torch or triton is missing, or `output` cannot be written.
+        SpecError: the worker failed to measure the GPU, for example because there is none.
     """
     require("torch", "triton", extra="torch")
     dtypes = list(dict.fromkeys(case.spec.dtype for case in cases))
@@ -82,7 +82,7 @@ def _saved(report: dict[str, Any], output: Path | None) -> dict[str, Any]:
 
 
 def not_a_report(text: str) -> str | None:
-    """Return why a report must not take the place of a file of `text`, None of another report."""
+    """Return why a report must not overwrite a file with this text, None if it is a report."""
     return None if _REPORT.match(text) else "is no report of convgen bench"
 
 
@@ -93,7 +93,7 @@ def measure(
     job: dict[str, Any],
     advance: Callable[[str], None],
 ) -> None:
-    """Put what one way takes into the `ways` of every case's row; `job` is common to its jobs."""
+    """Measure one way; put its answers into the cases' rows. `job` is common to its jobs."""
     fit = []
     for case, row in zip(cases, rows, strict=True):
         reason = way.unfit(case.spec)
@@ -111,7 +111,7 @@ def measure(
 def answers(
     jobs: list[dict[str, Any]], command: tuple[str, ...] = WORKER
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each job in turn; a worker that dies is replaced after its job."""
+    """Yield the answer to each job in order; if a worker dies, a new one does the remaining jobs."""
     done = 0
     while done < len(jobs):
         before = done
@@ -137,7 +137,7 @@ def answers(
                     code = worker.wait()
                 finally:
                     worker.kill()
-            # Code 0 with jobs left: the last one answered spoilt the process, no other is at fault.
+            # Exit code 0 with jobs left: the last answered job broke the process; no job failed.
             if done < len(jobs) and (code or done == before):
                 yield {"failed": f"{_ended(code)}: {said.read_text('utf-8', 'replace')[-MESSAGE:]}"}
                 done += 1
@@ -150,7 +150,7 @@ def _ended(code: int) -> str:
 
 @contextmanager
 def _progress(length: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function that moves a bar on stderr by one; without a terminal it does nothing."""
+    """Yield a function that advances a progress bar; without a terminal it does nothing."""
     if not sys.stderr.isatty():
         yield lambda item: None
         return

@@ -1,4 +1,4 @@
-"""What `convgen bench` measures: layers, and the ways to compute one.
+"""Cases and ways of `convgen bench`: the layers, and the ways to compute a layer.
 
 Stage 1 of bench. Input: the argument CASES (a .json file, a .convgen file or the text of a spec)
 and its options; output: `Case`s whose sizes are all known, and `Way`s.
@@ -22,8 +22,8 @@ from ..values import check_integer
 GEOMETRY = ("kernel_size", "stride", "padding", "output_padding", "dilation")
 SIZES = ("rank", "batch", "in_channels", "out_channels", "input")
 KEYS = ("id", *SIZES, *GEOMETRY, "groups", "bias")
-CONVGEN = "convgen_"  # before a layout, the name of a way
-CEILINGS = "ceilings"  # in place of a way: the job that asks for the device and its ceilings
+CONVGEN = "convgen_"  # prefix of the ways of convgen, before the layout
+CEILINGS = "ceilings"  # the job that measures the device's ceilings, named instead of a way
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """A way to compute a layer; each runs in a process of its own.
+    """A way to compute a layer; each runs in a separate process.
 
     Attributes:
-        name: what the report calls it.
-        emitted: by convgen's file; else by torch.
-        channels_last: input and weight lie so in memory, from before the timing.
-        flip: as a convolution, the weight flipped and transposed before the timing.
-        benchmark: cuDNN tries its algorithms on the first call of a shape.
-        compiled: through torch.compile.
+        name: name in the report.
+        emitted: whether convgen's file computes it; else torch does.
+        channels_last: whether input and weight are in channels_last; converted before timing.
+        flip: whether it is a convolution, whose weight is flipped and transposed before timing.
+        benchmark: whether cuDNN's benchmark mode is on.
+        compiled: whether it runs through torch.compile.
     """
 
     name: str
@@ -94,7 +94,7 @@ WAYS = {way.name: way for way in (*TORCH_WAYS, *CONVGEN_WAYS)}
 
 
 def read_ways(ways: str | None, layouts: str | None) -> list[Way]:
-    """Return the ways that comma-separated lists ask for, all of a kind for None."""
+    """Return the ways named in comma-separated lists; None means all of its kind."""
     torch = _listed("--ways", ways, tuple(way.name for way in TORCH_WAYS))
     emitted = _listed("--layouts", layouts, LAYOUTS)
     return [WAYS[name] for name in (*torch, *(CONVGEN + layout for layout in emitted))]
@@ -114,11 +114,11 @@ def read_cases(text: str, only: str, dtypes: str | None) -> list[Case]:
 
     Args:
         text: the argument CASES.
-        only: a part of the ids wanted, empty for all.
-        dtypes: comma-separated, in place of those that the cases name; None keeps them.
+        only: text that the ids of the wanted cases contain; empty for all.
+        dtypes: comma-separated dtypes instead of those of the cases; None keeps them.
 
     Raises:
-        SpecError: it names the file, the case and the argument at fault.
+        SpecError: the cases are wrong; the message names the file, the case and the argument.
     """
     asked = None if dtypes is None else dtypes.split(",")
     cases = _from_json(text, asked) if text.endswith(".json") else _from_specs(text, asked)

@@ -1,7 +1,7 @@
 """The plot of bench.
 
-Stage 4 of bench; needs matplotlib, the extra `report`. Input: a report; output: the text of an SVG
-file, the same for the same report: bars of how many times faster than torch, and the roofline.
+Stage 4 of bench; needs matplotlib (extra `report`). Input: a report; output: the text of an SVG
+file with a bar chart of speedups over torch and a roofline. Equal reports give equal files.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ..errors import MachineError
 BARS = {"over_default": "torch's default", "over_best": "the fastest way of torch"}
 SIDES = {"best_convgen_ms": ("convgen", "o", "full"), "best_torch_ms": ("torch", "s", "none")}
 PANEL = 3.2  # inches
-TITLE = "convgen bench"  # in the file, by which a later plot may take its place
+TITLE = "convgen bench"  # marks the file, so that a later plot may overwrite it
 
 
 def require_matplotlib() -> None:
-    """Raise SpecError without matplotlib: before a long run, not after it."""
+    """Raise MachineError without matplotlib; called before a long run, not after it."""
     if find_spec("matplotlib") is None:
         raise MachineError("the plot needs matplotlib, of convgen's extra 'report'")
 
 
 def draw_plot(report: dict[str, Any]) -> str:
-    """Return the plot of a report; raises SpecError without matplotlib."""
+    """Return the plot of a report as SVG text; raises MachineError without matplotlib."""
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,14 +54,14 @@ def draw_plot(report: dict[str, Any]) -> str:
 
 
 def not_a_plot(text: str) -> str | None:
-    """Return why a plot must not take the place of a file of `text`, None of another plot."""
+    """Return why a plot must not overwrite a file with this text, None if it is a plot."""
     return None if f"<title>{TITLE}</title>" in text[:1000] else "is no plot of convgen bench"
 
 
 def _draw_bars(axis: Any, dtype: str, rows: list[dict[str, Any]]) -> None:
     for offset, (figure, label) in zip((-0.2, 0.2), BARS.items(), strict=True):
         known = [(index, row[figure]) for index, row in enumerate(rows) if row[figure] is not None]
-        # From 1 up or down: a bar of a ratio starts where both sides are equal.
+        # Bars start at 1, where both sides are equally fast.
         axis.bar(
             [index + offset for index, _ in known],
             [ratio - 1.0 for _, ratio in known],

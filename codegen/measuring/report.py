@@ -1,7 +1,7 @@
-"""The figures of bench, and its table.
+"""Figures and table of a bench report.
 
-Stage 3 of bench: arithmetic on a report, with no GPU and no process. Input: answers of the workers;
-output: the rows, their summary, and the text of the table.
+Stage 3 of bench: arithmetic alone, no GPU and no process. Input: answers of the workers; output:
+rows, their summary, and the text of the table.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..language.spec import LAYOUTS, ConvTransposeSpec
 from ..planning.costs import layer_bytes
 from .cases import CONVGEN, Case
 
-# No rounding of any dtype is as large, bfloat16's being 2e-3 here: such a result is another one.
+# Larger than the rounding error of any dtype (bfloat16's is 2e-3 here): the result is wrong.
 MOST_ERROR = 0.05
 FIGURES = {"over_default": "x default", "over_best": "x best", "of_floor": "of floor"}
 
 
 def row_of(case: Case, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of a case before anything is measured: its work and the floor of its time."""
+    """Return the row of a case before it is measured: its work, and a lower bound of its time."""
     spec = case.spec
     flops = least_flops(spec)
     least_bytes = layer_bytes(spec, problem_of(spec, decompose(spec)))
@@ -43,9 +43,9 @@ def row_of(case: Case, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def least_flops(spec: ConvTransposeSpec) -> int:
-    """Return operations of the layer, two a product, without the products that padding cuts off.
+    """Return the FLOPs of the layer, two per product, without products that padding crops.
 
-    The floor must be one: counting products that nobody needs would refuse honest times.
+    The floor must be a true lower bound: counting cropped products would refuse honest times.
     """
     assert spec.input is not None
     assert spec.out_channels is not None
@@ -75,13 +75,13 @@ def least_flops(spec: ConvTransposeSpec) -> int:
 
 
 def judged(answer: dict[str, Any], floor_ms: float) -> dict[str, Any]:
-    """Return a worker's answer without its time, but the reason, if something was not computed."""
+    """Return a worker's answer; if it cannot be right, `refused` with the reason replaces `ms`."""
     if "failed" in answer:
         return answer
     if answer["ms"] < floor_ms:
         reason = f"{answer['ms']:.4f} ms is below the floor, {floor_ms:.4f} ms"
     elif answer["relative_error"] > MOST_ERROR:
-        reason = f"a relative error of {answer['relative_error']:.1e} is no rounding"
+        reason = f"a relative error of {answer['relative_error']:.1e} is too large for rounding"
     else:
         return answer
     return {"refused": reason, **{k: v for k, v in answer.items() if k != "ms"}}
@@ -96,7 +96,7 @@ def finished(head: dict[str, Any], rows: list[dict[str, Any]], *, complete: bool
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a row says about convgen: times faster, and the part of the floor reached."""
+    """Return the figures of a row: speedups of convgen, and floor / convgen's time."""
     times = {name: way["ms"] for name, way in row["ways"].items() if "ms" in way}
     own = {name: ms for name, ms in times.items() if name.startswith(CONVGEN)}
     torch = {name: ms for name, ms in times.items() if name not in own}
@@ -122,7 +122,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 
 def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return geometric mean and lowest case of each figure, over the rows that have it."""
+    """Return the geometric mean and lowest case of each figure, over the rows that have it."""
     summary = {}
     for figure in FIGURES:
         known = [row for row in rows if row[figure] is not None]
@@ -157,7 +157,7 @@ COLUMNS = (
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the report as text: a line a case, means and lowest cases, and what has no time."""
+    """Return the report as text: one line per case, then the summary and what was not timed."""
     rates = ", ".join(f"{rate:.0f} {name}" for name, rate in report["matmul_tflops"].items())
     lines = [
         f"{report['device']}, torch {report['torch']}, cuDNN {report['cudnn']}, "
@@ -212,7 +212,7 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _note_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for what failed or was refused, and one for each reason not to apply."""
+    """Return a line per failed or refused row, and one per reason why a way does not apply."""
     lines: list[str] = []
     unfit: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for row in rows:

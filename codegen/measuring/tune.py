@@ -1,9 +1,9 @@
-"""Tuning: the fastest of a spec's candidates, on the GPU at hand.
+"""The tuner: finds the fastest of a spec's candidate tiles on this machine's GPU.
 
-Beside the stages; needs torch and triton, which the compiler does not. Input: specs, a target and
-any executor of `concurrent.futures`; output: a file of measured choices (choices.py), written after
-each spec, so that an interrupted run goes on where it stopped. A job is one spec on one GPU: its
-candidates are compiled side by side in processes of their own, then timed one after the other.
+Beside the stages; needs torch and triton. Input: specs, a target and an executor of
+`concurrent.futures`; output: a choices file (choices.py), written after each spec, so that a rerun
+resumes an interrupted run. A job is one spec on one GPU: its candidates are compiled in parallel
+processes, then timed one by one.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ from ..planning.plan import Candidate, Measured, MeasuredGradient
 from ..tables.targets import TARGETS, GpuTarget, find_target
 
 OF_GRADIENT = {family.name for family in FAMILIES if family.gradient_refusal() is None}
-MOST_SPILLS = 16  # bytes a thread; more go to local memory in the loop
-MOST_ERROR = 1e-2  # a wrong kernel is off by far more, a rounded one by far less
-FINALISTS = 4  # timed again, longer
+MOST_SPILLS = 16  # bytes per thread; more are spilled inside the loop
+MOST_ERROR = 1e-2  # relative; a wrong kernel has far more, rounding far less
+FINALISTS = 4  # fastest tiles, which are timed again for longer
 Row = dict[str, Any]
 
 
 def tuning_target(name: str | None) -> GpuTarget:
-    """Return the target to tune for: the GPU at hand, or `name` if it is of that architecture.
+    """Return the target to tune for: that of this machine's GPU, or `name`.
 
     Raises:
-        SpecError: there is no GPU, or it is of another architecture.
+        MachineError: there is no GPU.
+        SpecError: `name` has another architecture than the GPU.
     """
     import torch
 
@@ -71,7 +72,7 @@ def tuning_target(name: str | None) -> GpuTarget:
 
 
 def gpu_executor() -> tuple[Executor, int]:
-    """Return an executor with one process for each GPU that torch sees, and how many that are."""
+    """Return an executor with one process per GPU that torch sees, and their number."""
     import torch
 
     context = spawn_context()
@@ -85,17 +86,17 @@ def gpu_executor() -> tuple[Executor, int]:
 
 
 def _take_gpu(gpus: Any) -> None:
-    """Give this worker a GPU of its own, of those that the parent process may use."""
+    """Make one of the parent process's GPUs the only one that this worker sees."""
     number = gpus.get()
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = allowed.split(",")[number] if allowed else str(number)
 
 
 def shortlist(ranking: Sequence[Candidate], count: int, seed: int = 0) -> list[Tile]:
-    """Return up to `count` tiles: the model's first ones of every form, then others.
+    """Return up to `count` tiles: the model's best overall and of every form, then random ones.
 
-    The model is right about the first few more often than not; the rest is drawn from the better
-    half, so that its errors can be seen.
+    The best tile is mostly among the model's first few. The random ones come from the better half
+    of the ranking, to find errors of the model.
     """
     forms: dict[tuple[str, int, int, bool], list[Tile]] = {}
     for candidate in ranking:
@@ -165,7 +166,7 @@ def tune(
 
 
 def _ahead(keys: Sequence[str], gpus: int) -> list[tuple[str, ...]]:
-    """Return for each spec the one that its worker will measure next, if there is one."""
+    """Return for each spec the spec that its worker measures next, if there is one."""
     return [tuple(keys[at + gpus : at + gpus + 1]) for at in range(len(keys))]
 
 
@@ -290,7 +291,7 @@ def _gradient_times(
 
 
 def _check(output: Any, wanted: Any, name: str) -> None:
-    """Raise RuntimeError for an output that is off by more than rounding."""
+    """Raise RuntimeError if the error of an output exceeds rounding."""
     error = float((output - wanted).norm() / wanted.norm())
     if not error <= MOST_ERROR:
         raise RuntimeError(f"{name} is wrong: relative error {error:.2e}")
@@ -313,7 +314,7 @@ class _Timer:
         self.x = laid_out(self.x, spec.layout)
 
     def milliseconds(self, tile: Tile, repeat: int) -> Any:
-        """Return the median time of `tile` over `repeat` ms; None if it does not fit the card."""
+        """Return the median time of `tile` in ms, of runs for `repeat` ms; None if it cannot run."""
         from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
 
@@ -329,7 +330,7 @@ class _Timer:
             return None
         _check(output, self.wanted, f"{tile} of {self.spec}")
         return do_bench(
-            # Without the public function's checks: they can outlast a tiny layer's kernel.
+            # Skip the public function's checks: they can take longer than a tiny layer's kernel.
             lambda: module._launch(self.x, packed, self.bias),
             warmup=5,
             rep=repeat,
@@ -369,12 +370,12 @@ def _compilers() -> Executor:
 
 
 def _may_have_children() -> bool:
-    """Whether this process may start others: daemons, as some engines' workers are, may not."""
+    """Whether this process may start others: daemonic processes may not."""
     return not multiprocessing.current_process().daemon
 
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:
-    """Compile a tile; whether it fits the target without spills."""
+    """Compile a tile; return whether it fits the target without spills."""
     from ..execution.cubin import compile_for
 
     target = find_target(target_name)

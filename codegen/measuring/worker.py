@@ -2,9 +2,9 @@
 
     python -P -m convgen.measuring.worker FOLDER
 
-Stage 2 of bench; needs torch, triton and a CUDA GPU. Input: FOLDER/jobs, a JSON line a job; output:
-a JSON line an answer, on stdout. A process of its own for each way, as torch keeps the first cuDNN
-plan of a shape however it was chosen; and so that a crash takes one row with it, not the run.
+Stage 2 of bench; needs torch, triton and a CUDA GPU. Input: FOLDER/jobs, one JSON line per job;
+output: one JSON line per answer, on stdout. Each way has a separate process, because torch keeps
+the first cuDNN plan of a shape, however it was chosen, and so that a crash loses one row only.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from ..rendering.render import KernelSource
 from ..tables.targets import find_target
 from .cases import CEILINGS, CONVGEN, WAYS, Way
 
-SECONDS = 600  # for one job; a hang must not hold up the rest
+SECONDS = 600  # time limit per job: a hang must not stop the other jobs
 MATMUL = 8192
 COPIED = 2**30
 WARMUP_MS, REPEAT_MS, LEAST_SAMPLES = 25, 100, 20
 
 
 def main() -> None:
-    """Answer the jobs of the folder that the command line names, in turn."""
+    """Answer the jobs in the folder that the command line names, in order."""
     folder = Path(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not stand between answers
+    os.dup2(2, 1)  # keep the output of libraries apart from the answers
     lines = (folder / "jobs").read_text("utf-8").splitlines()
     compile_ahead(lines)
     for line in lines:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         print(json.dumps(answer(line, folder)), file=answers, flush=True)
         if not _released():
-            os._exit(0)  # an orderly end could not be had: CUDA's teardown fails too
+            os._exit(0)  # no orderly exit: CUDA's teardown would fail too
 
 
 def compile_ahead(lines: list[str]) -> None:
-    """Compile side by side, before anything is timed, what the jobs emit; Triton's cache has it."""
+    """Compile the jobs' files in parallel into Triton's cache, before anything is timed."""
     emitting = [line for line in lines if CONVGEN in line]
     if len(emitting) > 1:
         with compilers() as pool:
@@ -66,14 +66,14 @@ def compile_ahead(lines: list[str]) -> None:
 
 
 def _compile(line: str) -> None:
-    with contextlib.suppress(Exception):  # the job meets the error again, and answers with it
+    with contextlib.suppress(Exception):  # the job itself reports the error
         job = json.loads(line)
         source = compile_job(parse(job["spec"]), WAYS[job["way"]], job)
         compile_for(source, find_target(job["target"]))
 
 
 def answer(line: str, folder: Path) -> dict[str, Any]:
-    """Return what a job asks for; `failed`, with the message, if that raised."""
+    """Return the answer to a job, or `failed` with the error message."""
     try:
         job = json.loads(line)
         if job["way"] == CEILINGS:
@@ -86,7 +86,7 @@ def answer(line: str, folder: Path) -> dict[str, Any]:
 
 
 def _released() -> bool:
-    """Give the job's memory back; False if it left a CUDA context where every call fails."""
+    """Free the job's memory; return False if the job broke the CUDA context."""
     torch = sys.modules.get("torch")
     gc.collect()
     try:
@@ -99,7 +99,7 @@ def _released() -> bool:
 
 
 def measure(job: dict[str, Any], folder: Path, device: str) -> dict[str, Any]:
-    """Return median, samples and relative error of a way to compute a spec, and convgen's tile."""
+    """Return median and samples (ms), relative error and, for convgen, the tile of a job's way."""
     import torch
 
     spec, way = parse(job["spec"]), WAYS[job["way"]]
@@ -112,7 +112,7 @@ def measure(job: dict[str, Any], folder: Path, device: str) -> dict[str, Any]:
         call = emitted_call(source, way, folder, *tensors)
     else:
         call = torch_call(spec, way, *tensors)
-    output = call()[:2].double()  # first, while the memory that cuDNN may plan with is free
+    output = call()[:2].double()  # first, while there is free memory for cuDNN's workspaces
     exact = reference(spec, tensors[0][:2], *tensors[1:])
     error = float((output - exact).norm() / exact.norm())
     if not math.isfinite(error):
@@ -124,7 +124,7 @@ def measure(job: dict[str, Any], folder: Path, device: str) -> dict[str, Any]:
 
 
 def draw(spec: ConvTransposeSpec, device: str) -> tuple[Any, Any, Any]:
-    """Return input, weight and bias of normal numbers, the same ones in every process."""
+    """Return normally distributed input, weight and bias, the same in every process."""
     import torch
 
     generator = torch.Generator(device).manual_seed(0)
@@ -143,7 +143,7 @@ def draw(spec: ConvTransposeSpec, device: str) -> tuple[Any, Any, Any]:
 def torch_call(
     spec: ConvTransposeSpec, way: Way, x: Any, weight: Any, bias: Any
 ) -> Callable[[], Any]:
-    """Return a call of torch that computes `spec`, its arguments prepared."""
+    """Return a function that computes `spec` by torch; its arguments are prepared before."""
     import torch
 
     functional = torch.nn.functional
@@ -162,13 +162,13 @@ def torch_call(
         return staged(function(staged(x, spec.before), weight, bias, *geometry), spec.after)
 
     if way.compiled:
-        torch.compiler.reset()  # past a few shapes of a function, torch would run it uncompiled
+        torch.compiler.reset()  # after a few shapes of a function torch would run it uncompiled
         call = torch.compile(call, dynamic=False)
     return lambda: call(x, weight, bias)
 
 
 def flipped(spec: ConvTransposeSpec, weight: Any) -> Any:
-    """Return the weight of the convolution that is `spec`: flipped, input and output swapped."""
+    """Return the weight of the convolution equal to `spec`: taps flipped, channels swapped."""
     grouped = weight.reshape(spec.groups, -1, *weight.shape[1:]).transpose(1, 2)
     swapped = grouped.reshape(spec.out_channels, -1, *spec.kernel_size)
     return swapped.flip(tuple(range(2, 2 + spec.rank))).contiguous()
@@ -184,7 +184,7 @@ def compile_job(spec: ConvTransposeSpec, way: Way, job: dict[str, Any]) -> Kerne
 def emitted_call(
     source: KernelSource, way: Way, folder: Path, x: Any, weight: Any, bias: Any
 ) -> Callable[[], Any]:
-    """Return a call of an emitted file, the weight packed."""
+    """Return a function that calls an emitted file; the weight is packed before."""
     module = load_module(source.text, module_name(source), folder)
     function = getattr(module, f"conv_transpose{source.plan.spec.rank}d_packed")
     x, packed = laid_out(x, way.layout), module.pack_weight(weight)
@@ -202,9 +202,9 @@ def samples_of(call: Callable[[], Any]) -> list[float]:
 
 
 def ceilings(dtypes: list[str]) -> dict[str, Any]:
-    """Return device, versions, what copy and matrix product reach, and how long a launch takes.
+    """Return device, versions, and the measured rates of a copy, a matrix product and a launch.
 
-    No floor has the launch in it: a time near that of one element's kernel is the launch's.
+    Floors do not include the launch: a time near `launch_ms` is mostly the launch.
     """
     import torch
     import triton

@@ -245,10 +245,13 @@ def meant_for(padding_mode, device):
 
 
 LEFT = {
-    "subclass": (lambda device: Wider(4, 4, 3, device=device), "Wider is a class of its own"),
+    "subclass": (
+        lambda device: Wider(4, 4, 3, device=device),
+        "Wider is a subclass",
+    ),
     "parametrized subclass": (
         lambda device: parametrizations.weight_norm(Wider(4, 4, 3, device=device)),
-        "Wider is a class of its own",
+        "Wider is a subclass",
     ),
     "forward": (own_forward, "its forward was set on the layer itself"),
     "tensor": (marked, "its weight is a Marked"),

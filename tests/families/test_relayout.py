@@ -388,7 +388,7 @@ def test_cards_it_was_not_measured_on_make_no_copy_by_themselves() -> None:
     assert copying == {"h100", "h200"}
 
 
-@pytest.mark.parametrize(("value", "reason"), [(True, "makes no copy"), (1, "true or false")])
+@pytest.mark.parametrize(("value", "reason"), [(True, "has no copy"), (1, "true or false")])
 def test_choices_of_copies_are_read(value: object, reason: str, tmp_path: Path) -> None:
     """A tile may have one; the gradient's launch makes none."""
     tile = dataclasses.asdict(copying(parse(LAYER))[0])
