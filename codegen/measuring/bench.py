@@ -93,7 +93,7 @@ def measure(
     job: dict[str, Any],
     advance: Callable[[str], None],
 ) -> None:
-    """Measure one way; put its answers into the cases' rows. `job` is common to its jobs."""
+    """Measure one way; put its answers into the rows. `job` is common to its jobs."""
     fit = []
     for case, row in zip(cases, rows, strict=True):
         reason = way.unfit(case.spec)

@@ -314,7 +314,7 @@ class _Timer:
         self.x = laid_out(self.x, spec.layout)
 
     def milliseconds(self, tile: Tile, repeat: int) -> Any:
-        """Return the median time of `tile` in ms, of runs for `repeat` ms; None if it cannot run."""
+        """Return the median time of `tile` in ms, over `repeat` ms; None if it cannot run."""
         from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
 

@@ -114,7 +114,7 @@ def test_a_kernel_that_was_measured_to_be_faster_is_used_and_explained():
     planned = plan(parse(LAYER), H100, choices=choices_of(LAYER))
     assert planned.gradient.tile == tiles_of(parse(LAYER), None)[0]
     assert "0.5000 ms, torch's 0.7000 ms on a card" in said(planned)
-    assert said(planned).startswith("a kernel of its own")
+    assert said(planned).startswith("a kernel in the file")
 
 
 def test_a_slower_kernel_or_none_leaves_the_file_as_it_was():
