@@ -111,7 +111,7 @@ def measure(
 def answers(
     jobs: list[dict[str, Any]], command: tuple[str, ...] = WORKER
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answer to each job in order; if a worker dies, a new one does the remaining jobs."""
+    """Yield the answer to each job in order; if a worker dies, a new one does the rest."""
     done = 0
     while done < len(jobs):
         before = done
