@@ -46,7 +46,7 @@ def test_emit_takes_the_name_of_a_card():
 
 @pytest.mark.parametrize("text", [None, 3, ["ConvTranspose2d(3)"]])
 def test_emit_names_what_is_no_text(text):
-    with pytest.raises(convgen.SpecError, match=f"a text, got {type(text).__name__}"):
+    with pytest.raises(convgen.SpecError, match=f"text, got {type(text).__name__}"):
         convgen.emit(text)
 
 
