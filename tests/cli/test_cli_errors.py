@@ -207,7 +207,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
         layers = tmp_path / f"{name}.convgen"
         if name == "one":
             layers.write_text(f"up = {SMALL}\n")
-        assert "go to a folder" in refused("emit", layers, "-o", tmp_path / "file")
+        assert "must be a folder" in refused("emit", layers, "-o", tmp_path / "file")
         assert "is named like a file" in refused("emit", layers, "-o", tmp_path / "up.py")
         assert not (tmp_path / "up.py").exists()
     make_project(tmp_path, rows("up").replace('"kernels"', '"file"'))
