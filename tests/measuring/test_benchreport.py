@@ -142,7 +142,7 @@ def test_a_wrong_result_has_no_time(measured, monkeypatch):
         bench, "answers", lambda jobs: [answer if "spec" in j else FACTS for j in jobs]
     )
     report = json.loads(run("bench", *measured, "--json").stdout)
-    assert all("too large for rounding" in way["refused"] for way in report["cases"][0]["ways"].values())
+    assert all("for rounding" in way["refused"] for way in report["cases"][0]["ways"].values())
     assert report["summary"] == {"float32": {}}
 
 
