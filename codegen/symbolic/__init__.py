@@ -1,4 +1,4 @@
-"""Stage 3, index: offsets, bounds and masks as sympy expressions, and how they are spelled.
+"""Stage 3, index: offsets, bounds and masks as sympy expressions, and their printing as Triton.
 
 In: sizes and their ranges. Out: accesses, and lines of Triton. Imports geometry.
 """

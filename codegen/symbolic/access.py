@@ -1,4 +1,4 @@
-"""Accesses: where a tensor is read or written, and which masks that needs.
+"""Accesses: offsets into a tensor, and the masks that loads and stores there need.
 
 Stage 3, index. Input: coordinates in a `Space`; output: an `Access` with its offset and masks.
 """
@@ -17,13 +17,14 @@ from .space import FloorDiv, Modulo, Space, expand
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
-    """One axis of a tensor: where an access stands on it.
+    """The index of an access along one axis of a tensor.
 
     Attributes:
-        index: the coordinate.
+        index: the coordinate; an access is in bounds where 0 <= index < extent.
         extent: the axis' size.
         stride: elements from one index to the next.
-        looped: the kernel's loop runs over the indices that are there, which no range tells.
+        looped: whether the kernel's loop only visits valid indices. Ranges cannot show this, so
+            the flag suppresses the masks.
     """
 
     index: Expr
@@ -34,12 +35,13 @@ class Coordinate:
 
 @dataclass(frozen=True, slots=True)
 class TensorIndex:
-    """Where an access stands in the layer's input or output.
+    """The index of an access in the layer's input or output.
 
     Attributes:
-        image, group: along the batch, and among the groups of channels.
-        channel: in its group.
-        axes: along each spatial axis, which groups of a row take apart in several coordinates.
+        image: index along the batch.
+        group: index of the channel group.
+        channel: index of the channel within its group.
+        axes: coordinates along each spatial axis; a grouped axis may have several.
     """
 
     image: Coordinate
@@ -52,11 +54,11 @@ class TensorIndex:
         return [self.image, self.group, self.channel, *itertools.chain(*self.axes)]
 
     def row_stride(self) -> Expr:
-        """Return elements from one row to the next, along the last axis but one."""
+        """Return the stride of the last axis but one, in elements."""
         return self.axes[-2][0].stride
 
     def letters(self, letters: Iterable[str], masks: Iterable[Mask]) -> str:
-        """Return which of the axes the masks are of, by the `letters` of the spatial ones."""
+        """Return the letters of the masked axes: `n` for the batch, `letters` for spatial axes."""
         indices = {mask.index for mask in masks}
         named = (("n", (self.image,)), *zip(letters, self.axes, strict=True))
         return "".join(x for x, parts in named if any(part.index in indices for part in parts))
@@ -64,7 +66,7 @@ class TensorIndex:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A condition `index >= 0` (extent None) or `index < extent` that no range proves."""
+    """A condition `index >= 0` (extent None) or `index < extent` that ranges cannot prove."""
 
     index: Expr
     extent: Expr | None
@@ -72,12 +74,12 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the elements of a tile lie in a tensor.
+    """The offsets of a tile's elements in a tensor.
 
     Attributes:
         scalar: offset of the tile, in elements.
         lanes: offsets inside the tile, in elements.
-        masks: conditions under which an element exists.
+        masks: conditions under which an element is inside the tensor.
     """
 
     scalar: Expr
@@ -100,7 +102,10 @@ def masks_of(space: Space, coordinates: Iterable[Coordinate]) -> tuple[Mask, ...
 
 
 def access(space: Space, coordinates: Sequence[Coordinate], lanes: frozenset[Symbol]) -> Access:
-    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove."""
+    """Return the access at `coordinates`, with a mask for each bound the ranges do not prove.
+
+    Terms that contain a symbol of `lanes` make up the offsets inside the tile.
+    """
     scalar: list[Expr] = []
     vector: list[Expr] = []
     for coordinate in coordinates:
@@ -113,7 +118,7 @@ def access(space: Space, coordinates: Sequence[Coordinate], lanes: frozenset[Sym
 def unflatten(flat: Expr, extents: Iterable[Expr]) -> tuple[Expr, ...]:
     """Return the digits of `flat` in the mixed radix `extents`, fastest first.
 
-    The last digit is what is left: it is not reduced by its own extent.
+    The last digit is not taken modulo its extent: it is `flat` divided by the other extents.
     """
     digits: list[Expr] = []
     radices = list(extents)

@@ -1,4 +1,4 @@
-"""Lines of an emitted file: assignments and calls that fit the page's width.
+"""Line breaking of an emitted file: assignments and calls of at most 100 columns.
 
 Stage 5, render. Input: text; output: lines.
 """
@@ -11,7 +11,7 @@ WIDTH = 100  # columns of an emitted line
 
 
 def bare(text: str) -> str:
-    """Drop the parentheses around a whole expression, for the right side of an assignment."""
+    """Return `text` without the parentheses around the whole of it, if it has any."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -44,7 +44,7 @@ def call_text(function: str, arguments: Iterable[str], indent: int) -> str:
 
 
 def split(text: str, signs: str) -> list[str]:
-    """Split a sum or product before each of its outermost `signs`."""
+    """Split `text` before each operator of `signs` that is outside all brackets."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([") - (character in ")]")

@@ -1,10 +1,10 @@
 """Printing index expressions as Triton text.
 
-Stage 5, the spelling of sympy. Input: an expression and the `Space` it lives in; output: text that
-evaluates to the same number. What cannot be printed faithfully is refused: Triton's `//` and `%`
-truncate where Python's floor, so both print only for operands proved non-negative, by divisors
-proved positive (a pipelined loop computes addresses ahead of its trip count, even for none), and
-always in parentheses (`28*m // 28` is not `28*(m // 28)`).
+Stage 5, render. Input: an expression and the `Space` of its symbols; output: text that evaluates
+to the same number. An expression without faithful text raises PrintError. Triton's `//` and `%`
+truncate where Python's floor, so both print only if the dividend is proved non-negative and the
+divisor positive. That must hold even for a loop of 0 steps: a pipelined loop computes addresses
+ahead of its trip count. Both print in parentheses: `28*m // 28` is not `28*(m // 28)`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sympy import Expr, Symbol
 from .lines import bare
 from .space import AtLeast, CeilDiv, FloorDiv, Modulo, Space, expand
 
-# What spreads a vector over the dimensions of a tile, by how many there are.
+# By the rank of a tile: the index that broadcasts a vector along each dimension.
 SPREADS = {
     1: ("",),
     2: ("[:, None]", "[None, :]"),
@@ -27,7 +27,7 @@ SPREADS = {
 
 
 class PrintError(Exception):
-    """An expression that has no faithful text; a bug of convgen, never of a spec."""
+    """An expression that has no faithful text: a bug in convgen, whatever the spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,18 @@ class Printer:
     """Prints expressions of one space.
 
     Attributes:
-        space: ranges, for the proofs that `//` and `%` need.
-        wide: symbols to be cast to int64 where they are read.
+        space: ranges of the symbols, for the proofs that `//` and `%` need.
+        wide: symbols that are cast to int64 wherever they are read.
     """
 
     space: Space
     wide: frozenset[Symbol] = frozenset()
 
     def text(self, expr: Expr) -> str:
-        """Return `expr` as text, its terms from the longest stride to the shortest."""
+        """Return `expr` as text, terms ordered from the largest stride to the smallest.
+
+        Raises PrintError if `expr` has no faithful text.
+        """
         terms = sorted(sympy.Add.make_args(expand(expr)), key=self._term_order)
         text = ""
         for term in terms:
@@ -56,13 +59,13 @@ class Printer:
         return text
 
     def _term_order(self, term: Expr) -> tuple[bool, bool, int, str]:
-        """Variables before constants, positive before negative terms, long strides first."""
+        """Sort key: positive terms, then variables before constants, then large strides first."""
         sizes = sum(1 for factor in sympy.Mul.make_args(term) if factor in self.space.sizes)
         moving = not term.free_symbols <= self.space.sizes.keys()
         return (term.could_extract_minus_sign(), not moving, -sizes, _name(term))
 
     def _size_order(self, size: Symbol) -> tuple[bool, bool, str]:
-        """Sizes of run time first: the interpreter cannot multiply a constant by a tensor."""
+        """Sort key: run-time sizes first, as Triton's interpreter has no constexpr * tensor."""
         return (self.space.number(size) is not None, size.name.isupper(), size.name)
 
     def _term(self, term: Expr) -> str:
@@ -72,8 +75,8 @@ class Printer:
         moving = sorted((f for f in factors if f not in sizes and not f.is_Integer), key=_name)
         texts = [self._atom(factor) for factor in moving]
         constants = [self._atom(factor) for factor in [*numbers, *sizes]]
-        # A product of known sizes is a number: grouped, it is multiplied once, at compile time.
-        # Sizes of run time multiply one after the other, so that an int64 on the left spreads.
+        # Parentheses around a product of known sizes let Triton fold it at compile time.
+        # Run-time sizes have none: each multiplication then stays int64 if its left side is.
         if len(constants) > 1 and texts and all(self.space.number(f) is not None for f in sizes):
             constants = [f"({' * '.join(constants)})"]
         return " * ".join([*texts, *constants]) or "1"
@@ -102,5 +105,5 @@ class Printer:
 
 @functools.lru_cache(maxsize=4096)
 def _name(expr: Expr) -> str:
-    """Return sympy's text of `expr`, which orders what nothing else does."""
+    """Return sympy's text of `expr`, the last sort key (cached: sympy prints slowly)."""
     return str(expr)

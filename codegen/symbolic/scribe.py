@@ -1,4 +1,4 @@
-"""The scribe: names for the values of a kernel, in lines that fit the page.
+"""The scribe: writes named values, offsets and masks of a kernel in lines of at most 100 columns.
 
 Stage 5, render. Input: expressions of a `Space`; output: lines of Triton.
 """
@@ -17,45 +17,50 @@ from .lines import WIDTH, assignment, bare
 from .printer import SPREADS, Printer, PrintError
 from .space import Range, Space, symbol
 
-LONG = 40  # columns of a part of an offset that is written in place
+LONG = 40  # columns; a longer part of an offset has a line and a name of its own
 
 
 def _fitting(parts: list[str], room: int) -> list[str]:
-    """Return conditions as one where all of them fit the room of a line, else each by itself."""
+    """Return the conditions joined by `&` if they fit in `room` columns, else unjoined."""
     together = " & ".join(parts)
     return [together] if len(together) <= room else parts
 
 
 def _room(begin: str) -> int:
-    """Return the columns that are left of a line of a step behind its beginning."""
+    """Return the columns left after `begin` on a line of the loop's body."""
     return WIDTH - len(f"        {begin} ")
 
 
 def _apart(name: str, axes: list[list[str]]) -> list[str]:
-    """Return the conditions of each axis as one where they fit a line `name &= part`."""
+    """Return the conditions, joined per axis where a line `name &= part` has room."""
     return [part for axis in axes for part in _fitting(axis, _room(f"{name} &="))]
 
 
 def _conjunction(name: str, parts: list[str]) -> list[str]:
-    """Return the lines that define `name`, all of the parts, one a line."""
+    """Return the lines that define `name` as the conjunction of `parts`, one part a line."""
     return [f"{name} {'&=' if n else '='} {bare(part)}" for n, part in enumerate(parts)]
 
 
 def _spread(parts: dict[str, str], order: tuple[str, ...]) -> list[str]:
-    """Return the conditions of a tile's dimensions, each spread over all of them."""
+    """Return the vectors of `parts`, by kind of lane, each broadcast to the tile's dimensions."""
     indices = dict(zip(order, SPREADS[len(order)], strict=True))
     return [f"{text}{indices[kind]}" for kind, text in parts.items()]
 
 
 @dataclass(frozen=True, slots=True)
 class LanePart:
-    """What the lanes of one kind add to an offset, and the index that spreads it over the tile."""
+    """The summand of an offset that varies with one kind of lane.
+
+    Attributes:
+        text: the summand, a vector.
+        index: the index that broadcasts it over the tile, such as `[:, None]`.
+    """
 
     text: str
     index: str
 
     def spread(self) -> str:
-        """Return the part as a summand of the offset."""
+        """Return the summand, broadcast over the tile."""
         plain = not self.index or self.text.isidentifier()
         return f"{self.text if plain else f'({self.text})'}{self.index}"
 
@@ -65,8 +70,8 @@ class LaneText:
     """An offset inside a tile.
 
     Attributes:
-        name: its name.
-        before: the lines of parts that are too long to stand in its own.
+        name: its name in the kernel.
+        before: lines that define the parts that are too long to be written in place.
         parts: its summands, in the order of the tile's dimensions.
     """
 
@@ -75,11 +80,11 @@ class LaneText:
     parts: tuple[LanePart, ...]
 
     def text(self) -> str:
-        """Return the offset."""
+        """Return the offset as a sum."""
         return " + ".join(part.spread() for part in self.parts)
 
     def lines(self) -> tuple[str, ...]:
-        """Return the lines that define the name; none where no lane moves the offset."""
+        """Return the lines that define the name; without parts there is no name to define."""
         return (*self.before, f"{self.name} = {self.text()}") if self.parts else self.before
 
 
@@ -88,10 +93,11 @@ class Scribe:
     """Writes the lines of one kernel: names quantities, prints offsets and masks of tiles.
 
     Attributes:
-        space: what is known of the sizes, and of the symbols defined so far.
-        kinds: for each lane symbol what it runs over, `position` or `channel`.
+        space: the sizes, and the ranges of all symbols defined so far.
+        kinds: the kind of each lane symbol: the name of the tile dimension that it runs over.
         used: sizes that the printed text reads.
-        checked: the wrapper refuses sizes of run time whose offsets in a tile int32 cannot hold.
+        checked: whether the wrapper rejects run-time sizes whose offsets inside a tile overflow
+            int32.
     """
 
     space: Space
@@ -100,7 +106,7 @@ class Scribe:
     checked: bool = True
 
     def name(self, name: str, low: Expr | int, high: Expr | int, kind: str | None = None) -> Symbol:
-        """Return a new symbol in `low … high`; with `kind` it is a lane."""
+        """Return a new symbol with values `low … high`; it is a lane if it has a `kind`."""
         result = symbol(name)
         self.space.learn(result, Range(sympy.sympify(low), sympy.sympify(high)))
         if kind is not None:
@@ -110,13 +116,15 @@ class Scribe:
     def define(
         self, lines: list[str], name: str, expr: Expr, bounds: tuple[Expr | int, Expr | int] | None
     ) -> Expr:
-        """Append `name = expr` and return its symbol; a number or a symbol needs no name.
+        """Append `name = expr` to `lines` and return the symbol of `name`.
+
+        If `expr` reduces to a number or a symbol, return that and append nothing.
 
         Args:
-            lines: where the line goes.
+            lines: the lines to append to.
             name: the new name.
             expr: its value.
-            bounds: a range tighter than what interval arithmetic finds, or None.
+            bounds: a range tighter than that of interval arithmetic; None to use the latter.
         """
         expr = self.space.reduce(expr)
         if expr.is_Integer or isinstance(expr, Symbol):
@@ -127,13 +135,13 @@ class Scribe:
         return self.name(name, low, high, kinds.pop() if kinds else None)
 
     def text(self, expr: Expr, wide: frozenset[Symbol] = frozenset()) -> str:
-        """Print `expr` as far as the ranges reduce it."""
+        """Print `expr`, reduced by the ranges, with the symbols of `wide` cast to int64."""
         reduced = self.space.reduce(expr)
         self.used |= reduced.free_symbols & set(self.space.sizes)
         return Printer(self.space, wide).text(reduced)
 
     def scalar(self, expr: Expr) -> str | None:
-        """Print a scalar offset, int64 where int32 is not known to hold it; None if it is 0."""
+        """Print a scalar offset, in int64 unless it is known to fit int32; None if it is 0."""
         expr = self.space.reduce(expr)
         if expr == 0:
             return None
@@ -147,8 +155,8 @@ class Scribe:
     def lane_text(self, name: str, expr: Expr, order: tuple[str, ...], indent: int = 4) -> LaneText:
         """Return `<name>_lanes`, an offset inside a tile over `order`.
 
-        It is int32, except where a known size makes it too large, or one of run time that nothing
-        checks. A long part has a line of its own, `<name>_<kind>`.
+        It is int32 unless known sizes make it too large, or run-time sizes may and the wrapper does
+        not check them. A long part has a line of its own, `<name>_<kind>`.
         """
         expr = self.space.reduce(expr)
         lanes = frozenset(expr.free_symbols & set(self.kinds))
@@ -181,10 +189,10 @@ class Scribe:
     ) -> list[str]:
         """Return the lines that define `<tensor>_mask`, the conditions of a tile over `order`.
 
-        Conditions on positions are joined first, axis by axis, in a vector `<tensor>_inside`. One
-        on the whole tile, as where all of its positions have one coordinate, joins the first of
-        them. A vector that is `shared` with other tiles, by the kind of its lanes, is joined with
-        them.
+        Several conditions on one kind of lane are first joined, axis by axis, in a vector
+        `<tensor>_inside`. A scalar condition (a coordinate that all lanes have in common) is joined
+        with those on the first kind. `shared` has, by kind, the names of vectors that were defined
+        for several tiles; they are joined too.
         """
         name = f"{tensor}_mask"
         kinds = {*shared, *(self._kind(mask.index) for mask in masks)}
@@ -192,7 +200,7 @@ class Scribe:
         if first is None or len(order) == 1:
             return self.vector_lines(name, masks)
         lines: list[str] = []
-        parts: dict[str, str] = {}  # condition of a kind of lanes, as a vector
+        parts: dict[str, str] = {}  # by kind of lane, the vector of its conditions
         for kind in order:
             own = [mask for mask in masks if (self._kind(mask.index) or first) == kind]
             axes = [*([[shared[kind]]] if kind in shared else []), *self._by_axis(own)]
@@ -205,7 +213,7 @@ class Scribe:
             elif axes:
                 parts[kind] = axes[0][0]
         spread, room = _spread(parts, order), _room(f"{name} =")
-        if len(order) > 2:  # of no step: it stands 4 columns further left
+        if len(order) > 2:  # such masks are outside the loop: indented 4 columns less
             return [*lines, *_conjunction(name, _fitting(spread, room + 4))]
         if len(" & ".join(spread)) > room:  # ruff would break it inside an index
             for kind, text in parts.items():
@@ -215,9 +223,9 @@ class Scribe:
         return [*lines, f"{name} = {' & '.join(_spread(parts, order))}"]
 
     def vector_lines(self, name: str, masks: Iterable[Mask]) -> list[str]:
-        """Return the lines that define `name`, conditions of one kind of lanes, axis by axis.
+        """Return the lines that define `name`, conditions on one kind of lane, axis by axis.
 
-        Those of the whole tile alone, of no lanes, have a line each.
+        If all conditions are scalars, each has a line of its own.
         """
         given = list(masks)
         if not any(self._kind(mask.index) for mask in given):
@@ -226,7 +234,7 @@ class Scribe:
         return _conjunction(name, _fitting(each, _room(f"{name} =")))
 
     def _by_axis(self, masks: list[Mask]) -> list[list[str]]:
-        """Print the conditions, those of an axis together."""
+        """Print the conditions, one list per axis."""
         axes: dict[Expr, list[str]] = {}
         for mask in masks:
             axes.setdefault(mask.index, []).append(self.condition(mask))
@@ -235,10 +243,11 @@ class Scribe:
     def shared_lines(
         self, tensor: str, masks: tuple[Mask, ...], order: tuple[str, ...], axes: str
     ) -> tuple[list[str], dict[str, str]]:
-        """Return lines of the vectors that several tiles share, and their names by kind of lanes.
+        """Return the lines of mask vectors that several tiles share, and their names by kind.
 
-        The one over positions is named after the `axes` that it is of; conditions on the whole tile
-        join it, or else the first one. With them alone there is no vector.
+        The name of the vector over positions ends in `axes`, the letters of the masked axes. Scalar
+        conditions are joined with it, or with the first vector if no condition is on positions. If
+        all conditions are scalars, there are no vectors.
         """
         lines: list[str] = []
         names: dict[str, str] = {}
@@ -256,7 +265,7 @@ class Scribe:
         """Print a condition, in parentheses."""
         index = self.space.reduce(mask.index)
         known = self.space.number(self.space.bounds(index).high) is not None
-        # Run-time indices that int32 cannot hold are refused by the wrapper.
+        # The wrapper rejects run-time sizes with indices that overflow int32.
         far = known and not self.space.fits_int32(index)
         wide = index.free_symbols - set(self.space.sizes) if far else frozenset()
         text = self.text(index, frozenset(wide))

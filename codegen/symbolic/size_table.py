@@ -1,7 +1,7 @@
-"""The table of a kernel's sizes: what each is called, its number, and what it follows from.
+"""The table of a kernel's sizes: the name, value and formula of each.
 
-Stage 3, part of index. Input: a spec, its phases, and what a plan makes of them; output: `Sizes`.
-Sizes are made once, concern by concern, and travel with the plan.
+Stage 3, index. Input: a spec, its phases, and a plan's tiles, grouping, row block and box; output:
+`Sizes`. The table is built once and is kept in the plan.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from .space import CeilDiv, FloorDiv, symbol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeTable:
-    """What the sizes of a kernel follow from.
+    """The inputs from which the sizes of a kernel are computed.
 
     Attributes:
         spec, phases: the layer and its phases.
-        tiles: those that the kernel runs with, any of them.
-        groups: those that programs have one of; the channels of a group are counted in its own.
-        grouping: of the last axis; with a span above 1 its extent is known.
-        block: of the last axis but one, whose extent is known then.
-        box: the images and positions along each axis that are a tile; empty where one is a run of
+        tiles: every tile the kernel may be launched with.
+        groups: channel groups; a program computes one of them. 1 where a kernel does not
+            distinguish them.
+        grouping: grouping of the last axis, or None; a span above 1 requires a known extent.
+        block: row block of the last axis but one, or None; requires a known extent.
+        box: images, then positions along each axis, of a tile; empty if a tile is a run of
             flattened positions.
-        fold: images share tiles.
-        prefix: what the names in the file begin with.
+        fold: whether a tile may contain positions of several images.
+        prefix: prefix of the names in the file.
     """
 
     spec: ConvTransposeSpec
@@ -48,7 +49,7 @@ class SizeTable:
     prefix: str
 
     def sizes(self) -> Sizes:
-        """Return the sizes, each behind those that it follows from."""
+        """Return the sizes, each after those its definition reads."""
         table = itertools.chain(
             self._channels(),
             self._inputs(),
@@ -94,7 +95,7 @@ class SizeTable:
         return zip(letters, *extents, self.phases, strict=True)
 
     def _channels(self) -> Iterator[Size]:
-        """The images and channels; with groups those of a group come first, the rest from them."""
+        """The batch and the channels; C_IN and C_OUT follow from a group's channels, if grouped."""
         yield self._size("BATCH", self.spec.batch)
         for end, count in (("IN", self.spec.in_channels), ("OUT", self.spec.out_channels)):
             if self.groups == 1:
@@ -126,7 +127,7 @@ class SizeTable:
             yield self._size(f"K{letter}", extent)
 
     def _groups(self) -> Iterator[Size]:
-        """The sizes of groups along the last axis; what no kernel reads is printed nowhere."""
+        """The sizes of groups along the last axis; a file only prints those that a kernel reads."""
         grouping = self.grouping
         if grouping is None:
             return
@@ -147,7 +148,7 @@ class SizeTable:
         yield self._size(f"DILATION_{letter}", grouping.axis.dilation)
 
     def _rows(self) -> Iterator[Size]:
-        """The sizes of blocks of rows."""
+        """The sizes of row blocks."""
         if self.block is None:
             return
         letter, _, output, _ = list(self._axes())[-2]
@@ -158,9 +159,9 @@ class SizeTable:
         yield self._size("ROWS_IN", self.block.advance)
 
     def _taps(self) -> Iterator[Size]:
-        """Taps of the phases that have most, `tap_step` kernel indices apart.
+        """Taps of the phase with the most, along each axis: ceil(kernel / tap_step).
 
-        Of groups: those of inputs that a group of outputs reads, by `Grouping.slack`.
+        Along a grouped axis: the input groups that an output group reads (`Grouping.slack`).
         """
         for number, (letter, _, _, axis) in enumerate(self._axes()):
             extent, step, most = self._named(f"K{letter}"), Integer(axis.tap_step), axis.most_taps
@@ -170,7 +171,7 @@ class SizeTable:
             yield self._size(f"TAPS_{letter}", most, CeilDiv(extent, step), spelled=True)
 
     def _blocks(self) -> Iterator[Size]:
-        """The blocks, at run time where tiles have others."""
+        """BLOCK_M, BLOCK_N and BLOCK_K; without a value if they differ between tiles."""
         for name in BLOCKS:
             values = {getattr(tile, name.lower()) for tile in self.tiles}
             yield self._size(name, values.pop() if len(values) == 1 else None)
@@ -182,7 +183,7 @@ class SizeTable:
                 yield self._size(f"BOX_{letter}", extent)
 
     def _even_row(self, sizes: Sizes) -> Iterator[Size]:
-        """The positions of a row, where they are more than its phase has outputs or groups."""
+        """The positions of a row after padding to an even number, if padding is needed."""
         span = 1 if self.grouping is None else self.grouping.span
         if not needs_even_rows(self.spec, span, self.fold):
             return
@@ -194,7 +195,7 @@ class SizeTable:
             yield self._size(name, value, 2 * CeilDiv(count, Integer(2)))
 
     def _counts(self, sizes: Sizes) -> Iterator[Size]:
-        """How many blocks there are of positions and channels, and boxes along each axis."""
+        """The numbers of boxes along each axis, and of blocks of positions and channels."""
         extents = [sizes.named("BATCH"), *map(sizes.count, range(sizes.rank))]
         letters = ["N", *(letter for letter, *_ in self._axes())]
         for letter, extent, each in zip(letters, extents, self.box, strict=False):
@@ -208,11 +209,11 @@ class SizeTable:
 
 
 def needs_even_rows(spec: ConvTransposeSpec, span: int, fold: bool) -> bool:
-    """Whether the positions of a row must be an even number, of which one may have no output.
+    """Whether rows are padded to an even number of positions, the extra one masked.
 
-    Triton's axis analysis loses a run through `//` and `%` by an odd or unknown number. Where it
-    then sees no run along either dimension of a tile, it takes neighbouring threads along the first
-    (3.6) or the last one (3.7 to 3.9), and strides through memory if that is the channels.
+    Triton's axis analysis loses contiguity through `//` and `%` by an odd or unknown number. If it
+    then finds no contiguous dimension of a tile, it lays neighbouring threads along the first (3.6)
+    or the last one (3.7 to 3.9), and accesses are strided if that is the channels.
     """
     flat = spec.rank > 1 or fold
     return flat and span == 1 and spec.layout == "channels_first"

@@ -1,9 +1,9 @@
-"""Names of the sizes in an emitted file, and where each one's value comes from.
+"""Names of the sizes in an emitted file, and the source of each one's value.
 
-Stage 3, part of index. Input: the rows of `size_table.py`; output: `Sizes`, the size symbols of a
-kernel's `Space`. A size that the spec knows is a module constant, one it leaves open is an argument
-of the kernel, and one that follows from others at run time is a local of the kernel. Kernel and
-wrapper print what a size follows from by the same definition, known or not.
+Stage 3, index. Input: the rows of `size_table.py`; output: `Sizes`, the size symbols of a kernel's
+`Space`. A size that the spec fixes is a module constant, one that the spec leaves open is an
+argument of the kernel, and one computed from these at run time is a local of the kernel. Kernel
+and wrapper print the same definition of a size, whether or not its value is known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .space import CeilDiv, Space, floors, symbol
 
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-GROUPS = symbol("GROUPS")  # of the layer, a number of the file
+GROUPS = symbol("GROUPS")  # the layer's channel groups, always a constant of the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,14 @@ class Size:
     """A named size.
 
     Attributes:
-        name: what the compiler calls it.
-        value: the number, or None at run time.
-        definition: what it follows from, in other sizes, beside a known `value` too; None where it
-            follows from none.
-        spelled: the file has a constant's definition in place of its number.
-        found: how the wrapper finds an argument that is no extent of a tensor, from those that are.
-        prefix: of a kernel that shares its file with another, whose sizes have the same names.
+        name: the compiler's name for it.
+        value: its value; None if only run time decides it.
+        definition: its formula in other sizes, also if `value` is known; None if it has none.
+        spelled: whether the file prints a constant's definition instead of its number.
+        found: the wrapper's formula, in extents of tensors, for an argument that is not one of
+            them; None if the argument is an extent itself.
+        prefix: prefix of the name in the file, which tells apart the equal names of two kernels
+            in one file.
     """
 
     name: str
@@ -49,12 +50,12 @@ class Size:
 
     @property
     def text(self) -> str:
-        """Its name in the file; counts, which are locals of a kernel, have no prefix."""
+        """Its name in the file, without the prefix if it is a count (a local of the kernel)."""
         return self.name if self.name.islower() else self.prefix + self.name
 
     @property
     def is_count(self) -> bool:
-        """Whether it is a number of blocks: in lower case, and always a local of the kernel."""
+        """Whether it is a number of blocks: named in lower case, and a local of the kernel."""
         return self.name.islower() and self.definition is not None
 
     @property
@@ -69,8 +70,9 @@ class Sizes:
 
     Attributes:
         table: the sizes.
-        rank, groups, tiles, phases, grouping, block, box: what they follow from (size_table.py).
-        symbols: of each size, by its name.
+        rank: number of spatial axes.
+        groups, tiles, phases, grouping, block, box: as in `SizeTable`.
+        symbols: symbol of each size, by the size's name.
     """
 
     table: tuple[Size, ...]
@@ -84,14 +86,14 @@ class Sizes:
     symbols: dict[str, Symbol] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Note the symbols, which everything else asks for."""
+        """Build `symbols` once, because nearly every method looks one up."""
         object.__setattr__(self, "symbols", {size.name: size.symbol for size in self.table})
 
     @property
     def values(self) -> dict[Symbol, Expr | None]:
-        """Each size as a number, an expression in other sizes, or None: what a `Space` takes.
+        """Each size as a number, an expression in other sizes, or None: `Space.sizes`.
 
-        A number of blocks that run time decides is None, whatever the blocks.
+        A number of blocks that run time decides is None even if its definition is known.
         """
         result: dict[Symbol, Expr | None] = {}
         for name, size in zip(self.symbols.values(), self.table, strict=True):
@@ -105,7 +107,10 @@ class Sizes:
 
     @property
     def least(self) -> dict[Symbol, int]:
-        """Smallest run-time inputs: those that leave an output, which the wrapper demands."""
+        """Lower bound of each input extent: the smallest with at least one output.
+
+        The wrapper enforces it for extents that are left to run time.
+        """
         return {
             self.input(axis): 1 + max(0, -phases.extent_growth)
             for axis, phases in enumerate(self.phases)
@@ -117,7 +122,7 @@ class Sizes:
         return Space(self.values, self.least)
 
     def named(self, name: str) -> Expr:
-        """Return the symbol of the size called `name`; raises KeyError if there is none."""
+        """Return the symbol of the size `name`; raises KeyError if there is none."""
         return self.symbols[name]
 
     def letter(self, axis: int) -> str:
@@ -133,13 +138,13 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_OUT")
 
     def phase(self, axis: int) -> Expr:
-        """Positions along a spatial axis: `count` of them, on the last one perhaps one more."""
+        """Positions along a spatial axis: `count`, plus one if the last axis is padded to even."""
         name = f"{self.letter(axis)}_ROW"
         padded = axis == self.rank - 1 and name in self.symbols
         return self.named(name) if padded else self.count(axis)
 
     def count(self, axis: int) -> Expr:
-        """Outputs of a phase along a spatial axis, groups of outputs, blocks of rows."""
+        """Row blocks or output groups along a spatial axis, else the outputs of one phase."""
         if self.is_blocked(axis):
             return self.named(f"{self.letter(axis)}_BLOCKS")
         if self.is_grouped(axis):
@@ -149,7 +154,7 @@ class Sizes:
         return self.named(f"{self.letter(axis)}_PHASE")
 
     def kernel(self, axis: int) -> Expr:
-        """Extent of a spatial axis in the packed weight: of the kernel, or of the group's taps."""
+        """Extent of a spatial axis in the packed weight: kernel size, or taps of a grouped axis."""
         grouped = self.grouping is not None and self.is_grouped(axis)
         if self.grouping is not None and grouped and not self.grouping.unrolled:
             return (
@@ -158,29 +163,29 @@ class Sizes:
         return self.named(f"K{self.letter(axis)}")
 
     def is_grouped(self, axis: int) -> bool:
-        """Whether a spatial axis is taken in groups; only the last one may be."""
+        """Whether a spatial axis is grouped; only the last one can be."""
         return self.grouping is not None and axis == self.rank - 1
 
     def is_blocked(self, axis: int) -> bool:
-        """Whether a program has blocks of a spatial axis; only the last one but one may be."""
+        """Whether a spatial axis is split into row blocks; only the last but one can be."""
         return self.block is not None and axis == self.rank - 2
 
     @property
     def span(self) -> Expr:
-        """Inputs of a group."""
+        """Inputs of a group along the last axis; 1 without grouping."""
         grouped = self.grouping is not None and self.grouping.span > 1
         return self.named("SPAN") if grouped else Integer(1)
 
     @property
     def lanes(self) -> Expr:
-        """Lanes for the outputs of a group, a power of two."""
+        """Lanes for the outputs of a group along the last axis, a power of two."""
         if self.grouping is None or self.grouping.lanes == 1:
             return Integer(1)
         whole = self.grouping.lanes == self.grouping.width
         return self.named("PHASES" if whole else "PHASE_LANES")
 
     def taps(self, axis: int) -> Expr | None:
-        """Taps along a spatial axis of every phase outside gaps, None if phases differ."""
+        """Taps of each phase (gaps aside) along a spatial axis; None if phases differ."""
         phases = self.phases[axis]
         if self.is_blocked(axis):
             return Integer(1)
@@ -196,32 +201,32 @@ class Sizes:
 
     @property
     def group_in(self) -> Expr:
-        """Input channels of a group."""
+        """Input channels of a channel group."""
         return self.named("C_IN" if self.groups == 1 else "GROUP_C_IN")
 
     @property
     def group_out(self) -> Expr:
-        """Output channels of a group."""
+        """Output channels of a channel group."""
         return self.named("C_OUT" if self.groups == 1 else "GROUP_C_OUT")
 
     def product(self, extents: Iterable[Expr]) -> Expr:
-        """Return the product of some sizes, 1 for none."""
+        """Return the product of `extents`, 1 if there are none."""
         return math.prod(extents, start=Integer(1))
 
     @property
     def positions(self) -> Expr:
-        """Outputs of one phase of one image and channel."""
+        """Positions of one image and phase: the product of `phase` over the axes."""
         return self.product(self.phase(axis) for axis in range(self.rank))
 
     def strides(self, extents: list[Expr], channels: Expr, channels_last: bool) -> list[Expr]:
-        """Return element strides of (image, channel, spatial…) of a dense tensor."""
+        """Return the strides of (image, channel, spatial…) in a dense tensor, in elements."""
         inner = channels if channels_last else Integer(1)
         spatial = [inner * self.product(extents[axis + 1 :]) for axis in range(self.rank)]
         channel = Integer(1) if channels_last else self.product(extents)
         return [channels * self.product(extents), channel, *spatial]
 
     def is_multiple(self, size: Expr, block: str) -> bool:
-        """Whether every tile's `block` divides `size`, as far as the plan knows."""
+        """Whether `size` is known and divisible by `block` (the name of one) of every tile."""
         value = size.xreplace(self._known)
         blocks = {getattr(tile, block.lower()) for tile in self.tiles}
         return value.is_Integer and all(int(value) % entry == 0 for entry in blocks)
@@ -233,13 +238,13 @@ class Sizes:
 
     @property
     def box_extents(self) -> tuple[Expr, ...]:
-        """The images and positions along each axis that a tile's box has, none without boxes."""
+        """Extents of a tile's box: images, then positions along each axis; () without boxes."""
         letters = ["N", *map(self.letter, range(self.rank))]
         extents = zip(letters, self.box, strict=False)
         return tuple(self.named(f"BOX_{each}") if n > 1 else Integer(1) for each, n in extents)
 
     def count_of(self, name: str, extent: Expr, block: str) -> Size:
-        """Return the number of blocks of an extent, known if it is the same for every tile."""
+        """Return `name` = ceil(extent / block), with a value if all tiles have the same one."""
         known, each = self._known, self.named(block)
         of_tiles = block in BLOCKS
         blocks = [getattr(tile, block.lower()) if of_tiles else known[each] for tile in self.tiles]
@@ -248,5 +253,5 @@ class Sizes:
         return Size(name, counts.pop() if len(counts) == 1 else None, CeilDiv(extent, each))
 
     def plus(self, *sizes: Size) -> Sizes:
-        """Return these sizes and more."""
+        """Return these sizes followed by `sizes`."""
         return dataclasses.replace(self, table=(*self.table, *sizes))

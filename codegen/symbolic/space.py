@@ -1,11 +1,10 @@
 """Index math: symbols with ranges, and the proofs that need them.
 
-Stage 3, index. Input: coordinates of a tensor as sympy expressions in symbols of known range;
-output: `Access`es, the offset of each split into a scalar and a lane part, with the masks that
-the ranges do not prove needless. An access is inside its tensor by construction: every coordinate
-is proved to be, or masked to be, in [0, extent).
+Stage 3, index. Input: sympy expressions in symbols of known range; output: their bounds, their
+simplified form, and proofs that they are non-negative or fit int32. `access.py` uses these to
+mask every coordinate that is not proved to be in [0, extent).
 
-Legend: a *size* is a positive symbol whose value is a number in the plan or an argument at run
+Legend: a *size* is a positive symbol, either a number that the plan knows or an argument at run
 time; a *lane* symbol is a vector over one dimension of the tile; all others are scalars of the
 program.
 """
@@ -27,7 +26,10 @@ Fact = TypeVar("Fact")
 
 
 def expand(expr: Expr) -> Expr:
-    """Return `expr` as a sum of products; `sympy.expand` takes long to see that it is one."""
+    """Return `expr` as a sum of products.
+
+    Skips `sympy.expand` if there is nothing to expand, because it is slow even then.
+    """
     return expr if _is_expanded(expr) else sympy.expand(expr)
 
 
@@ -41,16 +43,16 @@ def _is_expanded(expr: Expr) -> bool:
 
 @functools.cache
 def symbol(name: str) -> Symbol:
-    """Return the integer symbol of that name; one name is one symbol everywhere."""
+    """Return the integer symbol `name`; equal names give the same symbol everywhere."""
     return Symbol(name, integer=True)
 
 
 class FloorDiv(sympy.Function):  # type: ignore[misc]
-    """`a // b` for a >= 0 and b > 0; sympy's own floor(a/b) rewrites into fractions."""
+    """`a // b` for a >= 0 and b > 0; sympy would rewrite its own floor(a/b) into fractions."""
 
     @classmethod
     def eval(cls, a: Expr, b: Expr) -> Expr | None:
-        """Fold what needs no ranges."""
+        """Fold the cases that need no ranges."""
         if b == 1 or a == 0:
             return a
         return a // b if a.is_Integer and b.is_Integer else None
@@ -60,11 +62,11 @@ class FloorDiv(sympy.Function):  # type: ignore[misc]
 
 
 class CeilDiv(sympy.Function):  # type: ignore[misc]
-    """`a / b`, rounded up, for a >= 0 and b > 0; a `Space` has no facts of it but by `floors`."""
+    """`a / b`, rounded up, for a >= 0 and b > 0; a `Space` takes it only after `floors`."""
 
     @classmethod
     def eval(cls, a: Expr, b: Expr) -> Expr | None:
-        """Fold what needs no ranges."""
+        """Fold the cases that need no ranges."""
         if b == 1 or a == 0:
             return a
         return -(-a // b) if a.is_Integer and b.is_Integer else None
@@ -78,7 +80,7 @@ class Modulo(sympy.Function):  # type: ignore[misc]
 
     @classmethod
     def eval(cls, a: Expr, b: Expr) -> Expr | None:
-        """Fold what needs no ranges."""
+        """Fold the cases that need no ranges."""
         if b == 1 or a == 0:
             return Integer(0)
         return a % b if a.is_Integer and b.is_Integer else None
@@ -101,7 +103,7 @@ class AtLeast(sympy.Function):  # type: ignore[misc]
 
 @functools.lru_cache(maxsize=4096)
 def floors(expr: Expr) -> Expr:
-    """Return `expr` with `ceil(a / n)`, for a number n, as `(a + n - 1) // n`."""
+    """Return `expr` with every `ceil(a / n)` whose n is a number replaced by `(a + n - 1) // n`."""
     rounded = {up: FloorDiv(up.args[0] + up.args[1] - 1, up.args[1]) for up in expr.atoms(CeilDiv)}
     return expr.xreplace({up: down for up, down in rounded.items() if up.args[1].is_Integer})
 
@@ -120,9 +122,9 @@ class Range:
 
 
 def _remembered(find: Callable[[Space, Expr], Fact]) -> Callable[[Space, Expr], Fact]:
-    """Find a fact of an expression once: what a space knows of a symbol never changes.
+    """Cache a method of `Space` in `facts`; valid as a symbol's range never changes.
 
-    The rows of a block, and a printed line's proofs, ask for the same facts many times.
+    The rows of a block and the proofs of a printed line ask for the same facts many times.
     """
     name = find.__name__
 
@@ -138,14 +140,14 @@ def _remembered(find: Callable[[Space, Expr], Fact]) -> Callable[[Space, Expr], 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What is known of the symbols.
+    """The values and ranges of symbols.
 
     Attributes:
-        sizes: size symbols; the value is a number, an expression in other sizes, or None for an
-            argument at run time, of which only `>= 1` is known.
-        least: the smallest value of a size at run time, where it is more than 1.
-        ranges: every other symbol's range.
-        facts: what was found of expressions, by the name of the method that found it.
+        sizes: value of each size symbol: a number, an expression in other sizes, or None for an
+            argument at run time, which is at least 1.
+        least: lower bounds of run-time sizes, where they are above 1.
+        ranges: range of every other symbol.
+        facts: cached results, by method name and expression (`_remembered`).
     """
 
     sizes: Mapping[Symbol, Expr | None]
@@ -154,13 +156,13 @@ class Space:
     facts: dict[tuple[str, Expr], Any] = field(default_factory=dict, init=False, compare=False)
 
     def learn(self, name: Symbol, values: Range) -> None:
-        """Note the range of a symbol; raises ValueError if it has another."""
+        """Record the range of a symbol; raises ValueError if it already has a different one."""
         if self.ranges.setdefault(name, values) != values:
             raise ValueError(f"{name} is in {self.ranges[name]}, not in {values}")
 
     @_remembered
     def value(self, expr: Expr) -> Expr:
-        """Return `expr` in numbers and run-time sizes alone."""
+        """Return `expr` with every known size replaced by its value."""
         expr = sympy.sympify(expr)
         if expr.is_Integer or (expr.is_Symbol and self.sizes.get(expr) is None):
             return expr
@@ -173,21 +175,21 @@ class Space:
         return {symbol: value for symbol, value in values if value is not None}
 
     def number(self, expr: Expr) -> int | None:
-        """Return the value of `expr` if the plan knows it."""
+        """Return the value of `expr`, None if it depends on run time."""
         value = self.value(expr)
         return int(value) if value.is_Integer else None
 
     @_remembered
     def is_nonnegative(self, expr: Expr) -> bool:
-        """Prove `expr >= 0`: all its coefficients in (size - smallest size) are >= 0.
+        """Whether `expr >= 0` is proved: no coefficient in (size - its least value) is negative.
 
-        A quotient counts as its smallest value and a size of its own.
+        A quotient counts as its least value plus a new variable. False where nothing is proved.
         """
         value = self.value(expr)
         if value.is_Integer:
             return bool(value >= 0)
         if not value.free_symbols <= set(self.sizes):
-            return False  # of other symbols the caller has the bounds
+            return False  # callers pass `bounds`, which contain sizes only
         least = {size: size + self.least.get(size, 1) for size in value.free_symbols}
         shifted = expand(value.xreplace(least))
         quotients = {
@@ -199,7 +201,10 @@ class Space:
 
     @_remembered
     def bounds(self, expr: Expr) -> Range:
-        """Return a range of `expr`, by interval arithmetic over its terms."""
+        """Return a range of `expr`, in sizes, by interval arithmetic over its terms.
+
+        Raises ValueError for a symbol without a range, or a product of factors of unknown sign.
+        """
         parts = [self._term_bounds(term) for term in sympy.Add.make_args(expand(expr))]
         low = sum((part.low for part in parts), start=Integer(0))
         high = sum((part.high for part in parts), start=Integer(0))
@@ -234,7 +239,7 @@ class Space:
 
     @_remembered
     def reduce(self, expr: Expr) -> Expr:
-        """Drop every `//`, `%` and comparison whose result the ranges fix."""
+        """Return `expr` without each `//`, `%` and comparison that the ranges decide."""
         rebuilt = {old: self._reduced(old) for old in expr.atoms(FloorDiv, Modulo, AtLeast)}
         return expand(expr.xreplace(rebuilt))
 
