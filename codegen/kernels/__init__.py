@@ -1,4 +1,4 @@
-"""Stage 5, render: what the text of every kernel is made of, whatever its family.
+"""Stages 3 and 5: the building blocks of emitted kernels that all families share.
 
-In: a plan and its sizes. Out: lines of Triton. Imports planning and what is below.
+In: a plan and its sizes. Out: lines of Triton. Imports planning and the layers below it.
 """

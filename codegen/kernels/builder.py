@@ -1,4 +1,4 @@
-"""Parts of an emitted kernel: the program's place, the lanes of its tile, accesses to tensors.
+"""Parts of an emitted kernel: program coordinates, the lanes of a tile, accesses to tensors.
 
 Stages 3 and 5, common to the families. Input: a `KernelPlan` and its `Sizes`; output: lines of the
 kernel, and the sympy expressions of what they define.
@@ -27,7 +27,16 @@ ONE = Integer(1)
 
 @dataclass(slots=True)
 class Kernel:
-    """The kernel as it is being written: what its earlier lines have defined."""
+    """The kernel being written, with what its earlier lines define.
+
+    Attributes:
+        plan: the kernel's plan.
+        sizes: the plan's sizes, by name.
+        scribe: writes the lines and keeps the ranges of all symbols.
+        program: value of each name that the start of the kernel defines, such as a coordinate of
+            the program.
+        loop: symbols that change from one step of the loop to the next.
+    """
 
     plan: KernelPlan
     sizes: Sizes
@@ -37,9 +46,10 @@ class Kernel:
 
     @property
     def axes(self) -> list[tuple[int, str, AxisPhases]]:
-        """Number, letter and phases of each axis, as the loop over taps sees it.
+        """Number, letter and phases of each spatial axis, as the tap loop sees it.
 
-        A grouped one has stride 1, group by group; one in blocks of rows has one tap.
+        A grouped axis has stride 1 (in groups). An axis in row blocks has a single tap, because
+        the block unrolls its own.
         """
         phases = list(self.plan.phases)
         if self.plan.grouping is not None:
@@ -49,27 +59,27 @@ class Kernel:
         return list(zip(range(3), AXES[self.plan.spec.rank], phases, strict=False))
 
     def tap_name(self, number: int, letter: str, axis: AxisPhases) -> str:
-        """Return the name of an axis' tap: `kw` where it is the kernel's own index."""
+        """Return the name of a tap of an axis: `kw` if it is the kernel index, else `tap_w`."""
         own = axis.tap_step == 1 and not self.sizes.is_grouped(number)
         return f"k{letter}" if own else f"tap_{letter}"
 
     def coordinate(self, name: str) -> Expr:
-        """Return a coordinate of the program; one that is on no grid axis has one value, 0."""
+        """Return a coordinate of the program: 0 if it is not on the launch grid."""
         return self.program.get(name, Integer(0))
 
     def access(
         self, name: str, coordinates: list[Coordinate], order: tuple[str, ...], indent: int = 4
     ) -> AccessText:
-        """Print the access at `coordinates`, its scalar part split at the loop.
+        """Print the access at `coordinates`: a base before the loop, and what each step adds.
 
-        Its lines stand `indent` columns from the margin, those of a step 8.
+        Lines before the loop are indented by `indent` columns, lines of a step by 8.
         """
         return self.access_and_lanes(name, coordinates, order, indent)[0]
 
     def access_and_lanes(
         self, name: str, coordinates: list[Coordinate], order: tuple[str, ...], indent: int = 4
     ) -> tuple[AccessText, LaneText]:
-        """Print an access; return its lanes beside it, for those who add them up otherwise."""
+        """Return `access` and the parts of its lanes, for callers that add them in another way."""
         scribe = self.scribe
         tensor: Access = access(scribe.space, coordinates, frozenset(scribe.kinds))
         scalar = scribe.space.reduce(tensor.scalar)
@@ -94,9 +104,9 @@ class Kernel:
     def row_masks(
         self, name: str, rows: Iterable[TensorIndex], order: tuple[str, ...]
     ) -> tuple[tuple[str, ...], list[RowMask]]:
-        """Print the masks of a tensor's rows, at the index of each.
+        """Return lines that the masks of all `rows` share, and the mask of each row.
 
-        Lines of what all rows share come first, where they have conditions of their own besides.
+        If no row has conditions of its own, there are no shared lines: each row has all conditions.
         """
         scribe, masks = self.scribe, []
         indices = list(rows)
@@ -116,7 +126,7 @@ class Kernel:
         return tuple(lines), masks
 
     def offset(self, expr: Expr) -> str:
-        """Print a scalar to be added to a pointer, with its sign; nothing for 0."""
+        """Print a scalar offset with its sign, to be appended to a pointer; empty for 0."""
         text = self.scribe.scalar(expr) or ""
         if text.startswith("-"):
             return f" - {text[1:]}"
@@ -124,7 +134,7 @@ class Kernel:
 
 
 def define_program(kernel: Kernel, lines: list[str]) -> None:
-    """Define the program's coordinates; one that takes a single value is 0 and needs no line."""
+    """Define the program's coordinates on the launch grid."""
     scribe = kernel.scribe
     for number, coordinates in enumerate(kernel.plan.grid):
         if len(coordinates) == 1:
@@ -145,11 +155,11 @@ def define_program(kernel: Kernel, lines: list[str]) -> None:
 def output_start(kernel: Kernel, lines: list[str]) -> Expr:
     """Define the tile's first output channel in its group.
 
-    Where channels are compared with their number, LLVM must not know the tile's bounds: it would
-    make one vector of `thread & 31`, a lane over input channels, and `co_tile << 6`, and of both
-    operations on both. The `thread << 31` that nobody reads then has the flag of a shift that
-    loses no bits; LLVM of Triton 3.6 packs the halves into 64 bits, where those bits end up in the
-    channel. Found by the fuzzer: 3 of 4000 specs.
+    If channels are masked, LLVM must not know the bounds of `co_tile`. Otherwise it vectorizes
+    `thread & 31` (a lane over input channels) with `co_tile << 6`, and applies both operations to
+    both halves. The unused `thread << 31` inherits the no-wrap flag of the shift; the LLVM of
+    Triton 3.6 then packs the halves into 64 bits, and the bits shifted out end up in the channel.
+    Found by the fuzzer: 3 of 4000 specs.
     """
     sizes, tile = kernel.sizes, kernel.coordinate("co_tile")
     whole = sizes.is_multiple(sizes.group_out, "BLOCK_N")
@@ -160,7 +170,7 @@ def output_start(kernel: Kernel, lines: list[str]) -> Expr:
 
 
 def hidden_zero(kernel: Kernel, lines: list[str]) -> Expr:
-    """Define, once, a 0 that LLVM cannot tell: what it is added to has no known bounds."""
+    """Define, once, an opaque zero: LLVM cannot fold it, so a sum with it has unknown bounds."""
     if "zero" not in kernel.program:
         lines += [
             "# Always 0, which LLVM cannot prove: before Triton 3.8 it gets joint index math wrong",
@@ -172,7 +182,7 @@ def hidden_zero(kernel: Kernel, lines: list[str]) -> Expr:
 
 
 def define_lane(kernel: Kernel, name: str, block: str, width: Expr = ONE) -> Symbol:
-    """Return a lane that runs over a block, `width` times for each of its channels."""
+    """Return a lane over `block` channels, with `width` elements for each channel."""
     extent = kernel.sizes.named(block) * width
     kernel.scribe.used |= extent.free_symbols
     return kernel.scribe.name(name, 0, extent - 1, name)
@@ -180,14 +190,14 @@ def define_lane(kernel: Kernel, name: str, block: str, width: Expr = ONE) -> Sym
 
 @dataclass(frozen=True, slots=True)
 class TileStart:
-    """Where a tile starts: its image, and its first position there."""
+    """Image of a tile's first position, and that position within the image."""
 
     image: Expr
     position: Expr
 
 
 def define_start(kernel: Kernel, lines: list[str]) -> TileStart:
-    """Define image and position the tile starts at; of several images, the first one."""
+    """Define the image and position at which the tile starts."""
     start = kernel.coordinate("tile") * kernel.sizes.named("BLOCK_M")
     kernel.scribe.used.add(kernel.sizes.named("BLOCK_M"))
     if not kernel.plan.fold_batch:
@@ -200,7 +210,13 @@ def define_start(kernel: Kernel, lines: list[str]) -> TileStart:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """The lanes of a tile: their image, their position along each axis, their place in it."""
+    """The lanes of a tile over positions.
+
+    Attributes:
+        image: image of each lane.
+        axes: position of each lane along each spatial axis.
+        place: index of each lane within its position, 0 if a position has one lane.
+    """
 
     image: Expr
     axes: list[Expr]
@@ -210,9 +226,9 @@ class Positions:
 def define_positions(
     kernel: Kernel, lines: list[str], start: TileStart, width: Expr, suffix: str = ""
 ) -> Positions:
-    """Define the lanes over BLOCK_M positions, `width` of them for each position.
+    """Define the lanes over BLOCK_M positions, `width` lanes for each position.
 
-    Names end in `suffix`.
+    The names in the kernel end in `suffix`.
     """
     scribe, sizes, folded = kernel.scribe, kernel.sizes, kernel.plan.fold_batch
     block, total, batch = sizes.named("BLOCK_M"), sizes.positions, sizes.named("BATCH")
@@ -247,7 +263,7 @@ def define_positions(
 
 
 def _start_text(scribe: Scribe, start: Expr, extent: Expr) -> str:
-    """Print the scalar a tile's positions start from, int64 if a known extent needs it."""
+    """Print the scalar added to a tile's positions, in int64 if the known `extent` needs it."""
     if start == 0:
         return ""
     known = scribe.space.number(extent) is not None

@@ -1,7 +1,8 @@
-"""Coordinates in input, output and bias, also where the last axis is grouped or rows are blocked.
+"""Coordinates of the input, output and bias elements that belong to a tile's positions.
 
-Stages 3 and 5, common to the families (groups.py has the algebra of groups). Input: a `Kernel` and
-the positions of a tile; output: coordinates of the tensors.
+Stages 3 and 5, common to the families. Input: a `Kernel` and the positions of a tile; output:
+coordinates in the tensors. `geometry/groups.py` derives the formulas for a grouped last axis,
+`geometry/row_blocks.py` those for row blocks.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from .builder import ONE, Kernel, Positions
 def input_at(
     kernel: Kernel, at: Positions, channel: Expr, shifts: list[Expr], row: int
 ) -> TensorIndex:
-    """Return the index of a channel of the inputs that `shifts` lead to from the positions.
+    """Return the index of the inputs of `channel` at the positions plus `shifts`.
 
-    Of a block of rows it is that of its input `row`.
+    `row` is the offset of an input row in a row block, 0 without row blocks.
     """
     return tensor(kernel, at.image, channel, "IN", _input_axes(kernel, at, shifts, row))
 
@@ -27,9 +28,9 @@ def input_at(
 def output_at(
     kernel: Kernel, out: Positions, channel: Expr, residues: list[Expr], row: int
 ) -> TensorIndex:
-    """Return the index of a channel of the outputs at the positions of a phase.
+    """Return the index of the outputs of `channel` at the positions of the phase `residues`.
 
-    Of a block of rows it is that of its output `row`.
+    `row` is the output row in a row block, 0 without row blocks.
     """
     return tensor(kernel, out.image, channel, "OUT", _output_axes(kernel, out, residues, row))
 
@@ -37,9 +38,9 @@ def output_at(
 def tensor(
     kernel: Kernel, image: Expr, channel: Expr, end: str, axes: list[list[Coordinate]]
 ) -> TensorIndex:
-    """Return the index in input (`end` IN) or output (OUT), of the program's group.
+    """Return the index in the input (`end` "IN") or output ("OUT"), in the program's group.
 
-    Strides of the `axes` are in units of the axis' own stride.
+    Strides in `axes` are multiples of the axis' stride in the tensor.
     """
     sizes = kernel.sizes
     spatial = [
@@ -62,7 +63,7 @@ def tensor(
 
 
 def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
-    """Return coordinates in the bias."""
+    """Return the coordinates of `channel`, counted in the program's group, in the bias."""
     sizes = kernel.sizes
     return [
         Coordinate(kernel.coordinate("group"), Integer(sizes.groups), sizes.group_out),
@@ -71,7 +72,7 @@ def bias_coordinates(kernel: Kernel, channel: Expr) -> list[Coordinate]:
 
 
 def input_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
-    """Return the input that a position of an axis starts from; of a block, its input `row`."""
+    """Return the input index of a position before its shift; in a row block, of input `row`."""
     block = kernel.plan.block
     if block is None or not kernel.sizes.is_blocked(number):
         return position
@@ -80,7 +81,7 @@ def input_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
 
 
 def output_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
-    """Return the output of a phase at a position of an axis; of a block, its output `row`."""
+    """Return the index of a position among its phase's outputs; in a row block, of row `row`."""
     if not kernel.sizes.is_blocked(number):
         return position
     return kernel.sizes.named("ROWS") * position + row
@@ -89,7 +90,7 @@ def output_index(kernel: Kernel, number: int, position: Expr, row: int) -> Expr:
 def _input_axes(
     kernel: Kernel, at: Positions, shifts: list[Expr], row: int
 ) -> list[list[Coordinate]]:
-    """Return the input's spatial coordinates; of a group its place, and its number in the row."""
+    """Return the input's spatial coordinates; group and place in the group for a grouped axis."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, _), position, shift in zip(kernel.axes, at.axes, shifts, strict=True):
@@ -97,7 +98,7 @@ def _input_axes(
         if number < last or sizes.span == 1:
             axes.append([Coordinate(index, extent, Integer(1))])
         elif (sizes.space.number(extent) or 1) % _grouping(kernel).span == 0:
-            # Whole groups: a mask that is the same for all of a group leaves its load in one piece.
+            # No partial groups: masking whole groups keeps the load of a group vectorized.
             letter = AXES[kernel.plan.spec.rank][number].upper()
             groups = sizes.named(f"{letter}_IN_GROUPS")
             axes.append(
@@ -114,7 +115,7 @@ def _input_axes(
 def _output_axes(
     kernel: Kernel, out: Positions, residues: list[Expr], row: int
 ) -> list[list[Coordinate]]:
-    """Return the output's spatial coordinates: a phase of each axis, all of a grouped one."""
+    """Return the output's spatial coordinates: outputs of one phase, of all if grouped."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = []
     for (number, _, axis), position, residue in zip(kernel.axes, out.axes, residues, strict=True):

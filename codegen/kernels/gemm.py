@@ -1,8 +1,8 @@
-"""What the families share that are an implicit GEMM, output-stationary.
+"""Common parts of the families that compute an implicit GEMM, output-stationary.
 
-Stages 3 and 5. Input: a `Kernel`; output: the names of the template, the packed weight's layout. A
-program computes BLOCK_M positions of one phase times BLOCK_N channels; one flat loop over (channel
-block, tap) gathers the inputs that reach them.
+Stages 3 and 5. Input: a `Kernel`; output: the names in `templates/kernels/gemm.py.jinja`. A program
+computes BLOCK_M positions of one phase times BLOCK_N output channels; one flat loop over (channel
+block, tap) gathers the inputs of these outputs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from .texts import AccessText, KernelBody, LoadText, Loop, OperandText
 
 @dataclass(frozen=True, slots=True)
 class WeightText(LoadText):
-    """One of the weight tiles of a step: its name, and what it needs of the step."""
+    """A weight tile that a step loads.
+
+    Attributes:
+        name: the tile's name.
+        step_lines: lines of the step that its address reads.
+    """
 
     name: str
     step_lines: tuple[str, ...]
@@ -37,7 +42,13 @@ class WeightText(LoadText):
 
 @dataclass(frozen=True, slots=True)
 class ProductText:
-    """A product of a step: the names of its accumulator and weight; whether it is waited for."""
+    """A product of a step.
+
+    Attributes:
+        acc: name of the accumulator.
+        weight: name of the weight.
+        settled: whether the kernel waits for the product before it goes on.
+    """
 
     acc: str
     weight: str
@@ -46,13 +57,13 @@ class ProductText:
 
 @dataclass(frozen=True, slots=True)
 class InputText(OperandText):
-    """One of the input tiles of a step.
+    """An input tile that a step loads.
 
     Attributes:
-        shared_lines: before the first of several, what the masks of all share.
-        comment_lines: which of several it is.
-        weights: the weights that are loaded after it.
-        products: what it is multiplied for.
+        shared_lines: lines that the masks of all input tiles share; only the first tile has them.
+        comment_lines: comment that names the input row, if there are several tiles.
+        weights: weight tiles that are loaded directly after this input tile.
+        products: products of this input tile.
     """
 
     shared_lines: tuple[str, ...]
@@ -63,7 +74,7 @@ class InputText(OperandText):
 
 @dataclass(frozen=True, slots=True)
 class Reshape:
-    """What brings an input tile into the product's shape: lines, and a comment on the first."""
+    """Lines that reshape an input tile for the product, and a comment before the first tile's."""
 
     lines: tuple[str, ...] = ()
     comment: tuple[str, ...] = ()
@@ -77,10 +88,10 @@ class GemmContext(KernelBody):
     """The names of `kernels/gemm.py.jinja`: text, flags and tuples of text only.
 
     Attributes:
-        lane_lines: the lanes over channels.
-        inputs: the tiles at x, with what they are multiplied by.
-        acc_shape: extents of the product.
-        bias_lanes: the bias of each of its columns.
+        lane_lines: lines that define the lanes over channels.
+        inputs: the input tiles of a step, with their weights and products.
+        acc_shape: extents of an accumulator.
+        bias_lanes: lanes of the bias, one for each column of the accumulator.
     """
 
     inputs: tuple[InputText, ...]
@@ -94,13 +105,13 @@ def weight_coordinates(
 ) -> list[Coordinate]:
     """Return coordinates in the packed weight: tap, group, row and column of its matrix.
 
-    Rows and columns come with the extent they have in a group.
+    `row` and `column` are pairs (index, extent), both within one channel group.
     """
     sizes = kernel.sizes
     groups = Integer(sizes.groups)
     taps = sizes.product(sizes.kernel(axis) for axis, _, _ in kernel.axes)
     (row_index, rows), (column_index, columns) = row, column
-    # C_OUT has a name of its own: groups * GROUP_C_OUT would be the longer text.
+    # C_OUT prints shorter than the equal product groups * GROUP_C_OUT.
     all_rows = rows * sizes.named("C_OUT") / sizes.group_out
     return [
         Coordinate(tap, taps, all_rows * columns, looped=True),
@@ -117,14 +128,14 @@ def loads(
     weight: tuple[list[Coordinate], tuple[str, ...]],
     reshape: Reshape = UNCHANGED,
 ) -> tuple[AccessText, AccessText, tuple[InputText, ...]]:
-    """Return the accesses of input and weight, and the input tiles: one, or those of a block.
+    """Return the accesses of input and weight, and a step's input tiles: one per block row.
 
     Args:
-        outline: the kernel's.
-        inputs: the index of a row of the block, row 0 without one.
-        order: lanes of the tile's two dimensions.
-        weight: the weight's coordinates and the lanes of its two dimensions.
-        reshape: what brings an input tile into the product's shape.
+        outline: the kernel's outline.
+        inputs: returns the index of an input row of the row block; called with 0 without one.
+        order: kinds of the lanes of the input tile's two dimensions.
+        weight: the weight's coordinates and the kinds of the lanes of its two dimensions.
+        reshape: lines that reshape an input tile for the product.
     """
     kernel, first = outline.kernel, inputs(0)
     x, lanes = kernel.access_and_lanes("x", first.coordinates(), order)
@@ -147,12 +158,13 @@ def loads(
 
 
 def _single_halves(kernel: Kernel, inputs: TensorIndex) -> bool:
-    """Whether inputs of 16 bits may come one by one, channels a known number of elements apart.
+    """Whether 16-bit inputs are loaded one by one, at a channel stride that the plan knows.
 
-    They pass through registers, as asynchronous copies have 32 bits at least. Where ptxas has too
-    few for an address of each, it waits for one before it loads the next: without `_from_starts`
-    19 layers took 1.11 times as long in the model's tile (geometric mean; `ConvTranspose1d(64, 32,
-    4, stride=2)` 2.8 times, none less than 0.98; NVIDIA H200, Triton 3.6, 2026-11-29).
+    Such loads go through registers: asynchronous copies move at least 32 bits. If ptxas lacks the
+    registers for one address per load, it waits for one load before it issues the next. Without
+    `_from_starts`, 19 layers took 1.11 times as long in the model's tile (geometric mean;
+    `ConvTranspose1d(64, 32, 4, stride=2)` 2.8 times, the least 0.98 times; NVIDIA H200, Triton 3.6,
+    2026-11-29).
     """
     plan = kernel.plan
     apart = kernel.scribe.space.number(inputs.channel.stride) is not None
@@ -161,10 +173,10 @@ def _single_halves(kernel: Kernel, inputs: TensorIndex) -> bool:
 
 
 def _from_starts(x: AccessText, lanes: LaneText) -> AccessText:
-    """Return the access with pointers to where the positions start.
+    """Return the access with one pointer per position, to which channel offsets are added.
 
-    From there the channels of a position are constants, which the instructions of its loads hold,
-    so that a thread has few addresses.
+    Channel offsets then fit the immediate field of the load instructions, which saves address
+    registers.
     """
     position, channel = lanes.parts
     named = channel.text.isidentifier()
@@ -189,15 +201,15 @@ def input_tiles(
     reshape: Reshape = UNCHANGED,
     suffix: str = "",
 ) -> tuple[InputText, ...]:
-    """Return the input tiles of a step, of which the first one loads the weights.
+    """Return the input tiles of a step; the weights are loaded after the first.
 
     Args:
-        outline: the kernel's.
-        places: what each one loads, one or those of a block of rows.
-        weights: the weights, of all kernel rows of a block.
-        shared: the lines of what the masks of several share.
-        reshape: what brings an input tile into the product's shape.
-        suffix: what the name of a weight ends with in a product.
+        outline: the kernel's outline.
+        places: the loads of the input tiles, one for each input row of a row block.
+        weights: the weight tiles, one for each kernel row of a row block.
+        shared: lines that the masks of all input tiles share.
+        reshape: lines that reshape an input tile for the product.
+        suffix: suffix of a weight's name in the products.
     """
     kernel, plan, block = outline.kernel, outline.kernel.plan, outline.kernel.plan.block
     waits = plan.target.is_hopper and is_overtaken(plan, kernel.sizes, outline.steps.loop)
@@ -227,10 +239,10 @@ def input_tiles(
 
 
 def _block_products(block: RowBlock, suffix: str, waits: bool) -> list[tuple[ProductText, ...]]:
-    """Return the products of each input of a block.
+    """Return the products of each input row of a row block.
 
-    Where it `waits` for products, the last one of an input is waited for before another is loaded,
-    unless a later input adds to the same sum: its product then waits for both.
+    If the kernel `waits`, it waits for the last product of an input row before it loads the next
+    row, unless a later row adds to the same accumulator: waiting for that product covers both.
     """
     inputs, each = list(block.inputs.values()), []
     for number, pairs in enumerate(inputs):
@@ -250,11 +262,12 @@ def _block_products(block: RowBlock, suffix: str, waits: bool) -> list[tuple[Pro
 
 
 def is_overtaken(plan: KernelPlan, sizes: Sizes, loop: Loop | None) -> bool:
-    """Whether loads may overwrite what products still read, on a Hopper with Triton before 3.9.
+    """Whether loads may overwrite registers of a running product, on Hopper before Triton 3.9.
 
-    That lets the last products that read an input, whose sums nothing else in the step reads, run
-    on while others are loaded. Where these lie in registers they may be the same. A loop that is
-    not pipelined waits for each product.
+    Those versions leave the last asynchronous product of an input running during the next load if
+    nothing else in the step reads its sum. An input that goes through registers may then be
+    overwritten: one that is rounded, grouped, reshaped or passes pointwise stages in the kernel.
+    A loop that is not pipelined waits for each product.
     """
     spec = plan.spec
     in_parts = spec.product is not None and not spec.product.rounds  # or not in matrix units
@@ -265,14 +278,14 @@ def is_overtaken(plan: KernelPlan, sizes: Sizes, loop: Loop | None) -> bool:
 
 
 def _with_row(kernel: Kernel, w: AccessText, tap: Coordinate) -> AccessText:
-    """Return the access with a line that names the way from a row of the kernel to the next."""
+    """Return the access with a line that defines `w_row`, the stride of a kernel row."""
     stride = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * tap.stride
     line = assignment("w_row", bare(kernel.scribe.scalar(stride) or "0"), 4)
     return dataclasses.replace(w, lanes=(*w.lanes, line))
 
 
 def _block_weights(w: AccessText, block: RowBlock) -> tuple[WeightText, ...]:
-    """Return the weights of all taps of a block."""
+    """Return the weight tiles of a row block, one for each kernel row."""
     weights = []
     for index in range(block.axis.kernel):
         once = (w.mask_lines, w.step_lines) if index == 0 else ((), ())
@@ -287,6 +300,6 @@ def _rows(pairs: tuple[tuple[int, int], ...]) -> str:
 
 
 def channel_lanes(kernel: Kernel, *names: str) -> tuple[str, ...]:
-    """Return the lines of lanes over the blocks of input and output channels."""
+    """Return the lines that define the lanes `names`: `ci` over BLOCK_K, `co` over BLOCK_N."""
     blocks = {"ci": kernel.sizes.named("BLOCK_K"), "co": kernel.sizes.named("BLOCK_N")}
     return tuple(f"{name} = tl.arange(0, {blocks[name]})" for name in names)

@@ -1,7 +1,7 @@
 """The outline of an emitted kernel: program, phase, positions and steps, in the order of its lines.
 
 Stages 3 and 5, common to the families. Input: a `Kernel`; output: an `Outline`, which holds the
-lines as they are being written, and the sympy expressions of what they define.
+lines written so far, and the sympy expressions of what they define.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .texts import OutlineText
 
 @dataclass(slots=True)
 class Lines:
-    """The lines of a kernel as they are being written, by where they stand.
+    """The lines of a kernel written so far, by section of the kernel.
 
     Attributes:
-        program: of the program's coordinates.
-        phase: of what its phase fixes.
-        position: of the lanes of the tile.
-        step: of a step of the loop.
-        out: of the output's lanes where these are others, behind the loop.
+        program: lines that define the program's coordinates.
+        phase: lines that define what the phase fixes: first shift, residue and number of taps.
+        position: lines that define the lanes of the tile.
+        step: lines of a step of the loop.
+        out: lines after the loop, for output lanes that differ from those of the input.
     """
 
     program: list[str] = field(default_factory=list)
@@ -45,16 +45,16 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What the kernels of all families start with.
+    """The beginning of a kernel, common to all families.
 
     Attributes:
         kernel: the kernel.
         lines: its lines so far.
         co_start: first output channel of the tile, in its group.
-        phase: what the program's phase fixes.
+        phase: first shift, residue and number of taps that the program's phase fixes.
         steps: the loop over taps and input channels.
-        shifts: of each axis, from a position to the input that a step's tap leads to it from.
-        tap: flat index of that tap.
+        shifts: for each axis, the input read by a step's tap minus the position, in inputs.
+        tap: flat kernel index of a step's tap.
     """
 
     kernel: Kernel
@@ -66,19 +66,19 @@ class Outline:
     tap: Expr
 
     def start(self) -> TileStart:
-        """Define where the tile starts."""
+        """Define and return the image and position at which the tile starts."""
         return define_start(self.kernel, self.lines.position)
 
     def positions(self, start: TileStart, width: Expr = ONE) -> Positions:
-        """Define the lanes over positions, `width` for the inputs of each."""
+        """Define the lanes over positions, `width` lanes for the inputs of each position."""
         return define_positions(self.kernel, self.lines.position, start, width)
 
     def outputs(self, start: TileStart, width: Expr) -> Positions:
-        """Define lanes over the same positions behind the loop, `width` for the outputs of each."""
+        """Define, after the loop, lanes over the same positions: `width` outputs for each."""
         return define_positions(self.kernel, self.lines.out, start, width, "_out")
 
     def named_tap(self, tap: Expr) -> Expr:
-        """Define a flat index of a step's tap as `tap`, where that takes several axes."""
+        """Return the symbol `tap`, defined as the flat index `tap` unless that is a mere symbol."""
         kernel, lines = self.kernel, self.lines
         looped = bool(tap.free_symbols & kernel.loop)
         flat = kernel.scribe.define(lines.step if looped else lines.phase, "tap", tap, None)
@@ -87,7 +87,7 @@ class Outline:
         return flat
 
     def text(self) -> OutlineText:
-        """Return the lines that stand before the loop, and those that begin a step of it."""
+        """Return the lines before the loop, and the first lines of a step."""
         return OutlineText(
             program=tuple(self.lines.program),
             phase=tuple(self.lines.phase),
@@ -98,7 +98,10 @@ class Outline:
 
 
 def define_outline(kernel: Kernel, *, depthwise: bool = False) -> Outline:
-    """Define all but the positions; a step of a `depthwise` kernel has all channels of a block."""
+    """Define the outline except its positions.
+
+    A `depthwise` kernel has no loop over input channels: each step covers the channels of a tile.
+    """
     lines = Lines()
     define_program(kernel, lines.program)
     co_start = output_start(kernel, lines.program)

@@ -1,12 +1,14 @@
 """The packed weight: its layout, and the kernel index of each of its elements.
 
-Stages 3 and 5, common to the families. Input: a `KernelPlan` or a `Kernel`; output: what the
-weight, which torch lays as `[C_in, C_out / groups, K…]`, is packed into, a matrix for each tap:
+Stages 3 and 5, common to the families. Input: a `KernelPlan` or a `Kernel`; output: coordinates of
+packed elements in torch's weight `[C_in, C_out / groups, K…]`. The packed weight has a matrix for
+each tap:
 
     packed[tap, C_out * lanes, C_in / groups * span]     the input channels contiguous
 
-Where the last axis is grouped (groups.py), lanes are the outputs of a group, span its inputs, and
-a tap leads from a group of inputs to a group of outputs.
+If the last axis is grouped (geometry/groups.py), `lanes` counts the outputs of a group (rounded up
+to a power of two), `span` its inputs, and a tap connects an input group to an output group.
+Otherwise both are 1.
 """
 
 from __future__ import annotations
@@ -24,27 +26,27 @@ from .builder import ONE, Kernel
 
 
 def packed_grouping(plan: KernelPlan) -> Grouping | None:
-    """Return the grouping that the packed weight has, None where it has the kernel's own taps."""
+    """Return the grouping of the packed weight's last axis; None if its taps are kernel indices."""
     grouping = plan.grouping
     return None if grouping is None or grouping.unrolled else grouping
 
 
 def packed_taps(plan: KernelPlan) -> int:
-    """Return the number of matrices of the packed weight."""
+    """Return the number of taps of the packed weight."""
     grouping, kernel = packed_grouping(plan), plan.spec.kernel_size
     return math.prod(kernel) if grouping is None else math.prod(kernel[:-1]) * grouping.taps
 
 
 def kernel_extents(kernel: Kernel) -> list[Expr]:
-    """Return the kernel's extents along the axes, by name."""
+    """Return the symbols of the convolution kernel's extents, one for each spatial axis."""
     return [kernel.sizes.named(f"K{kernel.sizes.letter(axis)}") for axis, _, _ in kernel.axes]
 
 
 def grouped_reach(kernel: Kernel, tap: Expr, output: Expr, place: Expr) -> Expr:
-    """Return dilation * k of the kernel index k along the last axis, where that is grouped.
+    """Return dilation * k for the kernel index k along the grouped last axis.
 
-    It leads from input `place` of a group to `output` of another, `tap` groups before the last one
-    that it reaches (groups.py).
+    That k connects input `place` of an input group to output `output` of an output group; `tap`
+    counts from the largest shift between the two groups (geometry/groups.py).
     """
     grouping = kernel.plan.grouping
     assert grouping is not None
@@ -55,9 +57,10 @@ def grouped_reach(kernel: Kernel, tap: Expr, output: Expr, place: Expr) -> Expr:
 
 
 def grouped_tap(kernel: Kernel, reach: Expr, output: Expr) -> list[Coordinate]:
-    """Return coordinates of the kernel index k where dilation * k is `reach`, k itself first.
+    """Return coordinates of the kernel index k = `reach` / dilation; k itself comes first.
 
-    Where there is none that leads to `output`, one of the coordinates is out of bounds.
+    Further coordinates have stride 0: one is out of bounds if k is not whole, or if `output` is a
+    lane beyond the outputs of the group.
     """
     sizes, grouping = kernel.sizes, kernel.plan.grouping
     assert grouping is not None
@@ -68,7 +71,7 @@ def grouped_tap(kernel: Kernel, reach: Expr, output: Expr) -> list[Coordinate]:
         found.append(Coordinate(output, width, Integer(0)))
     if axis.dilation == 1:
         return [Coordinate(reach, extent, ONE), *found]
-    # `//` and `%` take no negative numbers.
+    # Printed `//` and `%` need a non-negative dividend (printer.py): add a multiple of dilation.
     dilation = sizes.named(f"DILATION_{sizes.letter(sizes.rank - 1)}")
     low = kernel.scribe.space.number(kernel.scribe.space.bounds(reach).low)
     assert low is not None
@@ -82,10 +85,10 @@ def grouped_tap(kernel: Kernel, reach: Expr, output: Expr) -> list[Coordinate]:
 
 
 def raw_weight(kernel: Kernel, channel: Expr, taps: list[Coordinate]) -> list[Coordinate]:
-    """Return coordinates in a depthwise layer's weight as torch lays it, [C, 1, K…].
+    """Return coordinates in a depthwise layer's weight in torch's layout, [C, 1, K…].
 
-    The `taps` are coordinates of the flat kernel index, in its unit. The input's gradient takes
-    them in reverse order (gradient.py).
+    The `taps` are coordinates of the flat kernel index; a stride of 1 is one kernel index. The
+    kernel of the input's gradient (the one with a prefix) reverses them (geometry/gradient.py).
     """
     count = math.prod(kernel_extents(kernel))
     if kernel.plan.prefix:

@@ -1,4 +1,4 @@
-"""Values of an emitted kernel on their way: pointwise stages, casts, and the rounding of operands.
+"""Conversions of values in an emitted kernel: pointwise stages, casts, rounding of operands.
 
 Stages 3 and 5, common to the families. Input: a `KernelPlan`; output: lines of the kernel.
 """
@@ -14,12 +14,12 @@ from ..tables.pointwise import Stage
 
 
 def stage_lines(variable: str, stages: Iterable[Stage]) -> tuple[str, ...]:
-    """Return the lines in which a variable passes the stages."""
+    """Return the lines that apply the stages to `variable`, one line a stage."""
     return tuple(f"{variable} = {stage.text(stage.row.triton, variable)}" for stage in stages)
 
 
 def cast(spec: ConvTransposeSpec, value: str) -> str:
-    """Return the text of `value` in the spec's dtype, from the accumulator's."""
+    """Return the text that casts `value` from the accumulator's dtype to the spec's."""
     if spec.dtype == "bfloat16":
         return f"to_bfloat16({value})"
     same = spec.element.triton == spec.element.accumulator
@@ -27,18 +27,18 @@ def cast(spec: ConvTransposeSpec, value: str) -> str:
 
 
 def bias_value(spec: ConvTransposeSpec) -> str:
-    """Return the bias in the accumulator's precision."""
+    """Return the text of the bias in the accumulator's dtype."""
     wide = spec.element.accumulator
     return "bias" if spec.element.triton == wide else f"bias.to(tl.{wide})"
 
 
 def operand_lines(plan: KernelPlan, masked: bool, weights: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the lines between the load of `x` and its products, in matrix units or not.
+    """Return the lines between the load of `x` and its products: stages, casts and rounding.
 
     Args:
-        plan: the kernel's.
-        masked: `x_mask` says which inputs exist; the others are zero.
-        weights: names of the weights that are loaded with it.
+        plan: the kernel's plan.
+        masked: whether `x` is loaded with `x_mask`; masked-off inputs are 0.
+        weights: names of the weights that are loaded together with `x`.
     """
     spec, products = plan.spec, plan.family.products
     narrow = spec.element.triton != spec.element.accumulator

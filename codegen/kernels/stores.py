@@ -1,7 +1,7 @@
-"""The end of an emitted kernel: what becomes of its sums, and where they are stored.
+"""The end of an emitted kernel: pointwise stages on the accumulators, and their stores.
 
-Stages 3 and 5, common to the families. Input: a `Kernel`, the index of the outputs and how the
-family has its sums; output: the tiles that are stored, one, or those of the rows of a block.
+Stages 3 and 5, common to the families. Input: a `Kernel`, the index of the outputs, and the
+family's `Result`; output: the stored tiles, one for each output row of a row block.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from .texts import AccessText, StoreText
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a family has the sums of a tile, and how it stores them.
+    """The shape of a family's accumulators, and how they are stored.
 
     Attributes:
-        shape: extents of an accumulator.
-        order: lanes of the two dimensions of the output's tile.
-        laid: returns an accumulator of a name as the output's tile.
-        lane_lines: the lines of the lanes of `order`, where nothing has defined them yet.
-        added: the lanes are added to the pointer one by one, which takes up to 50 registers a
-            thread less than summed first, for stores of whole groups (Triton 3.6 to 3.9, sm_90).
-        flat: extents of the output's tile where it is stored in one dimension, None where in two.
+        shape: extents of an accumulator, as text.
+        order: kinds of the lanes of the stored tile's two dimensions.
+        laid: returns the text that turns the accumulator of a given name into the stored tile.
+        lane_lines: lines that define the lanes of `order`, if no earlier line does.
+        added: whether the lanes of each dimension are added to the pointer separately. For stores
+            of whole groups this takes up to 50 registers a thread less than adding their sum
+            (Triton 3.6 to 3.9, sm_90).
+        flat: extents of a tile that is flattened for the store; None if it is stored in two
+            dimensions.
     """
 
     shape: str
@@ -40,11 +42,11 @@ class Result:
 
 
 def single_result(kernel: Kernel, *, flat: bool = False) -> Result:
-    """Return the result of single outputs, [positions, channels], in the output's layout.
+    """Return the result for accumulators [positions, channels] of single outputs.
 
-    In channels_first outputs that are `stride` apart lie `flat`: Triton sees a run along neither
-    dimension of such a tile, and lets neighbouring threads store along the first (3.6) or the last
-    one (3.7 to 3.9), so that there is but one.
+    In channels_first, set `flat` if neighbouring positions are `stride` outputs apart. Triton finds
+    no contiguous dimension in such a tile and lays neighbouring threads along the first (3.6) or
+    the last one (3.7 to 3.9); a flattened tile leaves it no choice.
     """
     rows, columns = (str(kernel.sizes.named(name)) for name in ("BLOCK_M", "BLOCK_N"))
     shape = f"{rows}, {columns}"
@@ -63,12 +65,12 @@ def single_result(kernel: Kernel, *, flat: bool = False) -> Result:
 def stores(
     kernel: Kernel, outputs: Callable[[int], TensorIndex], result: Result
 ) -> tuple[AccessText, tuple[StoreText, ...]]:
-    """Return the output's access and the tiles that are stored.
+    """Return the output's access and the stored tiles.
 
     Args:
         kernel: the kernel.
-        outputs: the index of a row of the block, row 0 without one.
-        result: the family's sums.
+        outputs: returns the index of an output row of the row block; called with 0 without one.
+        result: the family's accumulators.
     """
     first, block = outputs(0), kernel.plan.block
     y, lanes = kernel.access_and_lanes("y", first.coordinates(), result.order)
@@ -110,10 +112,10 @@ def _tile(
     *,
     masked: bool,
 ) -> StoreText:
-    """Return a tile: its accumulator through the stages, its place, and what it stores there.
+    """Return a stored tile: the stages on its accumulator, its pointers, the stored value.
 
-    The stages work on `acc`. A tile without an accumulator is of outputs that no input reaches:
-    bias and stages only.
+    The stages work on `acc`. A tile whose outputs no input reaches has no accumulator (`acc` is
+    empty): it stores the bias, after the stages.
     """
     if not (acc or spec.after or spec.bias):
         return StoreText(acc, (*begin, *lines), at, "0.0", masked)
@@ -128,14 +130,14 @@ def _tile(
 
 
 def _unreached(spec: ConvTransposeSpec, shape: str) -> str:
-    """Return the sum of outputs that no input reaches, of a `shape` with channels as columns."""
+    """Return the accumulator of outputs that no input reaches: the bias, or zeros, in `shape`."""
     if spec.bias:
         return f"tl.broadcast_to({bias_value(spec)}[None, :], ({shape}))"
     return f"tl.zeros(({shape}), dtype=tl.{spec.element.accumulator})"
 
 
 def _pointer_lines(result: Result, pointers: str) -> tuple[str, ...]:
-    """Return the lines that make of the access what the tiles are stored at."""
+    """Return the lines that convert the access's lanes to the form in which tiles are stored."""
     if result.added:
         return (assignment("y_pointers", pointers, 4),)
     if result.flat is None:
@@ -147,7 +149,7 @@ def _pointer_lines(result: Result, pointers: str) -> tuple[str, ...]:
 
 
 def _flat_mask(result: Result, mask_lines: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the line that brings a mask, where it is new, into the one dimension of a tile."""
+    """Return the line that flattens a new mask, for a tile that is stored flattened."""
     if result.flat is None or not mask_lines:
         return ()
     shape, flat = ", ".join(result.flat), " * ".join(result.flat)

@@ -1,7 +1,7 @@
 """The taps of an emitted kernel: a program's phase, and the flat loop over (channel block, tap).
 
 Stages 3 and 5, common to the families. Input: a `Kernel`; output: lines of the kernel, and the
-sympy expressions of taps, shifts and channels (phases.py has the algebra).
+sympy expressions of taps, shifts and channels (geometry/phases.py derives the formulas).
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from ..symbolic.space import AtLeast, FloorDiv, symbol
 from .builder import Kernel, hidden_zero
 from .texts import Loop
 
-# Steps without matrix units that are written out, so that the loads of all are in flight: Triton
-# pipelines no others.
+# Triton does not pipeline a loop without tl.dot. Up to this many steps are unrolled instead, so
+# that the loads of all steps are in flight at once.
 MOST_UNROLLED = 9
-# A step function with more steps than this prints as a division.
+# `first` is a step function of the phase: a sum of comparisons up to this many, else a division.
 MAX_COMPARISONS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a program's phase fixes.
+    """The values that a program's phase fixes.
 
     Attributes:
-        firsts, residues, taps: first shift, residue and number of taps of each axis.
-        reached: 1 or 0: whether any tap reaches the phase.
+        firsts: shift of tap 0 along each axis, in inputs.
+        residues: output index modulo the stride, along each axis.
+        taps: number of taps along each axis.
+        reached: 1 if any tap reaches the phase, 0 if it is a gap.
     """
 
     firsts: list[Expr]
@@ -41,7 +43,10 @@ class Phase:
 
 
 def define_phase(kernel: Kernel, lines: list[str]) -> Phase:
-    """Define what the phase fixes; numbers of taps divide steps, so that no gap may make one 0."""
+    """Define the values that the phase fixes.
+
+    A gap has `reached` 0 and not 0 taps, because the step is divided by the numbers of taps.
+    """
     firsts: list[Expr] = []
     residues: list[Expr] = []
     taps: list[Expr] = []
@@ -71,13 +76,13 @@ def define_phase(kernel: Kernel, lines: list[str]) -> Phase:
 
 
 def _zero_of_axes(kernel: Kernel, lines: list[str]) -> Expr:
-    """Return a 0 that LLVM cannot tell, for index math that it would get wrong; else 0.
+    """Return an opaque zero if LLVM would miscompile the axes' index math without it, else 0.
 
-    LLVM knows how small the numbers are that the axes start from, puts those of several axes into
-    a vector and narrows it. Where the axes differ, so do the operations on them: up to Triton 3.7
-    (and right since 3.8) it gives the flags of one to another, so that a difference below 0 is no
-    number; and on sm_90 ptxas 12.8 and 12.9 lose the constant of a pair's half whose other half is
-    never read. Numbers without known bounds meet neither. Found by the fuzzer: 2 of 2000 specs.
+    From the bounds of the axes' phases, LLVM vectorizes the math of several axes and narrows it.
+    Axes with different parameters need different operations. Up to Triton 3.7, LLVM copies no-wrap
+    flags from one to the other, and a negative difference becomes undefined. On sm_90, ptxas 12.8
+    and 12.9 also lose a constant in one half of a pair whose other half is unused. Neither happens
+    to values without known bounds. Found by the fuzzer: 2 of 2000 specs.
     """
     axes = [axis for number, _, axis in kernel.axes if not kernel.sizes.is_grouped(number)]
     live = {(a.stride, a.padding, a.dilation) for a in axes if a.stride > 1 or a.kernel > 1}
@@ -88,9 +93,12 @@ def _zero_of_axes(kernel: Kernel, lines: list[str]) -> Expr:
 
 
 def _first(axis: AxisPhases, offset: Expr) -> Expr:
-    """`first` of phases.py: ceil((padding - offset) / stride), as a sum of comparisons."""
+    """Return `first` of geometry/phases.py, ceil((padding - offset) / stride).
+
+    It is a sum of comparisons, or a division if it takes many values.
+    """
     highest, lowest = axis.first(0), axis.first(axis.last_offset)
-    if highest - lowest > MAX_COMPARISONS:  # far-spread taps: one scalar division a program
+    if highest - lowest > MAX_COMPARISONS:  # one scalar division per program costs less
         lift = max(0, -lowest)
         top = axis.padding + axis.stride * (1 + lift) - 1 - offset
         return FloorDiv(top, Integer(axis.stride)) - lift
@@ -100,7 +108,13 @@ def _first(axis: AxisPhases, offset: Expr) -> Expr:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The flat loop: None if there is but one step; tap of each axis, first input channel."""
+    """The steps of a program.
+
+    Attributes:
+        loop: the flat loop over (channel block, tap); None if there is a single step.
+        taps: a step's tap along each axis.
+        channel: a step's first input channel, in its group.
+    """
 
     loop: Loop | None
     taps: list[Expr]
@@ -108,9 +122,9 @@ class Steps:
 
 
 def define_steps(kernel: Kernel, lines: list[str], phase: Phase, depthwise: bool = False) -> Steps:
-    """Define taps and first input channel of a step of the flat loop, taps fastest.
+    """Define the taps and the first input channel of a step; in the flat loop, taps vary fastest.
 
-    With `depthwise` a channel is all of its block, and a short loop is written out.
+    A `depthwise` kernel loops over taps only, and unrolls the loop if it is short.
     """
     scribe, sizes = kernel.scribe, kernel.sizes
     blocks = Integer(1) if depthwise else sizes.named("channel_blocks")
@@ -130,7 +144,7 @@ def define_steps(kernel: Kernel, lines: list[str], phase: Phase, depthwise: bool
     values: dict[str, Expr] = {}
     loop = None
     if scribe.space.number(trips) != 1:
-        # Without a name to take apart, a step only says that the phase's one tap exists.
+        # Without names, the loop only skips the single step if the phase is a gap.
         variable = "step" if len(names) > 1 else "".join(names) or "_"
         short = (scribe.space.number(trips) or MOST_UNROLLED + 1) <= MOST_UNROLLED
         over = "tl.static_range" if depthwise and short else "range"
@@ -156,7 +170,10 @@ def define_steps(kernel: Kernel, lines: list[str], phase: Phase, depthwise: bool
 
 
 def _first_digit(scribe: Scribe, step: Expr, radix: Expr) -> str:
-    """Print the step's fastest digit; the interpreter's loop variable is a Python int."""
+    """Print `step % radix`, the fastest index of a step.
+
+    A constexpr radix is cast, because the loop variable of Triton's interpreter is a Python int.
+    """
     text = scribe.text(radix)
     if scribe.space.number(radix) is None:
         return f"{step} % {text}"
@@ -166,7 +183,7 @@ def _first_digit(scribe: Scribe, step: Expr, radix: Expr) -> str:
 def define_taps(
     kernel: Kernel, lines: list[str], phase: Phase, steps: Steps
 ) -> tuple[list[Expr], Expr]:
-    """Define the input shift of each axis; return them with the flat index of the tap."""
+    """Define a step's input shift along each axis; return the shifts and the flat kernel index."""
     shifts: list[Expr] = []
     flat: Expr = Integer(0)
     define = kernel.scribe.define
@@ -174,7 +191,7 @@ def define_taps(
         kernel.axes, phase.firsts, steps.taps, strict=True
     ):
         plain = axis.stride == axis.dilation == 1 and not kernel.sizes.is_grouped(number)
-        if plain and first == axis.kernel - 1 > 0:  # as of a gradient: the taps in reverse
+        if plain and first == axis.kernel - 1 > 0:  # as in a gradient: prints as K - 1 - k
             first = kernel.sizes.kernel(number) - 1
         shift = first - index * axis.input_step
         shifts.append(define(lines, f"shift_{letter}", shift, axis.shifts))

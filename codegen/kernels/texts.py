@@ -1,7 +1,7 @@
-"""What a template prints of a kernel's accesses: lines, names and flags.
+"""The dataclasses that kernel templates read: lines, names and flags of a kernel.
 
-Stage 5. Made by the families and by their parts here, read by `templates/kernels/` and
-`templates/parts/`; each holds text and flags alone.
+Stage 5, render. Input: text from the families and the other modules of this folder; output: the
+fields that `templates/kernels/` and `templates/parts/` print. Every field is text or a flag.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AccessText:
-    """A tile's place in a tensor, as lines of the kernel.
+    """The pointers and the mask of a tile in a tensor, as lines of the kernel.
 
     Attributes:
-        base: the line of `<name>_tile`, the pointer outside the loop; None if it is the tensor's.
-        lanes: the lines of `<name>_lanes`, the offsets inside the tile.
-        step_lines: the line of `<name>_step`, where no other name has it.
-        mask_lines: the lines of `<name>_mask`, where the access has it.
-        step: the name of what a step of the loop adds, empty for nothing.
-        masked: `<name>_mask` says which elements exist; else all do.
-        pointer: the name of the pointer that the lanes are added to, or of a tensor descriptor.
-        added: the lanes as text, `<name>_lanes`, or what is left of them to be added.
-        boxed: it is a descriptor, whose boxes are loaded.
+        base: line that defines `<name>_tile`, the pointer outside the loop; None if the tile starts
+            at the tensor's own pointer.
+        lanes: lines that define `<name>_lanes`, the offsets inside the tile.
+        step_lines: line that defines `<name>_step`; none if `step` is already a name.
+        mask_lines: lines that define `<name>_mask`; none without a mask.
+        step: name of the offset that a step of the loop adds; empty if it adds none.
+        masked: whether loads and stores take `<name>_mask`; if not, all elements exist.
+        pointer: name of the pointer to which `added` is added, or of a tensor descriptor.
+        added: offsets that a load adds to `pointer`: `<name>_lanes`, or the part of it that
+            `pointer` does not already contain.
+        boxed: whether `pointer` is a tensor descriptor, from which boxes are loaded.
     """
 
     base: str | None
@@ -38,13 +40,13 @@ class AccessText:
 
 @dataclass(frozen=True, slots=True)
 class LoadText:
-    """A tile that a step loads, at an access.
+    """A tile that a step loads from an access.
 
     Attributes:
-        offset: what is added to the access' pointer, with its sign; empty for nothing. Of a box,
-            the call that loads it.
-        masked: `<name>_mask` says which elements exist.
-        mask_lines: the lines of that mask, where it is not defined yet.
+        offset: offset from the access's pointer, with its sign; empty for 0. For a box, the call
+            that loads it.
+        masked: whether the load takes `<name>_mask`.
+        mask_lines: lines that define that mask; none if an earlier line defines it.
     """
 
     offset: str
@@ -54,7 +56,7 @@ class LoadText:
 
 @dataclass(frozen=True, slots=True)
 class OperandText(LoadText):
-    """A tile of the input, and the lines of what becomes of it before it is multiplied."""
+    """An input tile, and the lines (casts, stages, rounding) between its load and its product."""
 
     lines: tuple[str, ...]
 
@@ -64,11 +66,11 @@ class StoreText:
     """A tile that is stored.
 
     Attributes:
-        acc: its accumulator's name; empty where no input reaches its outputs.
-        lines: what becomes of the accumulator, and where its elements go.
-        pointers: where they go, as text.
-        value: what is stored there.
-        masked: `y_mask` says which elements exist.
+        acc: its accumulator's name; empty if no input reaches its outputs.
+        lines: lines that apply the stages to the accumulator and define the pointers.
+        pointers: the pointers of the store, as text.
+        value: the stored value, as text.
+        masked: whether the store takes `y_mask`.
     """
 
     acc: str
@@ -80,7 +82,7 @@ class StoreText:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """The loop over (channel block, tap): its variable and what it runs over, as text."""
+    """The loop over (channel block, tap): its variable and its range, as text."""
 
     variable: str
     over: str
@@ -88,14 +90,14 @@ class Loop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlineText:
-    """Lines of a kernel, by where they stand.
+    """The first lines of a kernel, by section.
 
     Attributes:
-        program: the program's coordinates, from its ids.
-        phase: what the phase fixes: taps, shifts and residues.
-        position: the outputs of the tile, along the image.
-        step: tap and channel block of a step; empty if there is but one step.
-        loop: the loop over the steps, None for one step, which needs no loop.
+        program: lines that define the program's coordinates from its ids.
+        phase: lines that define the taps, shifts and residues of the phase.
+        position: lines that define the lanes over the tile's positions.
+        step: lines that define a step's tap and channel block; empty if none vary.
+        loop: the loop over the steps; None for a single step.
     """
 
     program: tuple[str, ...]
@@ -107,15 +109,14 @@ class OutlineText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelBody:
-    """What the kernels of all families have: names of the templates they share, as text.
-
-    A family has its own names beside these, in a subclass.
+    """The names in kernel templates that all families share; a family's subclass adds its own.
 
     Attributes:
-        outline: the lines that they start with.
-        x, w, y, bias: the accesses; `outputs` hold what is printed of that of the output, which
-            is here for a report.
-        inputs, outputs: the tiles that a step loads of the input, and those that are stored.
+        outline: the first lines of the kernel.
+        x, w, bias: accesses of input, weight and bias.
+        y: access of the output, for `explain` only; templates print `outputs`.
+        inputs: input tiles that a step loads.
+        outputs: tiles that are stored.
     """
 
     outline: OutlineText
@@ -129,7 +130,12 @@ class KernelBody:
 
 @dataclass(frozen=True, slots=True)
 class RowMask:
-    """Whether a row of a block is masked; the mask's lines, none where the row before has it."""
+    """The mask of one row of a row block.
+
+    Attributes:
+        masked: whether the row needs a mask.
+        fresh: lines that define the mask; none if it equals the mask of the row before.
+    """
 
     masked: bool
     fresh: tuple[str, ...]
