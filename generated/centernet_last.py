@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 9de2aa4f54d7ebae9ae6514b3f852dc671ddad83362513bbceabdc505f8fabe9
+# sha256 of the other lines: a2ec3ab23f15160dcfcab246a64f6cea002da81581c091c6f419dbcc977e1225
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -325,17 +325,7 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         got = "channels_first" if len(input_shape) == 4 else "an unbatched input"
         return f"layout channels_last, got {got}"
     mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-    if mismatch is not None:
-        return mismatch
-    output = _output_shape(shape, weight_shape[1] * GROUPS)
-    batch, _, h_in, w_in = shape
-    c_out = output[1]
-    reach = 4 * c_out * h_in * w_in
-    if reach >= 2**31 - 2**16:
-        return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
-    if batch > 65535:
-        return f"at most 65535 programs on axis 1 of the grid, got input {shape}"
-    return None
+    return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -345,6 +335,19 @@ def _mismatch_of_weight(shape, dtypes, devices):
         return "torch.float32, got " + " and ".join(map(str, dtypes))
     if len(set(devices)) > 1 or devices[0].type not in DEVICES:
         return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
+    return None
+
+
+def _mismatch_of_sizes(shape, c_out):
+    """Return what sizes of a call the file was not generated for, None for no such."""
+    output = _output_shape(shape, c_out)
+    batch, _, h_in, w_in = shape
+    c_out = output[1]
+    reach = 4 * c_out * h_in * w_in
+    if reach >= 2**31 - 2**16:
+        return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
+    if batch > 65535:
+        return f"at most 65535 programs on axis 1 of the grid, got input {shape}"
     return None
 
 
@@ -398,7 +401,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -421,7 +424,7 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Compute."""
+    """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
@@ -447,7 +450,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_dc60705d210a34cf"
+NAMESPACE = "convgen_6aa1cc7ef6e426a9"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# sha256 of the other lines: 8f1f1db1b6f21ede20febccb0c8bcff9572240a3ef39b6043dc08f6bb906c078
+# sha256 of the other lines: 0105ee2bc94a401515fd43ba00035df5af148e1640b37a49a9ab81a5e0bf1d15
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -406,7 +406,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -429,7 +429,7 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Compute."""
+    """Pack the weight and compute."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     _refuse(_mismatch(*call))
     return _launch(input, _pack(weight), bias)
@@ -454,7 +454,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0fe5daf48312b8da"
+NAMESPACE = "convgen_0b0c7ca064d2a582"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

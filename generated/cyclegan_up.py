@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 860c6f1ca633386af1ff285846d4f49e680102982b142ff56945ba878b822dee
+# sha256 of the other lines: aa41c5070ec23db3e9ca240772bfb1fc7b146344cdd4173b398323546dc3f49c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -519,7 +519,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -568,7 +568,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_bf42f4f3c90b51a7"
+NAMESPACE = "convgen_16e175f2c7a7c1b5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# sha256 of the other lines: b77f0c5e8147b3bd9c6a1feb4a6b8eb0b8438323435c2194c207063415fe8780
+# sha256 of the other lines: 17756a83cf79351cb2f99f4dbce327cbc53cf6c603da73d0b5d88dbfc227c7b6
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -539,7 +539,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -587,7 +587,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3c0d3a3971b39f0e"
+NAMESPACE = "convgen_85acf968bb6db69f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 65928 programs in about 258 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 13d39ddaa7be4532965d46198f8124cb874b7a9141e5fac067c8fa0c38a49bf6
+# sha256 of the other lines: 45cb084bbc6807a13e6ea66fd73d51a5422be39ed97bfe07e2b21c42a454e965
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -541,7 +541,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -589,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8119fd028faa0cae"
+NAMESPACE = "convgen_416d9d8d1c6d10f0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

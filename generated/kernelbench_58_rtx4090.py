@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 5680 programs in about 22 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: b6bf2f2761ffb2c3c35a335dce04642f80cf1201f88c005f448055da0cf007dc
+# sha256 of the other lines: 56ba9d168524ce4a3397f5f4d8642d92ad302e99b5f8ecd8a9cb5deaf05f739a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -563,7 +563,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -611,7 +611,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ac7382a19ef290fc"
+NAMESPACE = "convgen_bd691ec835642737"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

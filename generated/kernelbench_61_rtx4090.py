@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 55560 programs in about 145 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 867eb7afcef4f9bd27eb72e1ca4bda142b6b962da3876622bc6afc1041b74b0e
+# sha256 of the other lines: 9c559c7fade3640fcf085397ad7754b01dd3c436b8bb61d3334afde8b92eb8fd
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -560,7 +560,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -608,7 +608,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_800baedb0c823705"
+NAMESPACE = "convgen_7dd03f1fa5147d65"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

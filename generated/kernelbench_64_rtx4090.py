@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 16 deep, 4 warps, 4 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 1f47b179660595952d8c171684a28f33a9025d2655a3607fb74a7f52cc9282be
+# sha256 of the other lines: 5e678b12b1ca50de05eaaf3df41f16e4d756be891339fcd79357b880aec6d0a5
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -423,7 +423,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -471,7 +471,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b190624ca5815fe9"
+NAMESPACE = "convgen_cafd4bb0009bc74b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

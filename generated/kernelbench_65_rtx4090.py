@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 16712 programs in about 65 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: ba1c4b308f22b7391e4b0a0b1a85469a80640d2b455721217716843a81d8401f
+# sha256 of the other lines: 30eb14202af8d479d59f2287d8f2c4b9c3e39bd3ebe6b8add4b493040f732fba
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -541,7 +541,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -589,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_55eb7729ec73d158"
+NAMESPACE = "convgen_1c5d442f27ceb412"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 117000d5a23b17ec40cf65508aedeec1ad4a41301b57037711e4e080caae4930
+# sha256 of the other lines: d11f4c416838d8b433b5b7bddd39ed0303cc71d9e69aa99451b8c49e3a0e1bf6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -489,7 +489,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -537,7 +537,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2a442afc5a6e72ea"
+NAMESPACE = "convgen_3ae0f7ec3d5b3548"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 33856 programs in about 132 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 719b1b4a36fde479fed80b6748bc58b7b00383e5c401d6b87eae19e176a3b09a
+# sha256 of the other lines: 4e9bd7ab6196860584af164c637f577bea27f2709a9ce05f9c20a55cccfc053c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -489,7 +489,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -537,7 +537,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_37ba6e8a3469bf06"
+NAMESPACE = "convgen_2877c829eb1886d4"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 60032 programs in about 234 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 4cde8ed1623b6409618225f37319223b8533238e1e492347e3ef803332a7522d
+# sha256 of the other lines: 32c4ea72e4d4b147b932a3a6ad245fcf0261e55d3e2c96ba61141585328b34fe
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -556,7 +556,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -604,7 +604,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9fa389df9a901ca5"
+NAMESPACE = "convgen_1928b1cc8aea0138"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 33096 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 04d5a5828cad67ef20ff11a4404b3e7e30a7273c68db2d38d910d13c40512cd2
+# sha256 of the other lines: 0b79aaa27071ff7006129ddebe0744b1d43c7f6e6265d74293bc820617cebeeb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -535,7 +535,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -583,7 +583,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1324f1113b64adec"
+NAMESPACE = "convgen_7f58a6ef814c9749"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: f07b4fdd2289220560166d5d364c5de513d7b26b83189c1484b644d4f67cd5aa
+# sha256 of the other lines: fdce301b2aeaafaf5c598ce20dd89a2b7890347bac3bb016999c287a8b513696
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -589,7 +589,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -637,7 +637,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d961fd6032940d29"
+NAMESPACE = "convgen_4964e2cbef465f2b"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

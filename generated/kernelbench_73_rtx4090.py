@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 95198841f94c8291fdbc99515dbe87efe24ad08f814a77aa22428b2180989287
+# sha256 of the other lines: 8c81a0bfaa3a0569da10c38eae97e80a5bb4fb158513e4e9277312a6687119b7
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -554,7 +554,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -602,7 +602,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_47b5c599cefe1d40"
+NAMESPACE = "convgen_a9a5973f1ee38538"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 5d15791e1aa39d554f5b4183df3e26d356740ec4ceb289912ef9c73a85564439
+# sha256 of the other lines: b3a7a1f470f199da9675b5e54a250dbd70d8a6ae4dc8ed903020de3b64eae508
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -419,7 +419,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -467,7 +467,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_0e400915dce7609b"
+NAMESPACE = "convgen_ea8f9265e3d0c456"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

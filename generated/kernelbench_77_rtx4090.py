@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 37e652f70d9e5a3dc994fdcef6941a1078a8ae4df430270e4809cec829e1cdf7
+# sha256 of the other lines: 8d5a417ff96c89cf603e3f5fadaf96e1c156a5546269239bde1408d5217cfc4c
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -563,7 +563,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -611,7 +611,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_22b6c7ab25622dbd"
+NAMESPACE = "convgen_10c6a68b16c3cb18"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 7fe5ff145588c51e892979c911b627d02e08022324f2bce833c538ced170fe1d
+# sha256 of the other lines: aade6178f1611024833ba7d3bc8775b4d590fa498e724d78e2d69048f185159c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -524,7 +524,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -572,7 +572,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1ea2c9d8f42b1f4f"
+NAMESPACE = "convgen_0e74bbaff70c2c05"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 93e66c5f63c9f539058c5fdebbd8afe8b371af2b40635550e9b5ba8f8a0a1142
+# sha256 of the other lines: e597d8f5a770cd52a87fb8689dcc6b4591ef2a67ae4e5e7351ef0888f348aff2
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -532,7 +532,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -580,7 +580,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3fd5f958e6fab9b9"
+NAMESPACE = "convgen_5a8010ff56660815"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

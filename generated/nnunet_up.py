@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 5af580f3d45f56542384d6b7aa01b2a7b9aae39ec6a114e4833a24fd627a72dc
+# sha256 of the other lines: f5a2c9cf43ecc00799a0ec4e06aae6bbf7f4b06d6853e923a93cb9027b907b81
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -508,7 +508,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -558,7 +558,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c7538aa4d189682b"
+NAMESPACE = "convgen_0ab99820b7c61d54"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

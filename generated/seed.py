@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 65928 programs in about 258 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024))' --target rtx4090
-# sha256 of the other lines: 33493031be995a5e6354b17740bf747064cb6a304647035edd11f327096c3a7c
+# sha256 of the other lines: 367b18a8be32f83cb5d69dbecdc8ef31f2b9627481702d80b64158578e184298
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -541,7 +541,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients, by torch's own operator; they are differentiable in turn."""
+    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
     # One element stands for a tensor of which only the shape is read.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
@@ -589,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8119fd028faa0cae"
+NAMESPACE = "convgen_416d9d8d1c6d10f0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

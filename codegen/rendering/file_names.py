@@ -21,6 +21,7 @@ from ..symbolic.lines import WIDTH
 from ..symbolic.sizes import Sizes
 from ..version import __version__
 from .copy_names import RelayoutText, relayout_text
+from .glue import GlueFacts, GlueText, glue_text
 from .kernel_names import KernelText, kernel_text
 from .pack_names import PackText, pack_text
 from .wrapper_names import WrapperContext, wrapper_context
@@ -41,8 +42,8 @@ class FileContext:
         version, spec, target, tile, grid, choices, command: the header's lines.
         family: its name.
         caveats: what its user should mind, lines of the docstring.
-        layer, op, rank: `ConvTranspose2d`, `conv_transpose2d`, 2.
-        unbatched, batched: dimensions of an input without its batch axis, and with it.
+        layer, op: `ConvTranspose2d`, `conv_transpose2d`.
+        batched: dimensions of an input with its batch axis.
         dtype: the element type.
         has_bias: the layer has a bias.
         precision_constant: the precision behind the constant, None where a name serves.
@@ -57,7 +58,8 @@ class FileContext:
         configs: of an autotuned kernel.
         kernels: the layer's own; then that of the input's gradient, where there is one.
         precompiled: machine code may lie beside the file.
-        wrapper: what the wrapper functions and the module need.
+        wrapper: what the launch needs, and the checks of sizes.
+        glue: what files have in common, with what this one states put in.
         gradient: what the functions for the input's gradient need, None where torch gives it.
         gradient_tile: family and tile of its kernel.
         relayout: what the kernel that copies the input needs, None where there is no copy.
@@ -74,8 +76,6 @@ class FileContext:
     caveats: tuple[str, ...]
     layer: str
     op: str
-    rank: int
-    unbatched: int
     batched: int
     dtype: str
     has_bias: bool
@@ -91,6 +91,7 @@ class FileContext:
     kernels: tuple[KernelText, ...]
     precompiled: bool
     wrapper: WrapperContext
+    glue: GlueText
     gradient: WrapperContext | None
     gradient_tile: str | None
     relayout: RelayoutText | None
@@ -112,6 +113,18 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         kernels, gradient = (kernel, second), wrapper_context(back, back_sizes, second)
         packs += more
         gradient_tile = f"{back.family}, tile {back.tile}"
+    wrapper = wrapper_context(plan, sizes, kernel)
+    repeats = bool(packs or not plan.tuned)
+    unpipelined = any(each.unpipelined for each in kernels)
+    facts = GlueFacts(
+        lanes=wrapper.lanes,
+        rounds=kernel.rounds,
+        checks=bool(wrapper.checks),
+        checks_gradient=gradient is not None and bool(gradient.checks),
+        repeats=repeats,
+        unpipelined=unpipelined,
+        precompiled=precompiled,
+    )
     constant = next((k.precision_constant for k in kernels if k.precision_constant), None)
     return FileContext(
         version=__version__,
@@ -125,23 +138,22 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         caveats=tuple(line for text in caveats_of(plan) for line in textwrap.wrap(text, WIDTH)),
         layer=f"ConvTranspose{spec.rank}d",
         op=op,
-        rank=spec.rank,
-        unbatched=spec.rank + 1,
         batched=spec.rank + 2,
         dtype=f"torch.{spec.dtype}",
         has_bias=spec.bias,
         precision_constant=constant,
         rounds=any(each.rounds for each in kernels),
         packs=packs,
-        repeats=bool(packs or not plan.tuned),
+        repeats=repeats,
         settles=any(each.settles for each in kernels),
-        unpipelined=any(each.unpipelined for each in kernels),
+        unpipelined=unpipelined,
         functions=_functions(spec, swaps=any(each.swaps for each in kernels)),
         interpreted=spec.dtype == "bfloat16",
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
         kernels=kernels,
         precompiled=precompiled,
-        wrapper=wrapper_context(plan, sizes, kernel),
+        wrapper=wrapper,
+        glue=glue_text(plan, facts),
         gradient=gradient,
         gradient_tile=gradient_tile,
         relayout=relayout_text(plan, sizes, kernel.triton_dtype),

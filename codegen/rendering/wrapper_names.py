@@ -1,4 +1,4 @@
-"""The names of the emitted wrappers and module, as text.
+"""The names of the emitted launch and its wrapper, as text.
 
 Stage 5, part of render. Input: a `KernelPlan`, its `Sizes` and the kernel's run-time arguments;
 output: a `WrapperContext`. Sizes print here as Python variables of the wrapper.
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from sympy import Expr
 
-from ..kernels.packing import packed_grouping, packed_taps
+from ..kernels.packing import packed_grouping
 from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.family import Boxes
 from ..planning.plan import KernelPlan
 from ..symbolic.lines import call_text
-from ..symbolic.sizes import AXES, BLOCKS, Sizes
-from ..tables.dtypes import DTYPES
+from ..symbolic.sizes import BLOCKS, Sizes
 from ..tables.pointwise import Stage
 from .host_printer import HostPrinter
 from .host_sizes import Check, HostNames, grid_text
@@ -37,22 +36,13 @@ class DescriptorText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrapperContext:
-    """The names of `parts/wrapper.jinja`, `parts/operator.jinja` and `parts/module.jinja`.
+    """The names of `parts/launch.jinja`, `parts/gradient.jinja` and what stands beside them.
 
     Attributes:
         input_shape, weight_shape: what the file was generated for, None for any size.
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
-        input_axes: names of the input's axes, as torch orders them, and its format.
-        kernel_axes: names of the weight's last axes.
         raw_weight: the kernel reads the weight as torch lays it, nothing is packed.
-        packed_taps: matrices of the packed weight.
-        packed_dtypes: the element types that a weight may have when it is packed, as a set.
-        rounds: the packed weight is rounded to TF32.
-        lanes, span: outputs and inputs of a group, as in Python; 1 if they are no factor.
-        times_lanes: the former as a factor behind another; empty for 1.
-        layout, other_layout: the spec's layout, and the one an input may have instead.
-        own_axes, other_axes: the axes of a tensor dense in those layouts, the innermost first.
-        last_axes: those of channels_last.
+        lanes: outputs of a group of the packed weight, as Python; 1 if they are no factor.
         own_format: the argument that names the layout to torch; empty if none does.
         shape_names: the lines that name the sizes which grid and launch read.
         check_names, checks: conditions on run-time sizes, and the lines that name those.
@@ -66,8 +56,7 @@ class WrapperContext:
         aligned: the condition that those addresses are, to 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
         torch_result: the last stage after the layer, None if there is none.
-        module_arguments: the parameters of `ModelNew`.
-        pipeline: the stages around the layer, None if there are none.
+        has_stages: there are some around the layer.
     """
 
     input_shape: str
@@ -77,20 +66,8 @@ class WrapperContext:
     output_padding: str
     dilation: str
     groups: int
-    input_axes: str
-    kernel_axes: str
     raw_weight: bool
-    packed_taps: int
-    packed_dtypes: str
-    rounds: bool
     lanes: str
-    span: str
-    times_lanes: str
-    layout: str
-    other_layout: str
-    own_axes: str
-    other_axes: str
-    last_axes: str
     own_format: str
     shape_names: tuple[str, ...]
     check_names: tuple[str, ...]
@@ -106,8 +83,7 @@ class WrapperContext:
     torch_before: tuple[str, ...]
     torch_after: tuple[str, ...]
     torch_result: str | None
-    module_arguments: tuple[str, ...]
-    pipeline: str | None
+    has_stages: bool
 
 
 def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> WrapperContext:
@@ -121,8 +97,6 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     channels_last = spec.layout == "channels_last"
     tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
     grid = grid_text([names.extent(axis) for axis in plan.grid], tuned)
-    spatial = tuple(range(spec.rank + 1, 1, -1))
-    axes = [_tuple((*spatial, 1, 0)), _tuple((1, *spatial, 0))]
     tensors = ("x", "packed_weight", *(["bias"] if spec.bias else []), "y")
     boxes = plan.family.boxes(sizes)
     described = dict(zip(tensors, ("x_desc", "w_desc") if boxes else (), strict=False))
@@ -140,20 +114,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         output_padding=_tuple(spec.output_padding),
         dilation=_tuple(spec.dilation),
         groups=spec.groups,
-        input_axes=_input_axes(spec),
-        kernel_axes=", ".join(f"K{letter.upper()}" for letter in AXES[spec.rank]),
         raw_weight=plan.reads_raw_weight,
-        packed_taps=packed_taps(plan),
-        packed_dtypes=_packed_dtypes(spec),
-        rounds=kernel.rounds,
         lanes=lanes,
-        span="1" if packed is None else _value(sizes.span),
-        times_lanes="" if lanes == "1" else f" * {lanes}",
-        layout=spec.layout,
-        other_layout="channels_first" if channels_last else "channels_last",
-        own_axes=axes[channels_last],
-        other_axes=axes[not channels_last],
-        last_axes=axes[True],
         own_format=f"memory_format=torch.{MEMORY_FORMATS[spec.rank]}" if channels_last else "",
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
@@ -175,14 +137,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
         torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
-        module_arguments=_module_arguments(spec),
-        pipeline=_pipeline(spec),
+        has_stages=bool(spec.before or spec.after),
     )
-
-
-def _input_axes(spec: ConvTransposeSpec) -> str:
-    axes = ["BATCH", "C_IN", *(f"{letter.upper()}_IN" for letter in AXES[spec.rank])]
-    return f"[{', '.join(axes)}]" + (" in channels_last" if spec.layout == "channels_last" else "")
 
 
 def _address(tensor: str) -> str:
@@ -232,13 +188,6 @@ def _value(size: Expr) -> str:
     return "1" if size == 1 else f"{size}.value"
 
 
-def _packed_dtypes(spec: ConvTransposeSpec) -> str:
-    """Return the set of element types that are packed; under autocast one becomes another."""
-    half = spec.element.itemsize == 2
-    names = [row.name for row in DTYPES if row.itemsize <= 4] if half else [spec.dtype]
-    return f"{{{', '.join(f'torch.{name}' for name in names)}}}"
-
-
 def _tuple(values: tuple[object, ...]) -> str:
     return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
 
@@ -254,36 +203,3 @@ def _torch_line(variable: str, stage: Stage) -> str:
 
 def _torch_text(variable: str, stage: Stage) -> str:
     return stage.text(stage.row.torch, variable)
-
-
-def _pipeline(spec: ConvTransposeSpec) -> str | None:
-    if not spec.before and not spec.after:
-        return None
-    return " | ".join([*map(str, spec.before), "layer", *map(str, spec.after)])
-
-
-def _module_arguments(spec: ConvTransposeSpec) -> tuple[str, ...]:
-    """The parameters of the module in torch's order; open channels have no default."""
-
-    def axes(values: tuple[int, ...]) -> str:
-        return str(values[0]) if len(set(values)) == 1 else str(values)
-
-    channels = [
-        name if value is None else f"{name}={value}"
-        for name, value in (("in_channels", spec.in_channels), ("out_channels", spec.out_channels))
-    ]
-    if spec.in_channels is not None and spec.out_channels is None:
-        channels[0] = "in_channels"  # a default cannot stand before a required argument
-    return (
-        *channels,
-        f"kernel_size={axes(spec.kernel_size)}",
-        f"stride={axes(spec.stride)}",
-        f"padding={axes(spec.padding)}",
-        f"output_padding={axes(spec.output_padding)}",
-        f"groups={spec.groups}",
-        f"bias={spec.bias}",
-        f"dilation={axes(spec.dilation)}",
-        'padding_mode="zeros"',
-        "device=None",
-        "dtype=None",
-    )

@@ -256,7 +256,7 @@ def test_processes_run_the_same_specs(tmp_path: Path, root: Path) -> None:
     """A worker that draws for itself, or has no interpreter, gives another count or fails."""
     alone, both = tmp_path / "alone.json", tmp_path / "both.json"
     assert fuzz("--specs", "3", "--json", str(alone)) == 0
-    script = [sys.executable, str(root / "tests" / "fuzz.py"), "--specs", "3", "--seed", "5"]
+    script = [sys.executable, str(root / "tests/support/fuzz.py"), "--specs", "3", "--seed", "5"]
     command = [*script, "--processes", "2", "--json", str(both), "--device", DEVICE]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     counts = [json.loads(path.read_text(encoding="utf-8"))["forms"] for path in (alone, both)]

@@ -69,6 +69,7 @@ RANDOM_LAYERS = 28
 FORMS = {"autotuned", "gather 1", "polyphase 1", "polyphase 2", "polyphase 4"}
 COPIES = {"a copy": "gather 1 copy", "a copy of a strided layer": "polyphase 1 copy"}
 SHARES = 4  # so that workers of pytest-xdist can divide the work
+SUPPORT = Path(__file__).parents[1] / "support"  # what the processes of this file import from
 
 
 def random_layer(rng):
@@ -128,7 +129,7 @@ def test_every_access_stays_inside_its_tensor(share):
         input=json.dumps(texts),
         capture_output=True,
         text=True,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(SUPPORT)},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -147,7 +148,7 @@ def test_the_recorder_sees_an_access_that_leaves_its_tensor():
         input=json.dumps(["ConvTranspose1d(2, 3, 3, input=(1, 2, 4))"]),
         capture_output=True,
         text=True,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(SUPPORT)},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr

@@ -194,7 +194,7 @@ def test_tiles_that_spill_are_not_timed_either(monkeypatch, spills, shared, fits
 
 def test_a_worker_ends_when_its_work_does(root: Path):
     """Its compilers wait for work and it for them, unless they are told to end."""
-    subprocess.run([sys.executable, root / "tests" / "tune_worker.py"], check=True, timeout=100)
+    subprocess.run([sys.executable, root / "tests/support/tune_worker.py"], check=True, timeout=100)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -26,6 +26,7 @@ from convgen.language.parser import parse
 from convgen.planning.family import Family
 from convgen.rendering.copy_names import RelayoutText
 from convgen.rendering.file_names import FileContext, file_context
+from convgen.rendering.glue import GlueText
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.kernel_names import KernelText
 from convgen.rendering.pack_names import PackText
@@ -211,7 +212,7 @@ def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
     used = {(owner, name) for owner, name in fields_read(family) if owner is not KernelText}
     used |= {(family.context_type, name) for name in EXPLAINED}
-    others = fields_below(WrapperContext) | fields_below(RelayoutText) | fields_below(PackText)
+    others = set().union(*map(fields_below, (WrapperContext, RelayoutText, PackText, GlueText)))
     assert used == fields_below(family.context_type) | others
 
 

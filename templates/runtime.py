@@ -1,0 +1,784 @@
+"""What every emitted file has in common: checks of a call, gradients, operator, layer.
+
+A module like any other, that is linted, typed and tested. `rendering/fold.py` puts the constants of
+a file in, drops what that file has no use for, and gives the text of each section below, in which a
+standalone file has nothing of this module left. Names in capitals are those of a file: the first
+section has them as a file states them, the second those that are gone from its text. Here they are
+of one sample layer, so that this module can be imported.
+"""
+
+import functools
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import triton
+from triton.runtime.cache import get_cache_manager
+
+# ---- sample ----
+INPUT_SHAPE = (None, 16, None, None)
+WEIGHT_SHAPE = (16, 8, 4, 4)
+STRIDE = (2, 2)
+PADDING = (1, 1)
+OUTPUT_PADDING = (0, 0)
+GROUPS = 1
+DILATION = (1, 1)
+GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
+NAMESPACE = "convgen_sample"
+
+
+def _launch(input, packed_weight, bias):
+    """Launch the kernel, which a file has and the sample has not."""
+    raise NotImplementedError
+
+
+def _pack(weight):
+    """Launch the kernel that packs a weight."""
+    raise NotImplementedError
+
+
+def _input_gradient(grad, weight):
+    """Launch the kernel of the input's gradient."""
+    raise NotImplementedError
+
+
+def _mismatch_of_sizes(shape, c_out):
+    """Return which size is too large for the kernel's indices."""
+    return None
+
+
+def _serves_gradient(shape, output):
+    """Whether the kernel of the input's gradient serves those shapes."""
+    return True
+
+
+# What a file has in its text, and no constant for.
+DTYPE = torch.float32
+LAYOUT = "channels_first"
+HAS_BIAS = True
+RAW_WEIGHT = False  # the kernel reads a weight as torch lays it
+PACKED_TAPS = 16  # matrices of a packed weight
+LANES = 1  # outputs of a group, which are columns of those
+PLACES = 1  # inputs of a group, which are rows of those
+STAGES = None  # the layer between its pointwise stages
+PACKED_WEIGHT = """\
+    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous."""
+REPEATS = True  # launches are repeated without Triton
+UNPIPELINED = True  # the kernel is for no Hopper
+PRECOMPILED = True  # machine code may ship beside the file
+
+# ---- derived ----
+RANK = len(STRIDE)
+BATCHED = RANK + 2  # dimensions of an input with its batch axis
+UNBATCHED = RANK + 1  # and without it
+OP = f"conv_transpose{RANK}d"
+LAYER = f"ConvTranspose{RANK}d"
+HALF = {torch.float32, torch.float16, torch.bfloat16}  # under autocast one becomes another
+PACKED_DTYPES = {DTYPE} if DTYPE.itemsize > 2 else HALF
+CHANNELS_LAST = LAYOUT == "channels_last"
+OTHER_LAYOUT = "channels_first" if CHANNELS_LAST else "channels_last"
+FORMAT = torch.channels_last_3d if RANK == 3 else torch.channels_last
+FIRST_AXES = (*range(RANK + 1, -1, -1),)  # of a tensor in channels_first, the innermost first
+LAST_AXES = (1, *range(RANK + 1, 1, -1), 0)  # and in channels_last
+OWN_AXES, OTHER_AXES = (FIRST_AXES, LAST_AXES)[:: -1 if CHANNELS_LAST else 1]
+HAS_LANES, HAS_PLACES, HAS_STAGES = LANES > 1, PLACES > 1, STAGES is not None
+HAS_GRADIENT = "_input_gradient" in globals()
+CHECKS_SIZES, CHECKS_GRADIENT = "_mismatch_of_sizes" in globals(), "_serves_gradient" in globals()
+AXES = "DHW"[-RANK:] if RANK > 1 else "L"
+INPUT_AXES = f"[BATCH, C_IN, {', '.join(f'{axis}_IN' for axis in AXES)}]"
+KERNEL_AXES = ", ".join(f"K{axis}" for axis in AXES)
+BIAS_AXES = "[C_out]" if HAS_BIAS else "None: this file was generated for bias=False"
+
+
+def _default(values):
+    """Return values of the axes as a layer may be given them."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+IN_CHANNELS, OUT_CHANNELS = WEIGHT_SHAPE[0], WEIGHT_SHAPE[1] and GROUPS * WEIGHT_SHAPE[1]
+DEFAULT_KERNEL, DEFAULT_STRIDE = _default(WEIGHT_SHAPE[2:]), _default(STRIDE)
+DEFAULT_PADDING, DEFAULT_OUTPUT_PADDING = _default(PADDING), _default(OUTPUT_PADDING)
+DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
+
+# ---- devices ----
+# Devices that have the kernel: the CPU only in Triton's interpreter.
+DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
+# Tensor types that the fast path accepts; subclasses may override torch's functions.
+EAGER = {torch.Tensor, nn.Parameter}
+
+
+# ---- functions ----
+def pack_weight(weight):
+    """Pack a weight [C_in, C_out / groups, {KERNEL_AXES}] for `conv_transpose2d_packed`.
+
+    {PACKED_WEIGHT}
+    """
+    _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
+    if RAW_WEIGHT:
+        return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+    else:
+        return _pack(weight.detach())
+
+
+def conv_transpose2d(input, weight, bias=None):
+    """`torch.nn.functional.conv_transpose2d` with the geometry of this file's spec.
+
+    Args:
+        input: {INPUT_AXES} or, without the batch, unbatched.
+        weight: [C_in, C_out / groups, {KERNEL_AXES}].
+        bias: {BIAS_AXES}.
+
+    Raises:
+        RuntimeError: torch's own; the arguments fit no transposed convolution.
+        ValueError: they fit one that this file was not generated for.
+    """
+    tensors = (input, weight, bias)
+    if _is_transformed():
+        return _torch(*tensors)
+    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+        return OPERATOR(*tensors)
+    return _forward(*tensors)
+
+
+def conv_transpose2d_packed(input, packed_weight, bias=None):
+    """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
+    if RAW_WEIGHT:
+        weight_shape = tuple(packed_weight.shape)
+        if not _fits(weight_shape, WEIGHT_SHAPE):
+            _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
+    else:
+        if HAS_LANES:
+            taps, rows = PACKED_TAPS, GROUPS * LANES
+        else:
+            taps, rows = PACKED_TAPS, GROUPS
+        shape = tuple(packed_weight.shape)
+        if HAS_PLACES:
+            if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % PLACES:
+                _refuse(f"{taps} packed taps, got {shape}")
+            weight_shape = GROUPS * (shape[2] // PLACES), shape[1] // rows, *WEIGHT_SHAPE[2:]
+        else:
+            if not _fits(shape, (taps, None, None)) or shape[1] % rows:
+                _refuse(f"{taps} packed taps, got {shape}")
+            weight_shape = GROUPS * shape[2], shape[1] // rows, *WEIGHT_SHAPE[2:]
+    _refuse(_mismatch(*_call(input, packed_weight, weight_shape, bias, cast=False)))
+    tensors = (input, packed_weight, bias)
+    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
+        raise RuntimeError(f"{OP}_packed is for no gradient, compiler or transform")
+    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
+
+
+# ---- launch ----
+if REPEATS:
+
+    def _repeated(compiled, grid):
+        """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""  # fmt: skip
+        # Neither metadata for hooks nor hooks: the last three.
+        kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+        return compiled.run, (*grid, 1, 1)[:3], kernel
+
+
+if UNPIPELINED:
+
+    def _num_stages(planned):
+        """Return the stages of a launch on the current device.
+
+        Before Triton 3.9 loads of a pipelined loop may overwrite registers that a tl.dot still reads on
+        a Hopper, which gets one stage; files that are generated for Hopper wait for it instead.
+        """
+        overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+        hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+        return 1 if overtakes and hopper else planned
+
+
+if PRECOMPILED:
+
+    @functools.cache
+    def _use_precompiled(device):
+        """Hand Triton the machine code for a device that ships beside this file, if there is some.
+
+        Triton's cache takes it under the key it was compiled as: a hash of the kernel's source, its
+        signature and options, the architecture and Triton itself. What differs is compiled as ever.
+        """
+        major, minor = torch.cuda.get_device_capability(device)
+        kernel = f"{OP}_kernel"  # names the cache's files: a row with another name is not used
+        path = Path(__file__).with_suffix(f".sm_{major}{minor}.cubin")
+        try:
+            manifest = json.loads(path.with_name("manifest.json").read_text())
+            stated = manifest.pop("sha256")
+            intact = hashlib.sha256(json.dumps(manifest).encode()).hexdigest() == stated
+            row, content = manifest["precompiled"][path.name], path.read_bytes()
+            found = kernel, triton.__version__, hashlib.sha256(content).hexdigest()
+            if not intact or found != (row["kernel"], row["triton"], row["sha256"]):
+                return
+            cache = get_cache_manager(row["key"])
+            name = f"{kernel}.json"
+            if cache.get_group(name) is None:
+                files = {name: json.dumps(row["metadata"])}
+                files[f"{kernel}.cubin"] = content[: row["size"]]
+                # The group last: Triton takes what a group names for complete.
+                cache.put_group(name, {file: cache.put(data, file) for file, data in files.items()})
+        except Exception:
+            return  # nothing ships for this device, or what does is no use: Triton compiles
+
+
+# ---- checks ----
+def _call(input, weight, weight_shape, bias, cast):
+    """Return the metadata of a call (no data): the cache key and arguments of `_mismatch`."""
+    if bias is None:
+        bias_shape, tensors = None, (input, weight)
+        dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
+    else:
+        bias_shape, tensors = bias.shape, (input, weight, bias)
+        dtypes = input.dtype, weight.dtype, bias.dtype
+        devices = input.device, weight.device, bias.device
+    if cast:  # to what autocast gives
+        dtypes = tuple(map(_autocast_dtype, tensors))
+    if RANK == 1:
+        return input.shape, weight_shape, bias_shape, dtypes, devices
+    else:
+        return input.shape, input.stride(), weight_shape, bias_shape, dtypes, devices
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(
+        want is None or want == got for want, got in zip(expected, shape, strict=True)
+    )
+
+
+def _output_shape(input_shape, c_out):
+    """Return the shape of the output of a batched input."""
+    axes = zip(
+        input_shape[2:], WEIGHT_SHAPE[2:], STRIDE, PADDING, OUTPUT_PADDING, DILATION, strict=True
+    )
+    spatial = [(i - 1) * s - 2 * p + d * (k - 1) + op + 1 for i, k, s, p, op, d in axes]
+    return (input_shape[0], c_out, *spatial)
+
+
+if RANK > 1:
+
+    def _is_dense(shape, stride, axes):
+        """Whether a tensor is dense with its axes in an order, the innermost first."""
+        step = 1
+        for axis in axes:
+            if shape[axis] != 1 and stride[axis] != step:
+                return False
+            step *= shape[axis]
+        return True
+
+    def _is_channels_last(shape, stride):
+        """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+        if len(shape) != BATCHED or stride[1] == 0:
+            return False
+        least = 0
+        for axis in LAST_AXES:
+            if stride[axis] < least or (axis == 0 and least == stride[1]):
+                return False
+            least = stride[axis] * shape[axis]
+        return True
+
+
+def _refuse(mismatch):
+    """Raise the error of a call that this file was not generated for."""
+    if mismatch is not None:
+        raise ValueError(f"this file was generated for {mismatch}")
+
+
+def _check_as_torch(input_shape, weight_shape, bias_shape):
+    """Raise torch's own error, whatever the device, for shapes that no such layer has."""
+    shape = input_shape if len(input_shape) == BATCHED else (1, *input_shape)
+    if (
+        len(shape) == BATCHED
+        and len(weight_shape) >= 3
+        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and shape[1] == weight_shape[0]
+        and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
+        and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
+    ):
+        return
+    with torch.utils._python_dispatch._disable_current_modes():
+        one = torch.zeros((), dtype=torch.float64, device="cpu")  # stands for every element
+        bias = None if bias_shape is None else one.expand(bias_shape)
+        getattr(F, OP)(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
+
+
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+if RANK == 1:
+
+    @functools.lru_cache(maxsize=1024)
+    def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
+        """Return what this file was generated for and what a call has instead, None if they agree.
+
+        A bias that is not given has no shape. What no layer accepts raises torch's own error.
+        """
+        _check_as_torch(input_shape, weight_shape, bias_shape)
+        shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
+        if not _fits(shape, INPUT_SHAPE):
+            return f"input {INPUT_SHAPE}, got {shape}"
+        if HAS_BIAS:
+            if bias_shape is None:
+                return "bias=True, got bias=None"
+        else:
+            if bias_shape is not None:
+                return "bias=False, got a bias"
+        if CHECKS_SIZES:
+            mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+            return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
+        else:
+            return _mismatch_of_weight(weight_shape, dtypes, devices)
+
+else:
+
+    @functools.lru_cache(maxsize=1024)
+    def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
+        """Return what this file was generated for and what a call has instead, None if they agree.
+
+        A bias that is not given has no shape. A layer gives the weight's strides, as its output has
+        torch's format. What no layer accepts raises torch's own error.
+        """
+        _check_as_torch(input_shape, weight_shape, bias_shape)
+        shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
+        if not _fits(shape, INPUT_SHAPE):
+            return f"input {INPUT_SHAPE}, got {shape}"
+        if HAS_BIAS:
+            if bias_shape is None:
+                return "bias=True, got bias=None"
+        else:
+            if bias_shape is not None:
+                return "bias=False, got a bias"
+        if weight_stride is not None:  # torch goes by the strides of both
+            last = _is_channels_last(input_shape, stride)
+            if CHANNELS_LAST:
+                other = not (last or _is_channels_last(weight_shape, weight_stride))
+            else:
+                other = last or _is_channels_last(weight_shape, weight_stride)
+        else:  # dense in neither layout it is copied
+            other = len(input_shape) == BATCHED and 0 not in shape
+            other = other and not _is_dense(shape, stride, OWN_AXES)
+            other = other and _is_dense(shape, stride, OTHER_AXES)
+        if other:
+            if CHANNELS_LAST:
+                got = OTHER_LAYOUT if len(input_shape) == BATCHED else "an unbatched input"
+                return f"layout {LAYOUT}, got {got}"
+            else:
+                return f"layout {LAYOUT}, got {OTHER_LAYOUT}"
+        if CHECKS_SIZES:
+            mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+            return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
+        else:
+            return _mismatch_of_weight(weight_shape, dtypes, devices)
+
+
+def _mismatch_of_weight(shape, dtypes, devices):
+    if not _fits(shape, WEIGHT_SHAPE):
+        return f"weight {WEIGHT_SHAPE}, got {tuple(shape)}"
+    if any(dtype != DTYPE for dtype in dtypes):
+        return f"{DTYPE}, got " + " and ".join(map(str, dtypes))
+    if len(set(devices)) > 1 or devices[0].type not in DEVICES:
+        return "one CUDA device, got " + " and ".join(dict.fromkeys(map(str, devices)))
+    return None
+
+
+# ---- modes ----
+def _is_autocast(tensor):
+    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
+    kind = "cuda" if tensor.is_cuda else "cpu"
+    return torch.is_autocast_enabled(kind) and not tensor.is_meta
+
+
+def _autocast_dtype(tensor):
+    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    if tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
+
+
+def _is_transformed():
+    """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._are_functorch_transforms_active()
+
+
+def _is_watched(input, weight, bias):
+    """Whether a compiler, a tracer, a mode or a class of tensors is to see the operator."""
+    if input is None or weight is None:  # for the operator an empty tensor, for torch an error
+        getattr(F, OP)(input, weight)
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not (type(input) in EAGER and type(weight) in EAGER)
+        or not (bias is None or type(bias) in EAGER)
+        or input.is_meta
+    )
+
+
+def _is_recorded(input, weight, bias):
+    """Whether a gradient of the call may be asked for."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+if not RAW_WEIGHT:
+
+    def _mark(weight):
+        """Return what tells the states of a weight apart, as far as torch reports its changes."""
+        return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
+
+    def _can_freeze(weight):
+        """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+        return (
+            not _is_watched(weight, weight, None)
+            and _fits(weight.shape, WEIGHT_SHAPE)
+            and weight.dtype in PACKED_DTYPES
+            and weight.layout == torch.strided
+            and weight.device.type in DEVICES
+            and not weight.is_inference()
+            and not (weight.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
+
+
+# ---- gradients ----
+def _input_shape(output_shape, c_in):
+    """Return the shape of the input that leads to an output."""
+    axes = zip(output_shape[2:], WEIGHT_SHAPE[2:], PADDING, DILATION, strict=True)
+    return (output_shape[0], c_in, *(o + 2 * p - d * (k - 1) for o, k, p, d in axes))
+
+
+# ---- backward ----
+if HAS_GRADIENT:
+
+    def _fake_input_gradient(grad, weight):
+        """Return a gradient of the input with no numbers in it."""
+        if CHANNELS_LAST:
+            y = grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+            return y.contiguous(memory_format=FORMAT)
+        else:
+            return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+
+
+if HAS_STAGES:
+
+    def _save(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:3])
+
+    def _backward(ctx, grad):
+        """Return the gradients, by torch's own operators; they are differentiable in turn."""
+        again = torch.is_grad_enabled()  # as create_graph=True has it
+        kind = "cuda" if grad.is_cuda else "cpu"
+        with torch.enable_grad(), torch.autocast(kind, enabled=False):
+            # Views: an input may depend on another, of which its own gradient knows nothing.
+            views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]  # fmt: skip
+            needed = ctx.needs_input_grad[:3]
+            wanted = [view for view, need in zip(views, needed, strict=True) if need]
+            grads = iter(torch.autograd.grad(_torch(*views), wanted, grad, create_graph=again))
+        found = (next(grads) if need else None for need in needed)
+        if RAW_WEIGHT:
+            return tuple(found)
+        else:
+            return *found, None  # of a packed weight
+
+else:
+
+    def _save(ctx, inputs, output):
+        """Save what the gradients need: that of the input the weight, that of the weight the input."""  # fmt: skip
+        input, weight = inputs[:2]
+        for_input, for_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
+        ctx.shapes = input.shape, weight.shape
+
+    def _backward(ctx, grad):
+        """Return the gradients: all by torch's own operator where they are differentiated in turn."""  # fmt: skip
+        # One element stands for a tensor of which only the shape is read.
+        input, weight = (
+            grad.new_empty(1).expand(shape) if tensor is None else tensor
+            for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
+        )
+        batched = input.dim() == BATCHED
+        if not batched:
+            grad, input = grad.unsqueeze(0), input.unsqueeze(0)
+        geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
+        if HAS_BIAS:
+            of_bias = [GROUPS * weight.shape[1]]
+        if HAS_GRADIENT:
+            for_input, *others = ctx.needs_input_grad[:3]
+            # Not for a transform either: it knows torch's operator alone.
+            own = for_input and not (torch.is_grad_enabled() or _is_transformed())
+            if CHECKS_GRADIENT:
+                own = own and _serves_gradient(grad.shape, (grad.shape[0], *input.shape[-UNBATCHED:]))  # fmt: skip
+            grads = None, None, None
+            if any(others) or (for_input and not own):
+                needed = for_input and not own, *others
+                if HAS_BIAS:
+                    grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
+                else:
+                    grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)  # fmt: skip
+            for_input = INPUT_GRADIENT(grad, weight) if own else grads[0]
+            for_input = for_input if batched or for_input is None else for_input.squeeze(0)
+        else:
+            needed = ctx.needs_input_grad[:3]
+            if HAS_BIAS:
+                grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
+            else:
+                grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)  # fmt: skip
+            for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
+        if RAW_WEIGHT:
+            return for_input, *grads[1:]
+        else:
+            return for_input, *grads[1:], None  # of a packed weight
+
+
+# ---- operator ----
+if not HAS_STAGES:
+
+    def _torch(input, weight, bias, geometry=GEOMETRY):
+        """Compute the same with torch's operators."""
+        return getattr(F, OP)(input, weight, bias, *geometry)
+
+
+def _forward(input, weight, bias):
+    """Pack the weight and compute."""
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch(*call))
+    return _launch(input, _pack(weight), bias)
+
+
+def _fake(input, weight, bias):
+    """Return an output with no numbers in it."""
+    call = _call(input, weight, weight.shape, bias, _is_autocast(input))
+    _refuse(_mismatch.__wrapped__(*call))
+    shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
+    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    if CHANNELS_LAST:
+        y = y.contiguous(memory_format=FORMAT)
+    return y if input.dim() == BATCHED else y.squeeze(0)
+
+
+def _autocast(input, weight, bias):
+    """Compute in autocast's dtype, as torch's own layers do."""
+    tensors = (input, weight, bias)
+    cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
+    with torch.autocast(input.device.type, enabled=False):
+        return OPERATOR(*cast)
+
+
+# ---- registration ----
+if not hasattr(getattr(torch.ops, NAMESPACE), OP):
+    LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+    LIBRARY.define(f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+    LIBRARY.impl(OP, _forward, "CPU")
+    LIBRARY.impl(OP, _forward, "CUDA")
+    LIBRARY.impl(OP, _autocast, "AutocastCPU")
+    LIBRARY.impl(OP, _autocast, "AutocastCUDA")
+    torch.library.register_fake(f"{NAMESPACE}::{OP}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{OP}", _backward, setup_context=_save, lib=LIBRARY
+    )
+    if HAS_GRADIENT:
+        LIBRARY.define(f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor")
+        LIBRARY.impl(f"{OP}_input_gradient", _input_gradient, "CPU")
+        LIBRARY.impl(f"{OP}_input_gradient", _input_gradient, "CUDA")
+        torch.library.register_fake(
+            f"{NAMESPACE}::{OP}_input_gradient", _fake_input_gradient, lib=LIBRARY
+        )
+OPERATOR = getattr(getattr(torch.ops, NAMESPACE), OP)
+if HAS_GRADIENT:
+    INPUT_GRADIENT = getattr(getattr(torch.ops, NAMESPACE), f"{OP}_input_gradient")
+
+
+class Recorded(torch.autograd.Function):
+    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Compute; torch is slower to set the context by a function of its own."""
+        if RAW_WEIGHT:
+            input, weight, bias = inputs
+            output = _launch(input, _pack(weight), bias)
+        else:
+            input, weight, bias, packed_weight = inputs
+            output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+# torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
+RECORDED = super(torch.autograd.Function, Recorded).apply
+
+
+# ---- layer ----
+class ModelNew(getattr(nn, LAYER)):
+    """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
+
+    It computes {STAGES}.
+    What this file was not generated for is computed by torch, with one warning that says why.
+    """
+
+    _convgen = True  # by which convgen.freeze finds it
+    _stacklevel = 4  # between a warning and the line that calls the layer
+    if not RAW_WEIGHT:
+        _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _warned = False
+
+    def __init__(
+        self,
+        in_channels=IN_CHANNELS,
+        out_channels=OUT_CHANNELS,
+        kernel_size=DEFAULT_KERNEL,
+        stride=DEFAULT_STRIDE,
+        padding=DEFAULT_PADDING,
+        output_padding=DEFAULT_OUTPUT_PADDING,
+        groups=DEFAULT_GROUPS,
+        bias=HAS_BIAS,
+        dilation=DEFAULT_DILATION,
+        padding_mode="zeros",
+        device=None,
+        dtype=None,
+    ):
+        given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
+        dtype = DTYPE if dtype is None else dtype
+        super().__init__(*given, bias, dilation, padding_mode, device, dtype)
+
+    def _get_name(self):
+        return LAYER  # what is printed is torch's layer, or a spec
+
+    if not HAS_STAGES:
+
+        def __prepare_scriptable__(self):
+            """Return torch's own layer with the same parameters, for `torch.jit.script`."""
+            layer = getattr(nn, LAYER).__new__(getattr(nn, LAYER))
+            if RAW_WEIGHT:
+                layer.__dict__.update(self.__dict__)
+            else:
+                layer.__dict__.update(self.__getstate__())
+            return layer
+
+    def forward(self, input, output_size=None):
+        """Return the layer's output; `output_size` as in torch."""
+        # A parametrization, pruning or a replica has them elsewhere.
+        own = self._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None:
+            weight = self.weight
+        if "bias" not in own:
+            bias = self.bias
+        if not RAW_WEIGHT:
+            if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
+                self._frozen = None  # whoever computes: an optimizer may follow
+        watched = _is_watched(input, weight, bias)
+        if watched and not isinstance(input, torch.Tensor):
+            return OPERATOR(input, weight, bias)  # whose error names it
+        cast = _is_autocast(input)
+        reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
+        if reason is not None:
+            output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
+            if not (self._warned or torch.compiler.is_compiling()):
+                self._warned = True
+                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            return output
+        recorded = _is_recorded(input, weight, bias)
+        if watched or (cast and recorded):
+            return OPERATOR(input, weight, bias)
+        if RAW_WEIGHT:
+            if recorded:
+                return RECORDED(input, weight, bias)
+        else:
+            packed = None if self._frozen is None else self._frozen_weight(weight)
+            if recorded:
+                return RECORDED(input, weight, bias, packed)
+        if cast:  # a dtype that is another than this file's becomes this
+            input = input.to(DTYPE)
+            if HAS_BIAS:
+                bias = bias.to(DTYPE)
+        if RAW_WEIGHT:
+            return _launch(input, _pack(weight), bias)
+        else:
+            return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    if RAW_WEIGHT:
+
+        def freeze(self):
+            """Return the layer: its kernel reads the weight as it lies, nothing is packed or kept."""  # fmt: skip
+            return self
+
+        def unfreeze(self):
+            """Return the layer; `freeze()` keeps nothing."""
+            return self
+
+    else:
+
+        def freeze(self):
+            """Pack the weight once, for calls to come: their kernel is then the only one they launch.
+
+            An edit that torch does not report, through `weight.data` or by a fused optimizer, is not
+            seen while it lasts. It ends with `unfreeze()`, `train()`, a move to another device or
+            dtype, a load, another weight, and a call that records a gradient of the weight. Graphs
+            that are captured or compiled pack all the same.
+            """
+            self._frozen = None
+            weight = self._parameters.get("weight")
+            if weight is not None and _can_freeze(weight):
+                packed = _pack(weight.detach())
+                if weight.is_cuda:  # for whatever stream calls first
+                    torch.cuda.current_stream(weight.device).synchronize()
+                # The alias keeps the storage alive: another weight cannot come to lie there.
+                self._frozen = weight, weight.detach(), _mark(weight), packed
+            return self
+
+        def unfreeze(self):
+            """End `freeze()`: the weight is packed at every call again."""
+            self._frozen = None
+            return self
+
+        def train(self, mode=True):
+            """Set the mode as torch does; training ends `freeze()`."""
+            if mode:
+                self._frozen = None
+            return super().train(mode)
+
+        def _apply(self, fn, recurse=True):
+            self._frozen = None
+            return super()._apply(fn, recurse)
+
+        def __getstate__(self):
+            return self.__dict__ | {"_frozen": None}
+
+        def _frozen_weight(self, weight):
+            """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""  # fmt: skip
+            of, _, mark, packed = self._frozen
+            if of is not weight or mark != _mark(weight):
+                self._frozen = None
+                return None
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None  # the graph may outlive it
+            return packed
+
+    def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
+        """Return why torch has to compute, None if it has not."""
+        if _is_transformed():
+            return "torch.func and forward-mode differentiation transform torch's operators alone"
+        wanted = "this file was generated for"
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        if geometry != GEOMETRY:
+            names = "stride, padding, output_padding, groups, dilation"
+            return f"{wanted} {names} {GEOMETRY}, got {geometry}"
+        if output_size is not None:
+            return f"{wanted} no output_size, got {output_size}"
+        call = _call(input, weight, weight.shape, bias, cast)
+        if RANK > 1:
+            call = *call, weight.stride()
+        mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
+        cast = " under autocast" if cast else ""
+        return None if mismatch is None else f"{wanted} {mismatch}{cast}"
+
+    def _forward_torch(self, input, weight, bias, output_size):
+        geometry = self.stride, self.padding, self.kernel_size, RANK, self.dilation
+        padding = self._output_padding(input, output_size, *geometry)
+        geometry = self.stride, self.padding, padding, self.groups, self.dilation
+        return _torch(input, weight, bias, geometry)
