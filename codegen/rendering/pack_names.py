@@ -15,6 +15,17 @@ from dataclasses import dataclass
 from sympy import Expr, Integer, Symbol
 
 from ..kernels.builder import ONE, Kernel, define_program
+from ..kernels.pack_tiles import (
+    SLOTS,
+    block_lines,
+    block_name,
+    constant_lines,
+    extent_lines,
+    grid_of,
+    slot_count,
+    tile_of,
+    with_tiles,
+)
 from ..kernels.packing import (
     grouped_reach,
     grouped_tap,
@@ -32,17 +43,6 @@ from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Sizes
 from .host_sizes import HostNames, grid_text
 from .kernel_names import TRITON_DTYPES, packed_shape
-from .pack_tiles import (
-    SLOTS,
-    block_lines,
-    block_name,
-    constant_lines,
-    extent_lines,
-    grid_of,
-    slot_count,
-    tile_of,
-    with_tiles,
-)
 from .size_lines import list_text, size_lines
 
 ORDER = ("tap", "co", "ci")  # dimensions of a tile

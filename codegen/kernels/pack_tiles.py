@@ -1,6 +1,6 @@
 """The tiles of the kernel that packs the weight: their extents, how many there are, their grid.
 
-Stage 5, part of render, beside pack_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel;
+Stages 3 and 5, beside packing.py. Input: a `KernelPlan` and the `Sizes` of its kernel;
 output: a `PackTile`, the sizes with those of the tiles, and the coordinates of the launch grid.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from sympy import Expr, Integer
 
 from ..geometry.problem import NOMINAL_CHANNELS
-from ..kernels.builder import ONE
-from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.sizes import AXES, Size, Sizes
 from ..symbolic.space import CeilDiv
+from .builder import ONE
+from .packing import packed_grouping, packed_taps
 
 # Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
 # of a few outputs side by side, one in channels_last the outputs of a tap: each has a tile of its
