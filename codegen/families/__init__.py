@@ -1,4 +1,4 @@
-"""The ways of computing a transposed convolution: one module each, and the table of all.
+"""Stages 3 to 5: the kernel families, one module each, and the table that lists them.
 
-In: a plan and its sizes. Out: the names of a kernel's template. Imports kernels.
+In: a plan and its sizes. Out: the names in a kernel's template. Imports kernels.
 """

@@ -1,8 +1,8 @@
-"""What the families of depthwise layers have in common: direct and stencil.
+"""The common part of the depthwise families: direct and stencil.
 
-Stage 4, part of the families. Input: a spec, a `Form` of it and a `Tile`; output: the tiles that
-are tried, what they take of an SM and what they cost. Each channel is a group of its own, so that
-nothing is multiplied in matrix units; all costs are guesses but those of the store.
+Stage 4, plan. Input: a spec, a `Form` of it and a `Tile`; output: the candidate tiles, their
+resources and their time. Each channel is a group of its own, so that tensor cores are of no use.
+The figures of loads and products are guesses; those of stores are fitted.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..tables.targets import GpuTarget
 
 NUM_WARPS = (4, 8)
 POSITIONS = {"channels_first": (64, 128, 256, 512), "channels_last": (4, 8, 16, 32, 64)}
-# Nanoseconds of an SM: of an input and a multiplication, from 128 lanes an SM and clock, unfitted;
-# of an output, by its bytes.
+# Nanoseconds of an SM: per loaded input and per multiplication, for 128 lanes per SM and clock
+# (not fitted); per stored output, by bytes of an element.
 LOAD = 0.05
 PRODUCT = 0.01
 STORE = {8: 0.188, 4: 0.094, 2: 0.061}
-# Registers of a thread beside its sums, and how far the estimate may be off.
+# Registers per thread besides its sums, and the margin for the error of the estimate.
 OTHER_REGISTERS = 48
 MARGIN = 56
-MOST_HELD = 32  # of a thread's part of the inputs of a step
-MARGIN_GROUPED = {True: 16, False: 40}  # by whether the target multiplies from shared memory
+MOST_HELD = 32  # registers per thread for the inputs of a step
+MARGIN_GROUPED = {True: 16, False: 40}  # by `GpuTarget.multiplies_from_shared`
 
 
 def depthwise_refusal(spec: ConvTransposeSpec) -> str | None:
@@ -41,11 +41,11 @@ def depthwise_refusal(spec: ConvTransposeSpec) -> str | None:
 
 
 class DepthwiseFamily(Family):
-    """A family whose programs multiply inputs of a channel by its few weights.
+    """A family whose programs multiply the inputs of each channel by its few weights.
 
     Attributes:
-        columns: channels of a tile, by layout.
-        loads: inputs that a position of a step loads, by what each costs.
+        columns: candidate numbers of channels of a tile, by layout.
+        loads: inputs that a step loads for a position, in units of the cost `LOAD`.
     """
 
     products = False
@@ -58,7 +58,7 @@ class DepthwiseFamily(Family):
     def blocks(
         self, spec: ConvTransposeSpec, problem: Problem, form: Form
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Yield BLOCK_M, BLOCK_N, BLOCK_K and warps of the tiles of a form that are tried."""
+        """Yield BLOCK_M, BLOCK_N, BLOCK_K and number of warps of a form's candidate tiles."""
         columns = self.columns[spec.layout]
         columns = tuple(n for n in columns if n < 2 * problem.out_channels) or columns[:1]
         sizes = itertools.product(POSITIONS[spec.layout], columns, NUM_WARPS)
@@ -67,13 +67,13 @@ class DepthwiseFamily(Family):
                 yield block_m, block_n, 1, num_warps
 
     def stages(self, form: Form) -> tuple[int, ...]:
-        """Return the stages that tiles of a form are tried with: their loop has no pipeline."""
+        """Return the candidate numbers of stages: only one, as Triton pipelines no such loop."""
         return NUM_STAGES[:1]
 
     def most_registers(
         self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     ) -> int:
-        """Return how many registers a thread may be estimated to take; 0 for none of any use."""
+        """Return the bound on the estimate of registers per thread; 0 to reject the tile."""
         held = tile.block_m * form.span * spec.element.itemsize
         if held > MOST_HELD * 4 * WARP * tile.num_warps:
             return 0
@@ -81,9 +81,10 @@ class DepthwiseFamily(Family):
         return target.registers_per_thread - (MARGIN if form.span == 1 else grouped)
 
     def demand(self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> Demand:
-        """Estimate what `tile` takes of an SM: the products of a tap beside their sums.
+        """Estimate the resources of an SM that `tile` takes.
 
-        In channels_first a way from the loads' layout to the store's; else it stores as it loads.
+        Registers hold the sums and the products of one tap. In channels_first, shared memory
+        converts the sums from the layout of the loads to that of the store.
         """
         outputs = tile.block_m * form.columns(tile)
         registers = OTHER_REGISTERS + 2 * outputs // (WARP * tile.num_warps)
@@ -92,21 +93,21 @@ class DepthwiseFamily(Family):
         return Demand(registers, registers, store=store)
 
     def groups(self, spec: ConvTransposeSpec) -> int:
-        """Return 1: a program has the channels of several groups."""
+        """Return 1: a program computes channels of several groups, so it does not count groups."""
         return 1
 
     def input_channels(self, tile: Tile) -> int:
-        """Return the input channels of a step of a tile: those of its outputs."""
+        """Return the input channels of a step: as many as the tile's output channels."""
         return tile.block_n
 
     def step_elements(self, form: Form, tile: Tile) -> int:
-        """Return elements that a step of a tile loads."""
+        """Return the number of elements that a step of `tile` loads."""
         return (tile.block_m * form.span + form.lanes) * tile.block_n
 
     def program_ns(
         self, spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, steps: float
     ) -> float:
-        """Return what a program of so many steps costs its SM, in nanoseconds."""
+        """Return the time that a program of `steps` steps takes of its SM, in nanoseconds."""
         each = self.loads * LOAD + form.lanes * PRODUCT
         step = STEP + tile.block_m * tile.block_n * each
         store = form.rows * tile.block_m * form.columns(tile) * STORE[spec.element.itemsize]

@@ -1,10 +1,10 @@
-"""The direct family: depthwise layers without matrix units, bound by memory.
+"""The direct family: depthwise layers without tensor cores, bound by memory.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan`, in channels_first with a `Grouping` of span 1;
-output: the `DirectContext` of the template. A program has BLOCK_N channels at BLOCK_M positions: in
-channels_last outputs of one phase, side by side along the channels; in channels_first PHASES
-neighbouring outputs of a row each (groups.py has the algebra). Each tap multiplies the inputs
-there by the weights that lead to these outputs, all in the accumulator's precision.
+Stages 3 and 5. Input: a `KernelPlan`, in channels_first with a `Grouping` of span 1 if the last
+axis is strided; output: the `DirectContext` of the template. A program computes BLOCK_N channels at
+BLOCK_M positions. In channels_last a position is an output of one phase; in channels_first it is
+PHASES neighbouring outputs of a row (geometry/groups.py derives the formulas). Each tap multiplies
+the inputs at the positions by its weights, in the accumulator's precision.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ class DirectContext(KernelBody):
     """The names of `kernels/direct.py.jinja`: text and tuples of text only.
 
     Attributes:
-        lane_lines: the lanes over channels, and over outputs of a position.
-        acc_shape, flat_shape: extents of the sum; with a position's outputs as positions, None
-            if they are that already.
-        phases: outputs of a position; None if it is one.
-        over_positions: the index that spreads what a channel has over the positions.
-        x_value, w_value: the tiles in the accumulator's precision.
-        w_tile: the tile at w.
+        lane_lines: lines that define the lanes over channels and over the outputs of a position.
+        acc_shape: extents of the accumulator.
+        flat_shape: extents of the accumulator with positions and their outputs merged into one
+            dimension; None if a position has one output.
+        phases: outputs of a position; None if it has one.
+        over_positions: index that broadcasts a vector over channels along the positions.
+        x_value, w_value: text of the input and weight tiles in the accumulator's dtype.
+        w_tile: the weight tile that a step loads.
     """
 
     lane_lines: tuple[str, ...]
@@ -120,7 +121,7 @@ def direct_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectCont
 
 
 def _weight(outline: Outline, channel: Expr, column: Expr) -> AccessText:
-    """Return the access of the weights of a step, one a channel or one for each of its phases."""
+    """Return the access of a step's weights: one per channel, or one per channel and phase."""
     kernel, step, last = outline.kernel, outline.lines.step, outline.steps.taps[-1]
     grouping, unit = kernel.plan.grouping, Integer(1)
     if grouping is None:
@@ -147,9 +148,9 @@ def _weight(outline: Outline, channel: Expr, column: Expr) -> AccessText:
 
 
 def _reach(kernel: Kernel, lines: list[str], letter: str, reach: Expr, column: Expr) -> Expr:
-    """Define the lanes of the step's `reach`: the kernel index, where there is no dilation.
+    """Define the lanes of the step's `reach` (dilation * kernel index) and return their symbol.
 
-    The lane comes first: Triton's interpreter makes a constant of a constant plus a tensor.
+    The lane is printed first: Triton's interpreter turns constexpr + tensor into a constexpr.
     """
     grouping = kernel.plan.grouping
     assert grouping is not None
@@ -183,14 +184,14 @@ class Direct(DepthwiseFamily):
     def forms(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
     ) -> Iterator[Form]:
-        """Yield its form: single outputs, or all phases of the last axis in channels_first."""
+        """Yield its form: single outputs, or groups of PHASES outputs if that saves stores."""
         if spec.layout == "channels_last" or phases[-1].stride == 1:  # a group has one output
             yield single_outputs(self, spec, phases, problem)
         else:
             yield grouped_outputs(self, spec, Grouping(phases[-1], 1), phases, problem)
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> DirectContext:
-        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        """Return the names in its template; `scribe.used` then holds the sizes the kernel reads."""
         return direct_context(plan, sizes, scribe)
 
 

@@ -1,7 +1,7 @@
 """The gather family: implicit GEMM, output-stationary, for every transposed convolution.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan` and its `Sizes`; output: the `GemmContext` of
-the template. The positions of a program are outputs of one phase (phases.py has the algebra):
+Stages 3 and 5. Input: a `KernelPlan` and its `Sizes`; output: the `GemmContext` of the template.
+The positions of a program are outputs of one phase (geometry/phases.py derives the formula):
 
     y[n, co, s*m + residue] = sum over taps j and channels ci of
                               x[n, ci, m + shift - j*step] * w[first_tap + j*tap_step, co, ci]
@@ -79,7 +79,10 @@ class Gather(MatrixFamily):
     def forms(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
     ) -> Iterator[Form]:
-        """Yield the form of single outputs, and that of a copy where it loads whole rows."""
+        """Yield the form of single outputs, and one with an input copy where this may be faster.
+
+        That is the case with stride 1 along the last axis, or in channels_last.
+        """
         form = single_outputs(self, spec, phases, problem)
         yield form
         whole = spec.stride[-1] == 1 or spec.layout == "channels_last"
@@ -87,7 +90,7 @@ class Gather(MatrixFamily):
             yield dataclasses.replace(form, relayout=True)
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
-        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        """Return the names in its template; `scribe.used` then holds the sizes the kernel reads."""
         return gather_context(plan, sizes, scribe)
 
 

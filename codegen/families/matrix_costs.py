@@ -1,8 +1,8 @@
-"""What products in matrix units cost: the time of a program of gather, window or polyphase.
+"""The cost model of tensor-core programs: the time of a program of gather, window or polyphase.
 
-Stage 4, part of the families that multiply in matrix units (matrix.py). Input: a spec, a `Form` of
-it, a `Tile` and a `GpuTarget`; output: nanoseconds of an SM. planning/costs.py says what the
-figures are fitted to, and makes of them what a call takes.
+Stage 4, plan. Input: a spec, a `Form` of it, a `Tile` and a `GpuTarget`; output: nanoseconds of an
+SM. planning/costs.py documents the measurements to which the figures are fitted, and computes the
+time of a call from them.
 """
 
 from __future__ import annotations
@@ -15,53 +15,57 @@ from ..planning.family import Form
 from ..tables.targets import GpuTarget
 from .matrix_registers import WGMMA_ROWS, comes_in_vectors
 
-# Nanoseconds of an SM for each element of the inputs that a step loads: by bytes of an element; in
-# channels_first by inputs loaded as one, too (a tap's shift breaks the alignment of longer runs).
+# Nanoseconds of an SM per input element that a step loads, by bytes of an element. In
+# channels_first also by span, because a tap's shift breaks the alignment of loads longer than that.
 LOAD_POSITIONS = {
     8: {1: 0.16, 2: 0.14, 4: 0.05},
     4: {1: 0.088, 2: 0.068, 4: 0.022},
     2: {1: 0.051, 2: 0.04, 4: 0.034},
 }
-# Times that, of pairs in rows of odd extent: every other row begins within one. From two layers in
-# float32 and float16, 136 tiles, on the same card; fours are no slower there.
+# Factor on that for span 2 in rows of odd extent, where every other row starts in the middle of a
+# pair. Fitted to two layers in float32 and float16, 136 tiles, on the same card; span 4 shows no
+# slowdown there.
 ODD_PAIRS = {8: 1.0, 4: 2.2, 2: 1.6}
 LOAD_CHANNELS = {8: 0.08, 4: 0.045, 2: 0.014}
 LOAD_COPY = {4: 0.025, 2: 0.0071}  # of a copy in channels_last (input_copy.py)
 LOAD_BOX = {4: 0.021, 2: 0.0032}  # boxes (window.py); those of float32 are rounded in registers
-APART = 4.0  # times that, where channels do not come in 16 bytes
-TURNED = 1.9  # times that, where a box is no run: Triton lays it out in registers
-# Of a byte of the weights that a step loads; the same of boxes. Of each box, for its barriers.
+APART = 4.0  # factor on LOAD_CHANNELS if a group's channels are not a multiple of 16 bytes
+TURNED = 1.9  # factor on LOAD_BOX if a box is not contiguous: Triton reorders it in registers
+# Nanoseconds of an SM per weight byte that a step loads, by pointers and in boxes; and per box, for
+# its barrier.
 LOAD_WEIGHT = 0.0025
 LOAD_BOX_WEIGHT = 0.0047
 BOX = 26.0
-# Of an element of the outputs: each by itself along a row, along the channels (by bytes of an
-# element), from boxes, of groups of a row.
+# Nanoseconds of an SM per output element: single outputs along a row; along the channels, by bytes
+# of an element; along the channels in the window family; groups of a row.
 STORE = 0.027
 STORE_CHANNELS = {8: 0.3, 4: 0.15, 2: 0.058}
 STORE_BOX = 0.016
 STORE_GROUPS = {8: 0.16, 4: 0.066, 2: 0.051}
-# Strided stores fill a line in several programs; more channels a tile, more lines in flight.
-STORE_STRIDED = 0.3  # of STRIDED_N channels a tile
+# With strided stores, several programs fill a cache line; more channels per tile, more open lines.
+STORE_STRIDED = 0.3  # nanoseconds per output element in a tile of STRIDED_N channels
 STRIDED_N = 16
 STORE_STRIDED_GROWTH = 0.41  # exponent of BLOCK_N / STRIDED_N
-# Blocks of rows of single inputs take longer than the rest of the model has it where products read
-# shared memory; those of groups do not.
+# On targets with wgmma, row-blocked gather tiles of stride 1 run slower than the rest of the model
+# predicts, by this factor; row-blocked polyphase tiles do not.
 UNROLLED = 1.1
-# Parts of the peak rate of the matrix units. On Hopper the rest of a step is added to the products;
-# tiles of few positions take the older instructions there, which A100 has alone (a guess).
+# Sustained share of the tensor cores' peak rate. On Hopper the time of the loads is added to that
+# of the products. SUSTAINED_OLD, by compute capability, is that of `mma.sync`: the instructions of
+# tiles below WGMMA_ROWS positions on Hopper and of all tiles on A100 (whose figure is a guess).
 SUSTAINED = 1.0
 SUSTAINED_OLD = {9: 0.34, 10: 0.34, 8: 0.75}
-# GeForce and L40S (sm_86, sm_89, sm_120): their matrix units take twice the cycles an instruction,
-# in which a warp issues the next loads; a saturated RTX 4060 reaches 0.957 of its peak (triton
-# issue 10851). Of products and loads that overlap the longer time is felt, and part of the other.
+# GeForce and L40S (sm_86, sm_89, sm_120): their tensor cores take twice the cycles per instruction,
+# during which a warp issues the next loads; a saturated RTX 4060 reaches 0.957 of its peak (triton
+# issue 10851). Products and loads overlap: the time is the OVERLAP-norm of the two, a little more
+# than the longer one.
 SUSTAINED_SLOW = 0.95
-OVERLAP = 4  # exponent of the sum of both
+OVERLAP = 4
 
 
 def program_ns(
     spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget, steps: float
 ) -> float:
-    """Return what a program of so many steps costs its SM, in nanoseconds."""
+    """Return the time that a program of `steps` steps takes of its SM, in nanoseconds."""
     loads, store = steps * _load_ns(spec, form, tile), _store_ns(spec, form, tile)
     flops = 2 * form.products * tile.block_m * form.columns(tile) * form.depth(tile)
     products = steps * flops / (rate(spec, target) * 1e-9 / target.sms)
@@ -76,7 +80,7 @@ def program_ns(
 
 
 def _load_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
-    """Return what a step costs an SM beside its products, in nanoseconds."""
+    """Return the time that a step's loads and overhead take of an SM, in nanoseconds."""
     depth, size = form.depth(tile), spec.element.itemsize
     inputs = form.inputs * tile.block_m * depth
     weights = form.weights * form.columns(tile) * depth * size
@@ -96,13 +100,13 @@ def _load_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
 
 
 def _is_odd(extents: tuple[int | None, ...] | None) -> bool:
-    """Whether rows of an input have an odd extent; one of 1 leaves a pair nothing to load."""
+    """Whether the input's rows have an odd extent above 1 (rows of 1 have no pair to load)."""
     last = extents[-1] if extents else None
     return last is not None and last > 1 and last % 2 == 1
 
 
 def _store_ns(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
-    """Return what the store of a program costs its SM, in nanoseconds."""
+    """Return the time that a program's stores take of its SM, in nanoseconds."""
     size, last = spec.element.itemsize, spec.layout == "channels_last"
     if last:
         store = STORE_BOX if form.boxed else STORE_CHANNELS[size]

@@ -1,7 +1,7 @@
-"""What a tile of products in matrix units takes of a thread's registers, and which would spill.
+"""Register estimates for tensor-core tiles: registers per thread, and which tiles would spill.
 
-Stage 4, part of the families that multiply in matrix units (matrix.py). Input: a spec, a `Form` of
-it and a `Tile`; output: numbers. They are estimates; the compiler has the last word (cubin.py).
+Stage 4, plan. Input: a spec, a `Form` of it, a `Tile` and a `GpuTarget`; output: registers per
+thread. These are estimates; execution/cubin.py reads the real numbers from compiled kernels.
 """
 
 from __future__ import annotations
@@ -14,74 +14,78 @@ from ..planning.resources import WARP, accumulators_of
 from ..tables.targets import GpuTarget
 
 NUM_WARPS = (4, 8)
-FRAGMENT = (16, 8)  # rows and columns of an instruction of `mma.sync`
-# Where products read shared memory: of 313 tiles with rows that were compiled (Triton 3.6, sm_89
-# and sm_90; kernels 3 x 3, 3 x 7 and 5 x 5, float32 and float16), those within these bounds spilled
-# 8 bytes at most; so did those within them of 388 of strides 2 to 4 (Triton 3.7).
-OTHER_ROWS = 96
-MOST_ROW_ACCUMULATORS = 128
-MOST_ROW_BYTES = 64  # of a step's depth
-MOST_ROW_BYTES_OF_ONE = 128  # where a block has a single input, of wgmma
-FEW_ROW_ACCUMULATORS = 64  # in float64, or of open sizes
+FRAGMENT = (16, 8)  # rows and columns of an `mma.sync` instruction
+# Bounds for row-blocked tiles on targets with wgmma. 313 such tiles were compiled (Triton 3.6,
+# sm_89 and sm_90; kernels 3 x 3, 3 x 7 and 5 x 5; float32 and float16) and 388 of strides 2 to 4
+# (Triton 3.7); the tiles within these bounds spilled 8 bytes at most.
+OTHER_ROWS = 96  # registers per thread besides the accumulators
+MOST_ROW_ACCUMULATORS = 128  # per thread
+MOST_ROW_BYTES = 64  # bytes of a step's depth (input channels times span)
+MOST_ROW_BYTES_OF_ONE = 128  # the same if the block reads a single input row
+FEW_ROW_ACCUMULATORS = 64  # accumulators per thread in float64 or with run-time extents
 FEW_ROW_DOUBLES = (
-    32  # without wgmma: above it 32 of 40 such tiles spilled (Triton 3.7, sm_80, sm_89)
+    32  # float64 without wgmma: above it 32 of 40 such tiles spilled (Triton 3.7, sm_80, sm_89)
 )
-MOST_STAGED = 16  # of a single input's elements; above it five of seven tiles spilled (sm_90)
-# Products of a loop, steps times those of each, that ptxas unrolls: with 128 sums at 64 positions,
-# whose operands both lie in shared memory, it then spills 24 to 728 bytes (7 of 7 tiles, Triton
-# 3.7, sm_90; none of 13 with more). At 128 positions one of four tiles did, in float32.
+MOST_STAGED = 16  # staged inputs per thread (`is_staged`); above it 5 of 7 tiles spilled (sm_90)
+# ptxas unrolls loops of up to this many products (steps times products per step). With 128
+# accumulators per thread at 64 positions and both operands in shared memory, the unrolled loop
+# spills 24 to 728 bytes (7 of 7 tiles; none of 13 with more products; Triton 3.7, sm_90). At 128
+# positions one of four tiles spilled, in float32.
 UNROLLED_PRODUCTS = 72
-# Where operands pass through registers, a loop that ptxas unrolls spills 24 to 912 bytes if its
-# sums and operands are as many registers as these, and its inputs more: in 16 bits one of more than
-# SHORT steps (6 of 6 tiles, Triton 3.6, sm_80 and sm_89), whose products may be more; in wider
-# elements 3 of 9, another having 255 registers.
-CROWDED = {2: 88, 4: 88, 8: 64}  # by bytes of an element
+# The same if operands pass through registers (`mma.sync`). The unrolled loop spills 24 to 912 bytes
+# if accumulators and operands take at least CROWDED registers and a step loads more than
+# UNROLLED_INPUTS inputs, both by bytes of an element. In 16 bits only loops of more than SHORT
+# steps and up to UNROLLED_SHORT_PRODUCTS products do so (6 of 6 tiles, Triton 3.6, sm_80 and
+# sm_89); in wider elements 3 of 9 tiles did, and a fourth took 255 registers.
+CROWDED = {2: 88, 4: 88, 8: 64}
 UNROLLED_INPUTS = {2: 3, 4: 5, 8: 3}
 SHORT = 8
-UNROLLED_SHORT_PRODUCTS = 240  # of 16 bits
-# The most inputs of a block of groups in float64: 4 of 5 tiles of eight spilled 600 bytes.
+UNROLLED_SHORT_PRODUCTS = 240
+# Most input rows of a row block with spans in float64: with 8, 4 of 5 tiles spilled 600 bytes.
 MOST_DOUBLE_GROUPS = 5
-# Tensor memory of an SM of sm_100: columns of sums of 64 rows, two for each, four where a step adds
-# to one more often than LONG_CHAIN. None of 85 tiles with rows takes more, in 25 kernels of 271 it
-# was more than there is (Triton 3.6 and 3.7): those compile, and cannot be launched.
+# Tensor memory of an SM of sm_100, in columns of accumulators of 64 rows. Triton allocates two
+# buffers for each accumulator, four if a step adds to one more than LONG_CHAIN times. None of 85
+# row-blocked tiles takes more. In 25 of 271 kernels that exceeded TENSOR_COLUMNS (Triton 3.6 and
+# 3.7): such kernels compile but cannot be launched.
 TENSOR_COLUMNS = 512
 LONG_CHAIN = 3
-WGMMA_ROWS = 64  # of an instruction; smaller tiles take the older ones
-# Where operands pass through registers: registers of a thread for each of what it holds of its
-# sums, of the operands of a product, and for each input of a block. Fitted to 263 tiles of ten
-# layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of 176 below the bound spills.
+WGMMA_ROWS = 64  # rows of a wgmma instruction; smaller tiles use `mma.sync`
+# Row-blocked tiles whose operands pass through registers (`mma.sync`): registers per thread for
+# each accumulator, each register of the operands' fragments, and each input row. Fitted to 263
+# tiles of ten layers, float32 and float16, both layouts (Triton 3.7, sm_89): none of the 176 below
+# the bound spills.
 ROW_SUM = 1.22
 ROW_OPERAND = 1.46
 ROW_OPERAND_GROUPED = 1.04
 ROW_INPUT = 7.0
-ROW_STAGED = 0.25  # each element that is no asynchronous copy and passes through a register
+ROW_STAGED = 0.25  # for each staged input element (`is_staged`)
 OTHER_ROW_FRAGMENTS = 10
 MARGIN_ROW_FRAGMENTS = 52
-# Registers of a thread on average, beside its sums and what it holds of the inputs: of 614 tiles of
-# boxes (deviation 7) and 2342 others (26) of 78 layers on sm_90 (Triton 3.6), of 250 on sm_89 (21).
+# Mean registers per thread besides accumulators and inputs: of 614 window tiles (standard deviation
+# 7) and 2342 others (26) of 78 layers on sm_90 (Triton 3.6), and of 250 tiles on sm_89 (21).
 EXPECTED_BOX = 26
 EXPECTED = 42
 EXPECTED_FRAGMENTS = 30
-# Registers a thread needs beside its share of the tiles: addresses, masks, loop state.
+# Registers per thread besides its share of the tiles: addresses, masks, loop state.
 OTHER_REGISTERS = 48
 OTHER_GROUPED = 32
-STAGE_GROUPED = 12  # each stage beyond two
-MASKED = 1.5  # of an element of a group, where a step may have more channels than are left
-# Registers of an input that is loaded by itself; fitted to 14 tiles of `ieee` (Triton 3.6).
+STAGE_GROUPED = 12  # for each pipeline stage beyond two
+MASKED = 1.5  # for each input of a span above 1 if the last step's channels are masked
+# Registers for each input that is loaded by itself; fitted to 14 tiles of `ieee` (Triton 3.6).
 ELEMENT = 3
 LATE_ELEMENT = 7
-# The estimate is off by 30 registers or so, and a spill costs more than a smaller tile.
+# The estimate is off by about 30 registers, and a spill costs more than a smaller tile.
 MARGIN = 56
 MARGIN_GROUPED = 16
-MARGIN_FRAGMENTS = 40  # where both operands pass through registers
-# Registers of a thread's part of the input tile: more than this spills around conversions.
+MARGIN_FRAGMENTS = 40  # if both operands pass through registers
+# Registers per thread of the input tile: tiles with more spill around conversions.
 MOST_OPERANDS = 32
-# Deeper steps spill around pointers of run-time strides.
+# Depth of a step (channels times span): deeper ones spill around pointers of run-time strides.
 DEEPEST_OPEN = 32
 
 
 def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
-    """Estimate registers a thread, with two stages."""
+    """Return an upper estimate of registers per thread, with two pipeline stages."""
     threads = WARP * tile.num_warps
     columns, depth = form.columns(tile), form.depth(tile)
     wide = 2 if spec.dtype == "float64" else 1
@@ -93,12 +97,13 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
         if target.multiplies_from_shared:
             return OTHER_ROWS + accumulators
         return _row_registers(spec, form, tile)
-    # Products of several terms hold each operand in two or three parts.
+    # A product emulated by several (such as tf32x3) holds each operand in two or three parts.
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     lines = tile.block_m + columns
     if form.family.grouped and form.span == 1 and from_shared(spec, tile, target):
-        # Only float32 inputs pass through registers, to be rounded. Of 49 such tiles of 128
-        # accumulators one spilled, none of the 41 that this lets fit (Triton 3.6).
+        # Only float32 inputs pass through registers, to be rounded. Of 49 such tiles with 128
+        # accumulators a thread, 41 pass this estimate and do not spill; one of all 49 did (Triton
+        # 3.6).
         lines = tile.block_m if spec.dtype == "float32" else 0
     operands = lines * depth * wide * parts // threads
     # A strided output is stored element by element: every accumulator has its own address.
@@ -108,32 +113,31 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
         addresses += 3 * accumulators // 4
     if form.family.grouped and form.lanes > spec.stride[-1] * form.span:
         addresses += accumulators // 4  # lanes without an output are masked
-    if form.span > 1:  # loads of whole groups: fewer addresses, two halves in a register
+    if form.span > 1:  # vector loads need fewer addresses and pack two 16-bit values a register
         narrow = 2 if spec.element.itemsize == 2 else 1
-        if not _fills_steps(spec, tile):  # what a mask leaves out is chosen once it is loaded
+        if not _fills_steps(spec, tile):  # masked channels are zeroed by a select after the load
             operands += round(MASKED * tile.block_m * depth / threads)
         return OTHER_GROUPED + accumulators + operands // narrow
-    # Channels that do not come in 16 bytes are loaded element by element, each with its address.
+    # Channels that are not a multiple of 16 bytes are loaded one by one, each with its own address.
     if spec.layout == "channels_last" and not comes_in_vectors(spec):
         addresses += _element_registers(spec) * tile.block_m * tile.block_k // threads
     return OTHER_REGISTERS + accumulators + operands + addresses
 
 
 def _element_registers(spec: ConvTransposeSpec) -> int:
-    """Return registers of an input that is loaded by itself, beside its value.
+    """Return the registers of an input that is loaded by itself, besides its value.
 
-    With channels of run time those are an address and a mask of each, which the products of
-    CUDA cores, many instructions each, keep for longer.
+    With a run-time number of channels each input has an address and a mask. Products on CUDA cores
+    take many instructions, so these registers are live for longer.
     """
     on_cores = spec.product is not None and spec.product.rate == "fp32"
     return LATE_ELEMENT if on_cores and spec.in_channels is None else ELEMENT
 
 
 def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
-    """Estimate registers a thread of a tile of several rows whose operands pass through them.
+    """Estimate registers per thread of a row-blocked tile that multiplies with `mma.sync`.
 
-    Those of `mma.sync` hold both operands of a product; inputs that are staged (`is_staged`) have
-    registers of their own.
+    Both operands of a product are in registers; staged inputs (`is_staged`) take additional ones.
     """
     staged = form.inputs * tile.block_m * form.depth(tile) / (WARP * tile.num_warps)
     return round(
@@ -147,9 +151,10 @@ def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
 
 
 def expected_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
-    """Return the registers a thread that a tile takes on average, where that was fitted.
+    """Return the mean estimate of registers per thread, for the occupancy.
 
-    It tells how many programs an SM holds; `registers_of`, which is more, what may spill.
+    `registers_of` is the upper estimate that predicts spills; this returns it where no mean was
+    fitted.
     """
     bound = registers_of(spec, form, tile, target)
     in_parts = spec.product is not None and spec.product.products > 1
@@ -170,7 +175,7 @@ def expected_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: 
 
 
 def fragments_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
-    """Return registers of a thread's part of both operands of a product of `mma.sync`."""
+    """Return the registers per thread that hold both operands of an `mma.sync` product."""
     columns = form.columns(tile)
     down, across = warps_of(tile.block_m, columns, tile.num_warps)
     lines = max(FRAGMENT[0], tile.block_m // down) + max(FRAGMENT[1], columns // across)
@@ -178,10 +183,11 @@ def fragments_of(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float:
 
 
 def is_staged(spec: ConvTransposeSpec, form: Form) -> bool:
-    """Whether inputs pass through registers on their way to shared memory, each by itself.
+    """Whether inputs are staged: loaded one by one into registers, then stored to shared memory.
 
-    An asynchronous copy has 32 bits at least; an element of 16 that a tap shifts is by itself, and
-    so are channels in odd numbers.
+    An asynchronous copy moves at least 32 bits. 16-bit inputs are loaded one by one in
+    channels_first, where a tap's shift breaks the alignment of pairs, and in channels_last if the
+    number of channels is odd or unknown.
     """
     if spec.element.itemsize != 2 or form.span > 1 or form.boxed:
         return False
@@ -191,15 +197,15 @@ def is_staged(spec: ConvTransposeSpec, form: Form) -> bool:
 
 
 def comes_in_vectors(spec: ConvTransposeSpec) -> bool:
-    """Whether the input channels of a group come in 16 bytes, for all that is known."""
+    """Whether a group's input channels are known to be a multiple of 16 bytes."""
     channels, vector = spec.in_channels, 16 // spec.element.itemsize
     return channels is not None and channels // spec.groups % vector == 0
 
 
 def warps_of(rows: int, columns: int, num_warps: int) -> tuple[int, int]:
-    """Return how many warps share the rows and the columns of a product of `mma.sync`.
+    """Return the numbers of warps along the rows and the columns of an `mma.sync` product.
 
-    As Triton has it (`warpsPerTileV2`): towards squares of instructions of 16 x 16.
+    This mirrors Triton's `warpsPerTileV2`, which aims at an equal part of rows and columns a warp.
     """
     down, across = 1, 1
     while down * across < num_warps:
@@ -211,13 +217,16 @@ def warps_of(rows: int, columns: int, num_warps: int) -> tuple[int, int]:
 
 
 def from_shared(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
-    """Whether products read weights from shared memory: single ones, of 64 positions at least."""
+    """Whether products read weights from shared memory, without a copy in registers.
+
+    This takes wgmma (or later), a tile of at least 64 positions, and one instruction per product.
+    """
     single = spec.dtype != "float64" if spec.product is None else spec.product.rounds
     return target.multiplies_from_shared and single and tile.block_m >= WGMMA_ROWS
 
 
 def input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
-    """Whether products read the input from shared memory too: nothing happens to it on the way."""
+    """Whether products read the input from shared memory too: it is not changed after its load."""
     if form.boxed and not is_run(form.box(tile)):
         return False
     plain = spec.element.itemsize == 2 or (form.relayout and not spec.before)
@@ -225,9 +234,9 @@ def input_from_shared(spec: ConvTransposeSpec, form: Form, tile: Tile, target: G
 
 
 def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
-    """Return how many registers a thread may be estimated to take, of `tile` in whatever stages.
+    """Return the bound on `registers_of` below which `tile` is tried, whatever its stages.
 
-    It is 0 for a tile that spills, or does not work, whatever the estimate.
+    It is 0 for a tile that is known to spill, or not to work, regardless of the estimate.
     """
     parts = 1 if spec.product is None else min(spec.product.products, 3)
     depth = form.depth(tile)
@@ -251,10 +260,10 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
 
 
 def boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
-    """Whether a target multiplies boxes as they lie, and those of a tile have one group's channels.
+    """Whether `target` multiplies boxes from shared memory, and each box is within one group.
 
-    Smaller tiles take the older instructions, which read registers; those with fewer than 16
-    positions a warp take up to twice the registers (84 tiles of seven layers, Triton 3.6, sm_90).
+    Tiles with fewer than 16 positions a warp would multiply with `mma.sync`, which reads registers,
+    and take up to twice as many (84 tiles of seven layers, Triton 3.6, sm_90).
     """
     assert spec.in_channels is not None
     whole = spec.groups == 1 or spec.in_channels // spec.groups % tile.block_k == 0
@@ -262,7 +271,7 @@ def boxes_fit(spec: ConvTransposeSpec, tile: Tile, target: GpuTarget) -> bool:
 
 
 def _sums_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
-    """Whether tensor memory holds the sums of several rows, which lie there with their buffers."""
+    """Whether tensor memory holds the accumulators of all rows, with their buffers."""
     if form.rows == 1 or not from_shared(spec, tile, target):
         return True
     buffers = 4 if form.products > LONG_CHAIN * form.rows else 2
@@ -271,18 +280,21 @@ def _sums_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
 
 
 def _lays_out(spec: ConvTransposeSpec, target: GpuTarget) -> bool:
-    """Whether Triton can lay out groups of inputs for a product.
+    """Whether Triton can compile the reshape of a span above 1.
 
-    For sm_100 it fails on those of 16 bits: "Illegal shared layout" (3.7).
+    On sm_100 it fails with 16-bit inputs: "Illegal shared layout" (Triton 3.7).
     """
     return target.arch != "sm_100" or spec.element.itemsize != 2
 
 
 def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
-    """Whether a tile of several rows is of those that do not spill, but for their registers."""
-    if spec.product is not None and spec.product.products > 1:  # operands in parts
+    """Whether a row-blocked tile meets the bounds above, within which tiles did not spill.
+
+    The estimate of its registers is compared with `most_registers` in addition.
+    """
+    if spec.product is not None and spec.product.products > 1:  # operands are split into parts
         return False
-    # Eight warps at 64 positions took twice the registers.
+    # Eight warps at 64 positions took twice as many registers.
     if tile.num_warps > NUM_WARPS[0] and tile.block_m < FRAGMENT[0] * tile.num_warps:
         return False
     held, roomy = accumulators_of(spec, form, tile), None not in spec.spatial
@@ -300,7 +312,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     most = MOST_ROW_BYTES_OF_ONE if one else MOST_ROW_BYTES
     if form.depth(tile) * spec.element.itemsize > most:
         return False
-    if tile.block_m < WGMMA_ROWS:  # slower, 18 times of 18
+    if tile.block_m < WGMMA_ROWS:  # slower in 18 of 18 measurements
         return False
     crowded = held >= MOST_ROW_ACCUMULATORS and not one and target.is_hopper
     crowded = crowded and (tile.block_m == WGMMA_ROWS or spec.dtype == "float32")
@@ -315,7 +327,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
 
 
 def _unrolls_fragments(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
-    """Whether ptxas unrolls the loop over the steps, and their loads leave it no registers."""
+    """Whether ptxas would unroll the loop over the steps and then run out of registers."""
     steps = _steps(spec, form, tile)
     if steps is None or is_staged(spec, form) or form.span > 1:
         return False
@@ -329,14 +341,17 @@ def _unrolls_fragments(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:
 
 
 def _steps(spec: ConvTransposeSpec, form: Form, tile: Tile) -> float | None:
-    """Return steps of the loop, on average over the phases; None if run time knows."""
+    """Return the steps of the loop, averaged over phases; None if channels are run-time sizes."""
     if spec.in_channels is None:
         return None
     return form.taps * -(-spec.in_channels // spec.groups // tile.block_k)
 
 
 def _fills_steps(spec: ConvTransposeSpec, tile: Tile) -> bool:
-    """Whether the input channels of a group come in whole steps, so that none is masked."""
+    """Whether BLOCK_K divides the input channels of a group (or they are unknown).
+
+    If so, no step has masked channels.
+    """
     return spec.in_channels is None or spec.in_channels // spec.groups % tile.block_k == 0
 
 

@@ -1,9 +1,10 @@
-"""The polyphase family: an implicit GEMM over groups of neighbours of the last axis.
+"""The polyphase family: implicit GEMM whose positions are groups of neighbours in a row.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan` with a `Grouping`; output: the `GemmContext` of
-the template. A position is a group of PHASES outputs of a row, which read groups of SPAN inputs
-(groups.py has the algebra); outputs of a group are columns of the product beside the channels,
-its inputs rows of the weight beside theirs, and the store lays the columns side by side.
+Stages 3 and 5. Input: a `KernelPlan` with a `Grouping`; output: the `GemmContext` of the template.
+A position is a group of PHASES outputs of a row, which reads groups of SPAN inputs
+(geometry/groups.py derives the formulas). The product has a column for each pair (output channel,
+output of a group) and a depth of pairs (input channel, input of a group); the store interleaves the
+columns along the row.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
         (co_start * lanes + column, sizes.group_out * lanes),
         (ci_start * span + row, sizes.group_in * span),
     )
-    # The left operand of the product as it is, or what `_reshape` makes of groups.
+    # With span 1 the input tile is the left operand of the product, else `_reshape` makes it so.
     order = ("position", "ci") if span == 1 else ("ci", "position")
     w_order = ("row" if span != 1 else "ci", "column")
     x_text, w_text, input_texts = loads(outline, inputs, order, (w, w_order), _reshape(sizes))
@@ -116,11 +117,11 @@ def polyphase_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmCon
 
 
 def _reshape(sizes: Sizes) -> Reshape:
-    """Return what makes groups of inputs columns of the product."""
+    """Return the reshape that merges channel and place in the group into the product's depth."""
     if sizes.span == 1:
         return UNCHANGED
-    # One step of the loop loads, rounds and reorders a tile; its taps overlap, so that an input
-    # passes once a tap: an aligned load is cheaper than keeping it.
+    # Taps overlap, so that each input is loaded, rounded and reordered once per tap: an aligned
+    # load is cheaper than keeping the tile in registers.
     comment = "# Channel and place in the group become one axis, as in the packed weight"
     return Reshape((f"x = swap_groups(x, {sizes.span})",), (comment,))
 
@@ -145,7 +146,7 @@ class Polyphase(MatrixFamily):
     def forms(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
     ) -> Iterator[Form]:
-        """Yield a form for each span that serves `spec`, and one of a copy of single inputs."""
+        """Yield a form for each span that serves `spec`, and one of span 1 with an input copy."""
         for span in SPANS:
             if span_refusal(spec, span) is not None:
                 continue
@@ -155,7 +156,7 @@ class Polyphase(MatrixFamily):
                 yield dataclasses.replace(form, relayout=True)
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
-        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        """Return the names in its template; `scribe.used` then holds the sizes the kernel reads."""
         return polyphase_context(plan, sizes, scribe)
 
 

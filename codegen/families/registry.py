@@ -1,7 +1,7 @@
-"""The families that convgen has, in the order in which reports list them.
+"""The table of all kernel families, in the order in which reports list them.
 
-Stage 4, part of plan. Input: nothing; output: the table that the compiler hands to the planner. A
-new family is a module here and an entry.
+Stage 4, plan. Input: nothing; output: the table that the compiler hands to the planner. A new
+family needs a module in this folder and an entry here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The stencil family: depthwise layers whose rows come in whole groups, bound by memory.
+"""The stencil family: depthwise layers whose rows are whole groups, bound by memory.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan` with an unrolled `Grouping`; output: the
-`StencilContext` of the template. A program has one channel and, at BLOCK_M positions of a row, the
-PHASES neighbouring outputs that SPAN neighbouring inputs lead to: it loads these as one vector and
-the few beside them one by one, multiplies each by weights that are scalars of the program, and
-stores the outputs as whole vectors. Along the other axes the flat loop goes tap by tap.
+Stages 3 and 5. Input: a `KernelPlan` with an unrolled `Grouping`; output: the `StencilContext` of
+the template. A program computes one channel at BLOCK_M positions; a position is PHASES neighbouring
+outputs of a row. They read SPAN neighbouring inputs, which are loaded as one vector, and a few
+inputs beside these, which are loaded one by one. All are multiplied by weights that are scalars of
+the program, and the outputs are stored as vectors. The flat loop covers the taps of other axes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from .depthwise import DepthwiseFamily, depthwise_refusal
 
 STENCIL_SPANS = (2, 4, 8)
 VECTOR = 16  # bytes that a thread loads at once
-MOST_PRODUCTS = 64  # lines and registers grow with them
+MOST_PRODUCTS = 64  # products of a group; each takes a term in the kernel and registers
 MOST_BESIDE = 8  # inputs beside a group that are loaded one by one
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarText:
-    """What is loaded by itself: its name, and what is added to the access for it."""
+    """A value that is loaded by itself: its name, and its offset from the access's pointer."""
 
     name: str
     offset: str
@@ -61,13 +61,14 @@ class StencilContext(KernelBody):
     """The names of `kernels/stencil.py.jinja`: text, flags and tuples of text only.
 
     Attributes:
-        beside_lines: the lines of the masks of the groups beside a group.
-        beside: the inputs in them.
-        span, phases, widths: inputs and outputs of a group; extents of the sum.
-        wide: what brings a value into the accumulator's precision.
-        weights: the weights of a step.
-        sum_lines: those of the outputs of a step.
-        join_lines: those that lay them side by side, in `acc`.
+        beside_lines: lines that define the masks of the inputs beside the group.
+        beside: the inputs beside the group.
+        span, phases: inputs and outputs of a group.
+        widths: extents of the accumulator.
+        wide: suffix that casts a value to the accumulator's dtype; empty if there is no cast.
+        weights: the weights that a step loads.
+        sum_lines: lines that compute what a step adds to each output of a group.
+        join_lines: lines that interleave these sums and add them to `acc`.
     """
 
     beside_lines: tuple[str, ...]
@@ -99,16 +100,16 @@ def stencil_span_refusal(spec: ConvTransposeSpec, span: int) -> str | None:
     if extent is None:
         return "the last extent is left to run time"
     if stride & (stride - 1):
-        return f"stride {stride} along the last axis: no vector has {stride * span} outputs"
+        return f"stride {stride} along the last axis is not a power of two"
     if span * spec.element.itemsize > VECTOR:
-        return f"groups of {span} inputs are more than a vector of {VECTOR} bytes"
+        return f"groups of {span} inputs exceed a vector of {VECTOR} bytes"
     grouping = Grouping(decompose(spec)[-1], span, unrolled=True)
     outputs = spec.output_spatial[-1]
     if extent % span or outputs != extent * stride:
-        return f"rows of {extent} inputs and {outputs} outputs are no whole groups of {span}"
+        return f"{extent} inputs and {outputs} outputs of a row are not whole groups of {span}"
     products = [pair for sums in grouping.sums for pair in sums]
     if not all(grouping.sums):
-        return "outputs of the last axis that no tap reaches"
+        return "no tap reaches some outputs of the last axis"
     if len(products) > MOST_PRODUCTS:
         return f"{len(products)} products a group, at most {MOST_PRODUCTS}"
     beside = {place for place, _ in products if not 0 <= place < span}
@@ -137,7 +138,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     split = _split_lines(str(sizes.named("BLOCK_M")), grouping.span)
     beside_lines, beside = _beside(kernel, at, x_text.masked)
     used = sorted({k for sums in grouping.sums for _, k in sums})
-    turn = Integer(-1 if plan.prefix else 1)  # the input's gradient takes the taps in reverse
+    turn = Integer(-1 if plan.prefix else 1)  # the input's gradient reads the taps in reverse
     span, width = sizes.named("SPAN"), sizes.named("PHASES")
     widths = f"{sizes.named('BLOCK_M')}, {width}"
     result = Result(shape=widths, order=("position", "outputs"))
@@ -165,7 +166,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
 def _inputs(
     kernel: Kernel, at: Positions, channel: Expr, shifts: list[Expr], place: Expr
 ) -> TensorIndex:
-    """Return the index of the inputs at a place of the groups."""
+    """Return the index of the input at `place` of each group."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = [
         [Coordinate(position + shift, sizes.input(number), ONE)]
@@ -180,7 +181,10 @@ def _inputs(
 
 
 def _over_groups(kernel: Kernel, x: AccessText, firsts: TensorIndex) -> AccessText:
-    """Return `x` with lines for the first inputs of the groups, from which others are reached."""
+    """Return `x` with lines that define the offsets of the groups' first inputs.
+
+    The inputs beside a group are loaded at a constant offset from these.
+    """
     scribe = kernel.scribe
     one = access(scribe.space, firsts.coordinates(), frozenset(scribe.kinds))
     group = scribe.lane_text("group", one.lanes, ("position",))
@@ -195,7 +199,7 @@ def _over_groups(kernel: Kernel, x: AccessText, firsts: TensorIndex) -> AccessTe
 def _outputs(
     kernel: Kernel, at: Positions, channel: Expr, residues: list[Expr], place: Expr
 ) -> TensorIndex:
-    """Return the index of the outputs at a place of the groups."""
+    """Return the index of the output at `place` of each group."""
     sizes, last = kernel.sizes, kernel.plan.spec.rank - 1
     axes = [
         [Coordinate(axis.stride * position + residue, sizes.output(number), ONE)]
@@ -212,7 +216,7 @@ def _outputs(
 def _beside(
     kernel: Kernel, at: Positions, masked: bool
 ) -> tuple[tuple[str, ...], tuple[BesideText, ...]]:
-    """Return the lines of the masks of the groups beside a group, and the inputs in them."""
+    """Return the lines that define the masks of neighbouring groups, and the inputs read there."""
     grouping, sizes = kernel.plan.grouping, kernel.sizes
     assert grouping is not None
     last, span, masks, texts = kernel.plan.spec.rank - 1, grouping.span, {}, []
@@ -233,7 +237,7 @@ def _beside(
 
 
 def _name(place: int, span: int) -> str:
-    """Return the name of the input at a place from a group's first."""
+    """Return the name of the input `place` inputs after the first of a group."""
     if place < 0:
         return f"before_{-place}"
     return f"x_{place}" if place < span else f"after_{place - span + 1}"
@@ -244,7 +248,7 @@ def _names(letter: str, numbers: range) -> str:
 
 
 def _split_lines(block: str, span: int) -> tuple[str, ...]:
-    """Return the lines that split `x`, groups of inputs, into one tile an input."""
+    """Return the lines that split `x` into one tile for each input of a group."""
     levels = span.bit_length() - 1
     lines = ["# The inputs of a group one by one, from halves of even and odd places"]
     lines += [f"x = x.reshape({block}, {', '.join(['2'] * levels)})"] * (levels > 1)
@@ -258,7 +262,7 @@ def _split_lines(block: str, span: int) -> tuple[str, ...]:
 
 
 def _sum_lines(grouping: Grouping) -> tuple[str, ...]:
-    """Return the lines of what a step adds to each output of a group."""
+    """Return the lines that compute what a step adds to each output of a group."""
     lines = []
     for output, sums in enumerate(grouping.sums):
         products = [f"{_name(place, grouping.span)} * w_{k}" for place, k in sums]
@@ -267,7 +271,7 @@ def _sum_lines(grouping: Grouping) -> tuple[str, ...]:
 
 
 def _join_lines(width: int, widths: str) -> tuple[str, ...]:
-    """Return the lines that lay the outputs of a group side by side, in the accumulator."""
+    """Return the lines that interleave the outputs of a group and add them to the accumulator."""
     lines = ["# Side by side, the same way back"]
     for level in reversed(range(width.bit_length() - 1)):
         step = 2**level
@@ -283,7 +287,7 @@ def _join_lines(width: int, widths: str) -> tuple[str, ...]:
 
 
 class Stencil(DepthwiseFamily):
-    """Serves depthwise layers whose rows come in whole groups."""
+    """Serves depthwise layers whose rows are whole groups."""
 
     name = "stencil"
     method = (
@@ -296,7 +300,7 @@ class Stencil(DepthwiseFamily):
     unrolled = True
     prefers_wide = True
     columns: ClassVar = {"channels_first": (1,)}
-    loads = 3  # of a group: a vector, and the inputs beside it
+    loads = 3  # a vector, and the inputs beside it
 
     def refusal(self, spec: ConvTransposeSpec) -> str | None:
         """Return why it cannot serve `spec` with any span, None if it can."""
@@ -312,7 +316,7 @@ class Stencil(DepthwiseFamily):
                 yield grouped_outputs(self, spec, grouping, phases, problem)
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilContext:
-        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        """Return the names in its template; `scribe.used` then holds the sizes the kernel reads."""
         return stencil_context(plan, sizes, scribe)
 
 

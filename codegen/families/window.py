@@ -1,11 +1,11 @@
-"""The window family: implicit GEMM, output-stationary, whose operands come in boxes of tensors.
+"""The window family: implicit GEMM, output-stationary, whose operands are loaded in boxes.
 
-Stages 3 and 5 of the family. Input: a `KernelPlan` and its `Sizes`; output: the `GemmContext` of
-the template. A program has a box of neighbouring outputs of one phase (boxes.py), so that the
-inputs of a tap are a box of a channels_last tensor, with BLOCK_K channels of each position.
-GPUs since Hopper have a unit that moves boxes to shared memory, the tensor memory accelerator: the
-kernel computes one coordinate of a box for a tap, no address and no mask for an element, and what
-lies outside the tensor reads as zero, which is the padding.
+Stages 3 and 5. Input: a `KernelPlan` and its `Sizes`; output: the `GemmContext` of the template. A
+program computes a box of neighbouring outputs of one phase (geometry/boxes.py), so that the inputs
+of a tap are a box of a channels_last tensor, with BLOCK_K channels at each position. The tensor
+memory accelerator (TMA) of Hopper and later GPUs moves such boxes to shared memory: the kernel
+computes one start per tap and box, and no address or mask per element. Elements outside the tensor
+read as zero, which provides the padding.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from ..tables.targets import GpuTarget
 from .matrix import MatrixFamily
 from .matrix_registers import boxes_fit
 
-VECTOR = 16  # bytes that strides of a descriptor are multiples of
+VECTOR = 16  # bytes; strides of a tensor descriptor must be multiples of this
 MOST_COORDINATE = 2**31 - 1
 
 
 def window_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why the family cannot serve `spec`, None if it can.
 
-    One in channels_first needs the input's channels_last copy.
+    A layer in channels_first needs a channels_last copy of the input in addition.
     """
     if spec.autotune != "none":
-        return "autotune: its descriptors have the block of one tile"
+        return "autotune: a tensor descriptor fixes the block sizes of one tile"
     if None in spec.spatial or spec.in_channels is None or spec.out_channels is None:
         return "extents or channels are left to run time"
     if not (spec.element.itemsize == 2 or (spec.product is not None and spec.product.rounds)):
-        return f"{spec.dtype} is multiplied in other units, or in parts"
+        return f"{spec.dtype} in this precision does not run as a single tensor-core product"
     group = spec.in_channels // spec.groups
     if group * spec.element.itemsize % VECTOR:
-        return f"the {group} channels of a group come in no vectors of {VECTOR} bytes"
+        return f"the {group} channels of a group are not a multiple of {VECTOR} bytes"
     if not all(stage.row.keeps_zero for stage in spec.before):
-        return "a stage before the layer makes no zero of zero, as which the padding is read"
+        return "a stage before the layer maps 0 to a non-zero value, but boxes pad with 0"
     if math.prod(spec.kernel_size) * spec.out_channels > MOST_COORDINATE:
-        return "the packed weight has more rows than 32 bits count"
+        return "the packed weight has more rows than a 32-bit coordinate can count"
     return None
 
 
@@ -85,7 +85,7 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
             shifts[number] = Integer(0)
 
     def box(row: int) -> list[Expr]:
-        """Return where the box of an input starts, that of a block of its input `row`."""
+        """Return the start of the input box; in a row block, that of input row `row`."""
         axes = enumerate(zip(starts[1:], shifts, strict=True))
         first = [input_index(kernel, number, start, row) + by for number, (start, by) in axes]
         return [starts[0], *first, channel]
@@ -117,16 +117,15 @@ def window_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContex
 
 
 def described_sizes(sizes: Sizes) -> set[Symbol]:
-    """Return the sizes that the descriptors' comments name."""
+    """Return the sizes that the comments on the descriptors mention."""
     axes = [(sizes.input(axis), sizes.kernel(axis)) for axis in range(sizes.rank)]
     return {sizes.named("C_IN"), sizes.named("C_OUT"), sizes.group_in, *sum(axes, start=())}
 
 
 def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], Positions]:
-    """Define the lanes; return where the tile starts, image and axes, and where its positions are.
+    """Define the lanes; return the start of the tile (image, then axes) and its positions.
 
-    Where a box has one position along an axis, both are the same number, a coordinate of the
-    program.
+    Along an axis where the box has one position, both are the same coordinate of the program.
     """
     sizes, scribe, rank = kernel.sizes, kernel.scribe, kernel.plan.spec.rank
     block = sizes.named("BLOCK_M")
@@ -150,7 +149,7 @@ def _positions(kernel: Kernel, lines: list[str]) -> tuple[list[Expr], Positions]
         most = coordinate.extent * extent - 1
         start = scribe.define(lines, f"start_{letter}", start * extent, (0, most - extent + 1))
         starts.append(start)
-        if number == 0:  # apart: offsets from one image to another fit 32 bits, from the first not
+        if number == 0:  # two symbols: the lane part of the offset, within a tile, fits int32
             bounds = (0, extent - 1)
             positions.append(start + scribe.define(lines, "next_image", digits[0], bounds))
         else:
@@ -166,7 +165,7 @@ def _boxes(descriptor: str) -> AccessText:
 
 
 def _input(kernel: Kernel, start: list[Expr]) -> LoadText:
-    """Return the load of the inputs of a step, whose box has a `start`."""
+    """Return the load of an input box at `start`, reshaped to [BLOCK_M, BLOCK_K]."""
     blocks = [kernel.sizes.named(block) for block in ("BLOCK_M", "BLOCK_K")]
     kernel.scribe.used |= set(blocks)
     load, shape = _load(kernel, start), ", ".join(map(str, blocks))
@@ -177,7 +176,10 @@ def _input(kernel: Kernel, start: list[Expr]) -> LoadText:
 
 
 def _weights(kernel: Kernel, row: Expr, channel: Expr) -> tuple[WeightText, ...]:
-    """Return the weights of a step, from their first row; of all kernel rows of a block."""
+    """Return the weight tiles of a step; in a row block, one for each kernel row.
+
+    `row` and `channel` are the first row and column of the tile in the packed weight.
+    """
     block = kernel.plan.block
     way = kernel.sizes.kernel(kernel.plan.spec.rank - 1) * kernel.sizes.named("C_OUT")
     names = ["w"] if block is None else [f"w_{index}" for index in range(block.axis.kernel)]
@@ -188,7 +190,7 @@ def _weights(kernel: Kernel, row: Expr, channel: Expr) -> tuple[WeightText, ...]
 
 
 def _load(kernel: Kernel, start: list[Expr]) -> str:
-    """Return the call that loads the box with a `start`."""
+    """Return the call that loads the box at `start`."""
     return f".load([{', '.join(map(kernel.scribe.text, start))}])"
 
 
@@ -211,7 +213,7 @@ class Window(MatrixFamily):
     def forms(
         self, spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], problem: Problem
     ) -> Iterator[Form]:
-        """Yield the form of boxes of the input in channels_last, and of a copy of it."""
+        """Yield the form of a channels_last input, and the form with an input copy."""
         form = dataclasses.replace(
             single_outputs(self, spec, phases, problem),
             positions=math.prod(problem.phase_extents),
@@ -224,7 +226,10 @@ class Window(MatrixFamily):
             yield dataclasses.replace(form, relayout=True)
 
     def worth(self, target: GpuTarget) -> float:
-        """Return how much faster than others a tile has to be: the model knows boxes of Hopper."""
+        """Return the factor by which a tile must beat others in predicted time.
+
+        It is above 1 except on Hopper, the only target on which the cost of boxes was measured.
+        """
         return 1.0 if target.is_hopper else WORTH_UNMEASURED
 
     def limits(
@@ -233,27 +238,27 @@ class Window(MatrixFamily):
         """Return why `tile` cannot run on `target`, None if it can."""
         if boxes_fit(spec, tile, target):
             return super().limits(spec, form, tile, target)
-        return "boxes want a GPU since Hopper, channels of one group alone, and 16 positions a warp"
+        return "boxes need Hopper or later, channels of a single group, and 16 positions per warp"
 
     def folds_batch(self, problem: Problem, form: Form, tile: Tile) -> bool:
-        """Return False: a box has images as one of its axes."""
+        """Return False: images are an axis of the box."""
         return False
 
     def tiles(self, spec: ConvTransposeSpec, problem: Problem, form: Form, tile: Tile) -> int:
-        """Return the boxes of positions that cover all images."""
+        """Return the number of boxes that cover the positions of all images."""
         return tiles_of(form.extents, form.box(tile))
 
     def boxes(self, sizes: Sizes) -> Boxes:
-        """Return the boxes of the input and of the weight that a step loads."""
+        """Return the extents of the input box and the weight box that a step loads."""
         block_n, block_k = sizes.named("BLOCK_N"), sizes.named("BLOCK_K")
         return Boxes((*sizes.box_extents, block_k), (block_n, block_k))
 
     def gradient_refusal(self) -> str:
-        """Return why its kernel cannot give the gradient: whose launch makes no descriptors."""
-        return "the kernel of the input's gradient reads no boxes"
+        """Return why it cannot compute the gradient: that launch makes no tensor descriptors."""
+        return "the kernel of the input's gradient does not read boxes"
 
     def context(self, plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> GemmContext:
-        """Return the names of its template; `scribe.used` then holds the sizes the kernel reads."""
+        """Return the names in its template; `scribe.used` then holds the sizes the kernel reads."""
         return window_context(plan, sizes, scribe)
 
 

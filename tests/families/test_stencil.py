@@ -127,8 +127,8 @@ def test_a_layer_of_whole_rows_takes_it(dtype):
         (f"{LAYER}, layout=channels_last)", "channels_last"),
         (f"relu | {LAYER})", "stages before"),
         (f"{LAYER.replace('5, 8', '5, None')})", "left to run time"),
-        (f"{LAYER.replace('5, 8', '5, 9')})", "no whole groups"),
-        (f"{LAYER.replace('padding=1', 'padding=0')})", "no whole groups"),
+        (f"{LAYER.replace('5, 8', '5, 9')})", "not whole groups"),
+        (f"{LAYER.replace('padding=1', 'padding=0')})", "not whole groups"),
         ("ConvTranspose1d(6, 6, 3, stride=3, groups=6, input=(1, 6, 8))", "stride 3"),
         (
             "ConvTranspose1d(6, 6, 2, 2, 1, 1, groups=6, dilation=2, input=(1, 6, 8))",

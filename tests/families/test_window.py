@@ -43,10 +43,10 @@ REFUSED = {
     f"ConvTranspose2d(32, 16, 3, input=(2, 32, None, 24), {LAST})": "run time",
     f"ConvTranspose2d(None, 16, 3, input=(2, None, 20, 24), {LAST})": "run time",
     f"ConvTranspose2d(6, 16, 3, input=(2, 6, 20, 24), {LAST})": "6 channels",
-    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, dtype=float64)": "other units",
-    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, precision=tf32x3)": "in parts",
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, dtype=float64)": "as a single",
+    f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, precision=tf32x3)": "as a single",
     f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, autotune=blocks)": "autotune",
-    f"sigmoid | ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST})": "no zero of zero",
+    f"sigmoid | ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST})": "maps 0 to",
 }
 
 
@@ -261,7 +261,7 @@ def test_a_measured_tile_that_no_box_serves_is_refused(why: str) -> None:
     spec = parse(text)
     tile = dataclasses.replace(windows(parse(LAYER))[0], block_m=64, block_k=depth, num_warps=4)
     choices = Choices(target, {key_of(spec): Measured(tile, 0.5, 7, "a card")})
-    with pytest.raises(SpecError, match=f"cannot run on {target}: boxes want"):
+    with pytest.raises(SpecError, match=f"cannot run on {target}: boxes need"):
         plan(spec, find_target(target), choices=choices)
 
 
