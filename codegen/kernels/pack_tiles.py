@@ -1,4 +1,4 @@
-"""The tiles of the kernel that packs the weight: their extents, how many there are, their grid.
+"""The tiles of the kernel that packs the weight: their extents, their number, the launch grid.
 
 Stages 3 and 5, beside packing.py. Input: a `KernelPlan` and the `Sizes` of its kernel;
 output: a `PackTile`, the sizes with those of the tiles, and the coordinates of the launch grid.
@@ -20,16 +20,17 @@ from ..symbolic.space import CeilDiv
 from .builder import ONE
 from .packing import packed_grouping, packed_taps
 
-# Input channels of a tile are stored side by side. Of one channel a contiguous weight has the taps
-# of a few outputs side by side, one in channels_last the outputs of a tap: each has a tile of its
-# own. Measured on an H200: 11 layers, 60 tiles each, 2026-11-30.
-MOST_INPUTS = 32
-MOST_TAPS = {1: 16, 2: 64, 4: 64}  # by the inputs of a group
-ELEMENTS = (2048, 4096)  # of a tile: of a small weight, and of one that fills a GPU with tiles
-LARGE = 2**19  # elements of a weight
-ELEMENTS_LAST = 1024  # of a tile in channels_last, and of a kernel of one tap
+# The packed weight has input channels contiguous, so a tile stores them side by side. It loads, for
+# each input channel, the taps of a few output channels if the weight is contiguous, or the output
+# channels of a tap if it is in channels_last: each layout has its own tile. Measured on an H200: 11
+# layers, 60 tiles each, 2026-11-30.
+MOST_INPUTS = 32  # input channels
+MOST_TAPS = {1: 16, 2: 64, 4: 64}  # taps or slots, by span
+ELEMENTS = (2048, 4096)  # elements of a tile, for weights of up to LARGE elements and larger ones
+LARGE = 2**19  # elements; above it there are enough tiles to fill a GPU
+ELEMENTS_LAST = 1024  # elements of a tile in channels_last, or with a single tap
 
-# What the first axis of a tile that is packed counts, by the name of its coordinate.
+# Comment on PACK_TAPS, by the name of the lane along the first axis of a tile.
 SLOTS = {
     "tap": "taps of a tile that is packed",
     "slot": "slots of a tile that is packed: tap x output lane x input place",
@@ -38,11 +39,12 @@ SLOTS = {
 
 @dataclass(frozen=True, slots=True)
 class PackTile:
-    """What a program packs: taps, output channels and input channels, powers of two.
+    """The tile that a program packs; all extents are powers of two.
 
     Attributes:
-        taps, outputs, inputs: of a contiguous weight.
-        last: taps and output channels of one in channels_last, None where that is no other.
+        taps, outputs, inputs: taps, output channels and input channels for a contiguous weight.
+        last: taps and output channels for a weight in channels_last; None if that is the same
+            layout.
     """
 
     taps: int
@@ -52,7 +54,7 @@ class PackTile:
 
 
 def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
-    """Return the tile: a line of input channels, and neighbours in memory of all their weights."""
+    """Return the tile: contiguous stores along input channels, contiguous loads of the weight."""
     slots, grouping = slot_count(plan), packed_grouping(plan)
     span = 1 if grouping is None else grouping.span
     known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
@@ -65,23 +67,28 @@ def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
     outputs = max(1, min(_power_of_two(group_out), most // (taps * inputs)))
     if plan.spec.rank not in MEMORY_FORMATS or math.prod(plan.spec.kernel_size) == 1:
         return PackTile(taps, outputs, inputs, None)
-    least = min(taps, span)  # a tap, with the inputs of a group that it has side by side
+    least = min(taps, span)  # a single tap: its slots for the inputs of a group
     wide = max(outputs, min(_power_of_two(group_out), ELEMENTS_LAST // (least * inputs)))
-    if group_out % outputs == 0:  # no tile of the other passes the last channel: nor do these
+    if group_out % outputs == 0:  # keep tiles within the channels, so that they need no mask
         wide = math.gcd(group_out, wide)
     return PackTile(taps, outputs, inputs, (least, wide))
 
 
 def slot_count(plan: KernelPlan) -> int:
-    """Return what the first axis of a tile counts along: the taps, and with groups their lanes."""
+    """Return the extent of a tile's first axis in the layer: taps, or slots if it is grouped.
+
+    A slot is a combination of tap, output lane and input of a group.
+    """
     slots, grouping = packed_taps(plan), packed_grouping(plan)
     return slots if grouping is None else slots * grouping.lanes * grouping.span
 
 
 def _two(tile: PackTile) -> dict[str, tuple[int, str]]:
-    """Return the extents that depend on the weight's layout, by the constant of a contiguous one.
+    """Return the extents that depend on the weight's layout.
 
-    Each with its value in channels_last, and with what kernel and launch call the one they take.
+    Returns:
+        By the name of the constant for a contiguous weight: the value in channels_last, and the
+        name of the variable that holds the chosen one in kernel and launch.
     """
     if tile.last is None:
         return {}
@@ -93,13 +100,13 @@ def _two(tile: PackTile) -> dict[str, tuple[int, str]]:
 
 
 def block_name(tile: PackTile, constant: str) -> str:
-    """Return what the kernel calls an extent of its tile: one of two, or the constant itself."""
+    """Return the kernel's name of an extent: a variable if layouts differ, else `constant`."""
     two = _two(tile)
     return two[constant][1] if constant in two else constant
 
 
 def block_lines(tile: PackTile, prefix: str) -> tuple[str, ...]:
-    """Return the lines of the kernel that choose one of two extents by the weight's layout."""
+    """Return the lines of the kernel that choose extents of its tile by the weight's layout."""
     lines = [
         f"{local}: tl.constexpr = {prefix}{constant}_LAST if IS_LAST else {prefix}{constant}"
         for constant, (_, local) in _two(tile).items()
@@ -109,7 +116,7 @@ def block_lines(tile: PackTile, prefix: str) -> tuple[str, ...]:
 
 
 def extent_lines(tile: PackTile, prefix: str, grid: str) -> tuple[str, ...]:
-    """Return the lines of the launch that do the same, for those that its `grid` counts by."""
+    """Return the lines of the launch that choose the extents which `grid` reads."""
     return tuple(
         f"{local} = ({prefix}{constant}_LAST if is_last else {prefix}{constant}).value"
         for constant, (_, local) in _two(tile).items()
@@ -118,7 +125,7 @@ def extent_lines(tile: PackTile, prefix: str, grid: str) -> tuple[str, ...]:
 
 
 def constant_lines(tile: PackTile, prefix: str, slots: str) -> tuple[str, ...]:
-    """Return the lines of the tile's extents."""
+    """Return the lines that define the tile's extents; `slots` is the comment on the first."""
     rows = (
         ("PACK_TAPS", tile.taps, slots),
         ("PACK_OUT", tile.outputs, "its output channels"),
@@ -157,7 +164,7 @@ def with_tiles(plan: KernelPlan, sizes: Sizes, tile: PackTile) -> Sizes:
 
 
 def _slots_by_name(plan: KernelPlan, sizes: Sizes) -> Expr:
-    """Return `slot_count` as a product of sizes."""
+    """Return `slot_count` as a product of named sizes."""
     extents = [sizes.named(f"K{letter.upper()}") for letter in AXES[plan.spec.rank]]
     if packed_grouping(plan) is None:
         return math.prod(extents)
@@ -166,7 +173,7 @@ def _slots_by_name(plan: KernelPlan, sizes: Sizes) -> Expr:
 
 
 def grid_of(sizes: Sizes) -> tuple[GridCoordinate, ...]:
-    """Return what numbers the programs: those that run together read the same lines of memory."""
+    """Return the coordinates of the grid's axis; programs that run together share cache lines."""
     first = GridCoordinate("in_tile", sizes.named("in_tiles"))
     every = (
         GridCoordinate("tap_tile", sizes.named("tap_tiles")),

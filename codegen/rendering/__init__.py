@@ -1,4 +1,4 @@
-"""Stage 5, render: the names of the templates, and the text of a file.
+"""Stage 5, render: the names in the templates, and the text of a file.
 
-In: a plan. Out: a `KernelSource`. Imports families and what is below.
+In: a plan. Out: a `KernelSource`. Imports families and the layers below it.
 """

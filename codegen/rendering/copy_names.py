@@ -1,8 +1,8 @@
-"""The names of the templates of the input's copy, as text.
+"""The names in the templates of the kernel that copies the input, as text.
 
-Stages 3 and 5, beside kernel_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
-a `RelayoutText`, in which every expression is already printed. A program of the copy takes a tile
-of an image: COPY_CHANNELS channels of COPY_POSITIONS positions.
+Stages 3 and 5. Input: a `KernelPlan` and the `Sizes` of its kernel; output: a `RelayoutText`, in
+which every expression is already printed. A program copies a tile of an image: COPY_CHANNELS
+channels at COPY_POSITIONS positions.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ ORDER = ("ci", "position")  # dimensions of a tile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayoutText:
-    """The names of `kernels/relayout.py.jinja` and `parts/relayout.jinja`, as text.
+    """The names in `kernels/relayout.py.jinja` and `parts/relayout.jinja`, as text.
 
     Attributes:
-        kernel, function: the names of the kernel that copies and of what launches it.
-        copied: what the copy is, after the word.
-        triton_dtype: the element type in comments.
-        x_shape, copy_shape: the tensors' axes.
+        kernel: name of the kernel that copies.
+        function: name of the function that launches it.
+        copied: words that describe the copy, printed after "copy" in comments.
+        triton_dtype: element type of the tensors, in comments.
+        x_shape, copy_shape: axes of the tensors, in comments.
         positions, channels: extents of a tile.
-        locals: the lines of the numbers of tiles, where the program's place needs them.
-        program_lines: the program's coordinates.
-        lane_lines: the channels and the positions of its tile.
-        x_lines: the tile's place in the input, and the mask of its elements.
-        copy_lines: its place in the copy.
-        x_pointers, copy_pointers: where the elements lie.
-        masked: the mask says which elements exist; else all do.
-        transposes: the copy is in another layout than the input.
-        rounds: it is rounded to TF32.
-        format: torch's name of its memory format, empty where torch has none.
-        shape_names: the lines that name the sizes which the grid reads.
-        grid: the line that defines the launch grid.
+        locals: lines that define the numbers of tiles that the program's coordinates need.
+        program_lines: lines that define the program's coordinates.
+        lane_lines: lines that define the lanes over channels and positions.
+        x_lines: lines that define the pointers into the input, and the mask.
+        copy_lines: lines that define the pointers into the copy.
+        x_pointers, copy_pointers: pointers of a load and a store, as text.
+        masked: whether loads and stores take the mask.
+        transposes: whether the copy's layout differs from the input's.
+        rounds: whether the copy is rounded to TF32.
+        format: torch's name of the copy's memory format; empty if torch has none.
+        shape_names: lines that assign the sizes which the grid reads.
+        grid: line that defines the launch grid.
     """
 
     kernel: str
@@ -74,7 +75,7 @@ class RelayoutText:
 
 
 def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> RelayoutText | None:
-    """Return the names of the templates of the copy, None for a plan without one."""
+    """Return the names in the templates of the input copy; None for a plan without one."""
     if not plan.tile.relayout:
         return None
     tile = copy_tile(plan.spec)
@@ -112,7 +113,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
         copy_lines=(*([copy.base] if copy.base else []), *(copy.lanes if transposes else ())),
         x_pointers=f"{x.pointer} + x_lanes",
         copy_pointers=f"{copy.pointer} + {'copy' if transposes else 'x'}_lanes",
-        masked=x.masked,  # they are the same elements in both
+        masked=x.masked,  # input and copy have the same elements
         rounds=copy_rounds(plan),
         format=MEMORY_FORMATS.get(plan.spec.rank, ""),
         shape_names=host.shape_lines("x.shape", "x.shape"),
@@ -121,7 +122,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
 
 
 def _with_tiles(sizes: Sizes, tile: CopyTile) -> Sizes:
-    """Return the sizes with those of the copy's tiles, all of which are known."""
+    """Return the sizes with those of the copy's tiles."""
     sizes = sizes.plus(Size("COPY_POSITIONS", tile.positions), Size("COPY_CHANNELS", tile.channels))
     return sizes.plus(
         sizes.count_of("position_tiles", _inputs(sizes), "COPY_POSITIONS"),
@@ -130,14 +131,14 @@ def _with_tiles(sizes: Sizes, tile: CopyTile) -> Sizes:
 
 
 def _inputs(sizes: Sizes) -> Expr:
-    """Inputs of one channel of one image."""
+    """Return the positions of one image of the input: the product of its spatial extents."""
     return math.prod((sizes.input(axis) for axis in range(sizes.rank)), start=Integer(1))
 
 
 def _grid(sizes: Sizes) -> tuple[GridCoordinate, ...]:
-    """Return what the programs are numbered by: what takes more than one value, one at least.
+    """Return the coordinates of the grid's axis: those of more than one value, at least one.
 
-    Those that run together should store to the same lines: tiles of channels vary fastest.
+    Channel tiles vary fastest, so that programs that run together store to the same cache lines.
     """
     tile = GridCoordinate("tile", sizes.named("position_tiles"))
     every = (
@@ -149,7 +150,10 @@ def _grid(sizes: Sizes) -> tuple[GridCoordinate, ...]:
 
 
 def _lane(kernel: Kernel, lines: list[str], name: str, tile: tuple[str, str, str]) -> Expr:
-    """Define the lane over a block, of this program's tile; `tile`: it, their number, the block."""
+    """Define the lanes over a block of this program's tile.
+
+    `tile` has three names: the program's coordinate, the number of tiles, the extent of a tile.
+    """
     coordinate, count, block = tile
     start = kernel.coordinate(coordinate) * kernel.sizes.named(block)
     begin = f"{kernel.scribe.text(start)} + " if start != 0 else ""
@@ -161,7 +165,7 @@ def _lane(kernel: Kernel, lines: list[str], name: str, tile: tuple[str, str, str
 def _coordinates(
     kernel: Kernel, channel: tuple[Expr, Expr], position: tuple[Expr, Expr]
 ) -> list[Coordinate]:
-    """Return coordinates in input or copy; channel and position come with their strides there."""
+    """Return coordinates in the input or the copy, from pairs (index, stride in elements)."""
     sizes = kernel.sizes
     channels, inputs = sizes.named("C_IN"), _inputs(sizes)
     return [

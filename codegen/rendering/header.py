@@ -1,6 +1,7 @@
-"""The header of an emitted file, by which a later run knows it for convgen's.
+"""The header of an emitted file: marks it as convgen's and holds a hash that shows edits.
 
-Stage 5, render. Input: text of a file; output: whether it is convgen's, and unedited.
+Stage 5, render. Input: text of a file; output: the text with its hash, or whether the file is
+convgen's and unedited.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def with_hash(header: str, rest: str) -> str:
 
 
 def around_hash(text: str) -> tuple[str, str] | None:
-    """Return what stands before and after the line with the hash; None if there is no such line."""
+    """Return the text before and after the line with the hash; None if there is no such line."""
     found = _HASH_LINE.search(text)
     return None if found is None else (text[: found.start()], text[found.end() :])
 
@@ -34,10 +35,10 @@ def is_generated(text: str) -> bool:
 
 
 def is_as_generated(text: str) -> bool:
-    """Whether `text` is a generated file in which no line has been edited since.
+    """Whether `text` is a generated file that nobody has edited.
 
-    A file whose header has a hash of its body alone, `# body sha256`, as it was before 0.1.0,
-    counts as edited: nothing tells whether somebody wrote into its header.
+    Before 0.1.0 the header had a hash of the body only, `# body sha256`. Such files count as
+    edited, because an edit of their header cannot be detected.
     """
     parts = around_hash(text)
     return is_generated(text) and parts is not None and with_hash(*parts) == text

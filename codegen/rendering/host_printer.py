@@ -1,7 +1,7 @@
-"""Printing sizes as Python of the wrapper, which finds them from the shapes of tensors.
+"""Printing sizes as Python for the wrapper, which computes them from the shapes of tensors.
 
-Stage 5, part of render. Input: an expression in `Sizes`; output: text that evaluates to the same
-number on the host. It is printed from the definitions that the kernel has.
+Stage 5, render. Input: an expression in `Sizes`; output: text that evaluates to the same number on
+the host, by the same definitions as in the kernel.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ POSITIONS = symbol("positions")
 
 
 def extent_names(rank: int, end: str) -> list[str]:
-    """Return the names of a tensor's extents in torch's order, as `BATCH, C_IN, H_IN, W_IN`."""
+    """Return the names of a tensor's extents in torch's order, such as BATCH, C_IN, H_IN, W_IN.
+
+    `end` is "IN" for the input and "OUT" for the output.
+    """
     return ["BATCH", f"C_{end}", *(f"{letter.upper()}_{end}" for letter in AXES[rank])]
 
 
 class HostPrinter:
-    """Prints products and quotients of sizes.
+    """Prints sums, products and quotients of sizes as Python.
 
-    An extent of a tensor is a variable, `H_IN` is `h_in`; another constant of the file is its
-    `.value`, and a block that is tuned is in `META`. All else is printed by its definition.
+    An extent of a tensor prints as a variable (`H_IN` as `h_in`), any other constant of the file as
+    its `.value`, and a tuned block as an entry of `META`. All other sizes print as their
+    definition.
 
     Attributes:
-        sizes: those of a kernel, and what they follow from.
-        blocks: numbers in place of blocks that are tuned.
-        read: names of the tensors' extents that the text reads so far, and of `POSITIONS`.
+        sizes: the sizes of a kernel.
+        blocks: numbers to print for tuned blocks, instead of entries of `META`.
+        read: names of the variables printed so far: tensors' extents and `POSITIONS`.
     """
 
     def __init__(self, sizes: Sizes, blocks: Mapping[str, int] | None = None) -> None:
@@ -42,7 +46,7 @@ class HostPrinter:
         self._extents = {*extent_names(sizes.rank, "IN"), *extent_names(sizes.rank, "OUT")}
 
     def text(self, expr: Expr) -> str:
-        """Print an expression; raises KeyError for a symbol that is no size."""
+        """Return `expr` as Python; raises KeyError for a symbol that is not a size."""
         if expr.is_Integer:
             return str(expr)
         if isinstance(expr, Symbol):
@@ -53,7 +57,7 @@ class HostPrinter:
         if isinstance(expr, FloorDiv):
             return f"({' // '.join(map(self.text, expr.args))})"
         if expr.is_Mul:
-            factors = expr.as_ordered_factors()  # numbers first, but behind a quotient
+            factors = expr.as_ordered_factors()  # numbers first, or last if there is a quotient
             if any(isinstance(factor, CeilDiv) for factor in factors):
                 factors.sort(key=lambda factor: factor.is_Integer)
             return " * ".join(map(self.text, factors))
@@ -71,7 +75,7 @@ class HostPrinter:
         if size.name in self._extents:
             self.read.add(size.name)
             return size.name.lower()
-        if size.found is not None:  # leaves no rest, and needs no parentheses in a product
+        if size.found is not None:  # an exact division: correct without parentheses in a product
             return bare(self.text(size.found))
         if size.definition is not None and not size.spelled:
             text = self.text(size.definition)
@@ -83,7 +87,7 @@ class HostPrinter:
         return str(self.blocks.get(size.name, f'META["{size.text}"]'))
 
     def _named(self, extent: Expr) -> Expr:
-        """Return an extent with a name for the positions of an image, if it is made of several."""
+        """Return `extent` with `POSITIONS` in place of the product of an image's axes."""
         factors, of_image = map(set, map(Mul.make_args, (extent, self.sizes.positions)))
         if len(of_image) == 1 or not of_image <= factors:
             return extent

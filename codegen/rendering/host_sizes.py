@@ -1,7 +1,7 @@
-"""Sizes as variables of the emitted wrapper: grid, run-time arguments, and the checks on them.
+"""Sizes in the emitted wrapper: the launch grid, run-time arguments, and checks on sizes.
 
-Stage 5, part of render. Input: a `KernelPlan` and its `Sizes`; output: text that computes the same
-sizes from the tensors' shapes, on the host.
+Stage 5, render. Input: a `KernelPlan` and its `Sizes`; output: text that computes these sizes from
+the tensors' shapes, on the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from .host_printer import POSITIONS, HostPrinter, extent_names
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A condition that the file was not generated for, what it was, and a line before it."""
+    """A run-time check of the wrapper.
+
+    Attributes:
+        condition: Python condition under which the wrapper rejects the sizes.
+        message: sizes that the file supports.
+        setup: line before the condition that assigns a name it reads; None if there is none.
+    """
 
     condition: str
     message: str
@@ -28,7 +34,13 @@ class Check:
 
 
 class HostNames:
-    """The lines of a wrapper that name the sizes it reads, and the texts that read them."""
+    """Prints the sizes of one kernel for the wrapper, and the lines that assign their names.
+
+    Args:
+        plan: the kernel's plan.
+        sizes: the kernel's sizes.
+        blocks: numbers to print for tuned blocks, instead of entries of `META`.
+    """
 
     def __init__(
         self, plan: KernelPlan, sizes: Sizes, blocks: Mapping[str, int] | None = None
@@ -39,7 +51,7 @@ class HostNames:
         self.printer = HostPrinter(sizes, blocks)
 
     def extent(self, coordinates: tuple[GridCoordinate, ...]) -> str:
-        """Print the extent of a grid axis."""
+        """Return the number of programs along a grid axis, as text."""
         live = [c.extent for c in coordinates if self.space.number(c.extent) != 1]
         numbers = [int(extent) for extent in live if extent.is_Integer]
         texts = [self.printer.text(extent) for extent in live if not extent.is_Integer]
@@ -51,16 +63,19 @@ class HostNames:
         return " * ".join(texts) or "1"
 
     def launch_names(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the lines that name the sizes which grid and launch read."""
+        """Return the lines that assign the sizes which the grid and the launch read."""
         for axis in self.plan.grid:
             self.extent(axis)
-        self.launch_sizes(arguments)  # which names them
+        self.launch_sizes(arguments)  # printing records the names in `printer.read`
         if not self.plan.prefix:
-            self.printer.read.discard("C_OUT")  # it has a line already
+            self.printer.read.discard("C_OUT")  # the wrapper assigns it elsewhere
         return self.shape_lines("x.shape", "shape")
 
     def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
-        """Return the lines that name the sizes printed so far, from these two shapes."""
+        """Return the lines that assign the sizes printed so far.
+
+        `inputs` and `outputs` are the texts of the input's and the output's shape.
+        """
         lines, read = [], self.printer.read
         positions = self.printer.text(self.sizes.positions) if POSITIONS.name in read else None
         for end, source in (("IN", inputs), ("OUT", outputs)):
@@ -77,17 +92,20 @@ class HostNames:
         return tuple(lines)
 
     def launch_sizes(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the sizes that the launch passes."""
+        """Return the text of each size that the launch passes, for the names in `arguments`."""
         symbols = {size.text: size.symbol for size in self.sizes.table}
         return tuple(self.printer.text(symbols[name]) for name in arguments)
 
     def checks(self) -> tuple[Check, ...]:
-        """Refuse run-time sizes that int32 offsets inside a tile or a grid axis cannot reach."""
+        """Return the checks that reject run-time sizes too large for the kernel.
+
+        Offsets inside a tile must fit int32, and a grid axis has a limited number of programs.
+        """
         found = []
         reach = self._reach()
         if reach:
             what = "sizes whose offsets in a tile stay below 2**31"
-            # The margin is for the lanes that hang over the end of the positions.
+            # The margin of 2**16 covers masked lanes beyond the last position.
             found.append(Check("reach >= 2**31 - 2**16", what, _reach_text(reach)))
         for number, axis in enumerate(self.plan.grid):
             live = [c.extent for c in axis if self.space.number(c.extent) is None]
@@ -102,13 +120,13 @@ class HostNames:
         return max(int(getattr(tile, block)) for tile in self.plan.tiles)
 
     def _reach(self) -> list[str]:
-        """Bounds of the offsets inside a tile of a tensor that run time decides."""
-        largest: dict[Expr, Expr] = {}  # of products of the same sizes
+        """Return upper bounds of the offsets inside a tile, as text, if run time decides them."""
+        largest: dict[Expr, Expr] = {}  # by product of sizes, its largest coefficient
         for product in self._extents():
             count, size = product.as_coeff_Mul()
             if self.space.number(product) is None:
                 largest[size] = max(largest.get(size, Integer(0)), count)
-        kept: list[Expr] = []  # the larger of two, where the sizes prove which one that is
+        kept: list[Expr] = []  # without bounds that are provably at most another one
         for reach in (count * size for size, count in largest.items()):
             if not any(self.space.is_nonnegative(other - reach) for other in kept):
                 kept = [other for other in kept if not self.space.is_nonnegative(reach - other)]
@@ -116,11 +134,11 @@ class HostNames:
         return [self.printer.text(reach) for reach in kept]
 
     def _extents(self) -> list[Expr]:
-        """Elements from the first of a tile to behind its last: of input, output and weight."""
+        """Return the memory that a tile spans in input, output and weight, in elements."""
         sizes, spec = self.sizes, self.plan.spec
         channels_last = spec.layout == "channels_last"
         images = Integer(1)
-        if self.plan.fold_batch:  # the tile's images: its positions are known, or it would not fold
+        if self.plan.fold_batch:  # images of a tile; folding requires known positions
             positions = self.space.number(sizes.positions) or 1
             images = Integer(self._most("block_m") // positions + 2)
         inputs, outputs = [], []
@@ -129,9 +147,9 @@ class HostNames:
             count, span = sizes.phase(axis), 1
             if self.plan.grouping is not None and sizes.is_grouped(axis):
                 span = self.plan.grouping.span
-                known = self.space.number(count)  # as it is with a span above 1
+                known = self.space.number(count)  # always known with a span above 1
                 count = count if known is None else Integer(known)
-            if self.plan.block is not None and sizes.is_blocked(axis):  # its extents are known
+            if self.plan.block is not None and sizes.is_blocked(axis):  # requires known extents
                 count = Integer(self.plan.block.advance * (self.space.number(count) or 0))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
@@ -140,7 +158,7 @@ class HostNames:
         depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
         depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
         extents = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
-        if not self.plan.reads_raw_weight:  # the weight's columns, each with all input channels
+        if not self.plan.reads_raw_weight:  # a row of the packed weight has all input channels
             grouping = self.plan.grouping
             columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
             extents.append(columns * sizes.group_in)
@@ -148,7 +166,7 @@ class HostNames:
 
 
 def _reach_text(products: list[str]) -> str:
-    """Return the assignment of `reach`, broken as by ruff."""
+    """Return the assignment of `reach`, with ruff's line breaks."""
     if len(products) == 1:
         return f"reach = {products[0]}"
     line = f"reach = max({', '.join(products)})"
@@ -157,7 +175,7 @@ def _reach_text(products: list[str]) -> str:
 
 
 def grid_text(extents: list[str], tuned: bool) -> str:
-    """Return the assignment of `grid`, a function where blocks are tuned, broken as by ruff."""
+    """Return the assignment of `grid`, a function if blocks are tuned, with ruff's line breaks."""
     broken = [
         extent if len(f"        {extent},") <= WIDTH else "\n    ".join(split(extent, "*"))
         for extent in extents

@@ -1,7 +1,7 @@
-"""The names of a kernel's template, as text.
+"""The names in a kernel's template, as text.
 
-Stage 5, part of render. Input: a `KernelPlan`; output: a `KernelText`, in which every expression is
-already printed. A file has one, and another for the gradient of the input where it has that kernel.
+Stage 5, render. Input: a `KernelPlan`; output: a `KernelText`, in which every expression is already
+printed. A file has one for the layer, and one for the input's gradient if it has that kernel.
 """
 
 from __future__ import annotations
@@ -29,29 +29,35 @@ TRITON_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelText:
-    """The names of `kernels/*.jinja` and the parts of them; text, flags and tuples of text only.
+    """The names in `kernels/*.jinja` and their parts; text, flags and tuples of text only.
 
     Attributes:
-        name, template: the kernel's name, and what prints it.
-        summary, formula: what it computes, lines of its docstring.
-        triton_dtype, accumulator: the element type in comments, and of the sum.
-        has_bias: it adds a bias.
-        bias_value: the bias in the accumulator's precision.
-        precision: `tl.dot`'s input_precision, a quoted name or the constant that holds it.
-        precision_constant: the precision behind the constant, None where a name serves.
-        rounds: operands are rounded to TF32.
-        settles: some of its products are waited for.
-        unpipelined: it is for no Hopper, where its loop must not be pipelined.
-        swaps: groups of neighbours become channels, and the other way round.
+        name: the kernel's name.
+        template: path of the template that prints it.
+        summary: first line of its docstring.
+        formula: further lines of its docstring, which define the result.
+        triton_dtype: element type of the tensors, in Triton's short form.
+        accumulator: dtype of the accumulator.
+        has_bias: whether it adds a bias.
+        bias_value: text of the bias in the accumulator's dtype.
+        precision: `tl.dot`'s input_precision: a quoted name, or the constant that holds it.
+        precision_constant: value of that constant; None if `precision` is a quoted name.
+        rounds: whether operands are rounded to TF32.
+        settles: whether it waits for products whose registers the next load may overwrite.
+        unpipelined: whether its loop must not be pipelined if the file runs on Hopper, as it was
+            generated for another GPU and does not settle its products.
+        swaps: whether it merges neighbours in a row with the channels (`swap_groups`).
         preface: lines before its constants.
-        constants, arguments, locals: sizes known, given at the launch, and derived from those.
-        block_arguments: blocks that are tuned.
-        tuned: the file has configs for it.
-        argument_names: the names of `arguments`, as a list.
-        body: the family's own context.
-        x_shape, w_shape, y_shape: the tensors' axes.
-        x_box, w_box: extents of the boxes that operands are loaded in, by name; none where they
-            have pointers.
+        constants: lines that define the known sizes.
+        arguments: names of the sizes that the launch passes.
+        locals: lines that compute sizes from the arguments.
+        block_arguments: names of the tuned blocks.
+        tuned: whether the file has autotuner configs for it.
+        argument_names: the names in `arguments`, as a Python list.
+        body: the names that the family adds.
+        x_shape, w_shape, y_shape: axes of the tensors, in comments.
+        x_box, w_box: extents of the boxes in which operands are loaded, as names; empty if
+            operands have pointers.
     """
 
     name: str
@@ -91,9 +97,10 @@ def kernel_text(
     preface: tuple[str, ...] = (),
     used: Iterable[Symbol] = (),
 ) -> KernelText:
-    """Return the names of the template of `plan`'s family; some are given, as of `KernelText`.
+    """Return the names in the template of `plan`'s family.
 
-    Sizes that are `used` elsewhere in the file are among its constants.
+    `name`, `summary` and `preface` are those of `KernelText`. Sizes that are `used` elsewhere in
+    the file are defined as constants too.
     """
     spec = plan.spec
     family = plan.family
@@ -104,7 +111,7 @@ def kernel_text(
     settles = overtaken and plan.target.is_hopper
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
-    if not plan.prefix:  # even where no line reads them: they are what the file is for
+    if not plan.prefix:  # always define the kernel size: it identifies the layer to readers
         scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
     constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
     tuned_blocks = tuple(
@@ -164,7 +171,7 @@ def _tensor_shapes(plan: KernelPlan, *, boxed: bool) -> dict[str, str]:
 
 
 def packed_shape(plan: KernelPlan) -> str:
-    """Return the axes of the packed weight."""
+    """Return the axes of the packed weight, as a list in text."""
     return f"[{', '.join(packed_axes(plan))}]"
 
 
@@ -184,13 +191,13 @@ def packed_axes(plan: KernelPlan) -> tuple[str, str, str]:
 
 
 def _raw_shape(plan: KernelPlan) -> str:
-    """Return the axes of a depthwise layer's weight as torch lays it."""
+    """Return the axes of a depthwise layer's weight in torch's layout, as a list in text."""
     letters = [letter.upper() for letter in AXES[plan.spec.rank]]
     return f"[{plan.prefix}C_IN, 1, {', '.join(f'{plan.prefix}K{each}' for each in letters)}]"
 
 
 def _formula(plan: KernelPlan) -> tuple[str, ...]:
-    """Say what the kernel computes, axis by axis; of a weight as it lies or as it is packed."""
+    """Return the docstring lines that define the result, with the weight as the kernel reads it."""
     spec, letters = plan.spec, AXES[plan.spec.rank]
     outputs, inputs, taps = (
         ", ".join(f"{prefix}{letter}" for letter in letters) for prefix in ("o", "i", "k")
@@ -213,7 +220,7 @@ def _formula(plan: KernelPlan) -> tuple[str, ...]:
 
 
 def _around(spec: ConvTransposeSpec) -> list[str]:
-    """Say what happens to the inputs before the sum, and to the sum."""
+    """Return the docstring lines about pointwise stages and bias."""
     before, after = (" | ".join(map(str, stages)) for stages in (spec.before, spec.after))
     lines = [f"where x has passed {before}"] if before else []
     steps = ["bias[co] is added"] * spec.bias + [f"it passes {after}"] * bool(after)
@@ -223,6 +230,6 @@ def _around(spec: ConvTransposeSpec) -> list[str]:
 
 
 def _relations(relations: list[str], group: str) -> list[str]:
-    """Say what the indices have to do with each other, in one line if it is short."""
+    """Return the docstring lines that relate the indices, one line if they fit."""
     line = f"with {', '.join(relations)}{group}"
     return [line] if len(line) + 4 <= WIDTH else ["with", *relations, *[group[2:]] * bool(group)]

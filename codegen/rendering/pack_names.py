@@ -1,9 +1,9 @@
-"""The names of the templates of the kernel that packs the weight, as text.
+"""The names in the templates of the kernel that packs the weight, as text.
 
-Stages 3 and 5, beside kernel_names.py. Input: a `KernelPlan` and the `Sizes` of its kernel; output:
-a `PackText`, in which every expression is already printed. A program takes a tile of one group:
-PACK_IN input channels, PACK_OUT output channels, and PACK_TAPS of their taps; where the last axis
-is grouped, of what leads from an input of a group to an output of one (packing.py).
+Stages 3 and 5. Input: a `KernelPlan` and the `Sizes` of its kernel; output: a `PackText`, in which
+every expression is already printed. A program packs a tile of one channel group: PACK_IN input
+channels, PACK_OUT output channels, and PACK_TAPS taps. If the last axis is grouped, PACK_TAPS
+counts slots instead: combinations of tap, output and input of a group (kernels/packing.py).
 """
 
 from __future__ import annotations
@@ -50,35 +50,38 @@ ORDER = ("tap", "co", "ci")  # dimensions of a tile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackText:
-    """The names of `kernels/pack.py.jinja` and `parts/pack.jinja`, as text.
+    """The names in `kernels/pack.py.jinja` and `parts/pack.jinja`, as text.
 
     Attributes:
-        kernel, function: the names of the kernel and of what launches it.
-        prefix: of the constants.
-        summary, formula: what the kernel does, its docstring.
-        triton_dtype: the element type in comments.
-        w_shape, packed_shape: the tensors' axes.
-        constants: the lines of the extents of a tile.
-        arguments, argument_names: sizes of run time; the names of all arguments but the tensors as
-            a list, empty for none.
-        locals: the lines of the tile's extents, where they depend on the weight's layout, and of
-            the numbers of tiles, where the program's place needs them.
-        program_lines, lane_lines: the program's coordinates, and the elements of its tile.
-        packed: where they lie in the packed weight.
-        w: where they lie in a contiguous weight; w_last: in one in channels_last, None where that
-            is no other layout; w_base: the line of the tile's pointer that the two share, if any.
-        extent_lines: where the tile's extents depend on the weight's layout, the lines of the
-            launch that choose them.
-        zero_lines: the lines of the mask of elements that have a weight; empty if all have one.
-        masked: elements of a tile may lie outside the weight.
-        value: an element as it is packed.
-        format: torch's name of the other layout of a weight, empty where there is none.
-        taps: matrices of the packed weight.
-        rows, columns: what they have of each channel, as Python text.
-        channels: the names of the weight's channels, along its first axis and its second.
-        grid: the line that defines the launch grid.
-        launch: the lines of the launch.
-        sizes: the sizes among them, as a tuple.
+        kernel: the kernel's name.
+        function: name of the function that launches it.
+        prefix: prefix of the constants.
+        summary, formula: lines of the kernel's docstring.
+        triton_dtype: element type of the tensors, in comments.
+        w_shape, packed_shape: axes of the tensors, in comments.
+        constants: lines that define the extents of a tile.
+        arguments: names of the run-time sizes.
+        argument_names: the names in `arguments`, as a Python list; empty if there are none.
+        locals: lines that define extents of the tile that depend on the weight's layout, and the
+            numbers of tiles that the program's coordinates need.
+        program_lines: lines that define the program's coordinates.
+        lane_lines: lines that define the lanes of its tile.
+        packed: access of the packed weight.
+        w: access of a contiguous weight.
+        w_last: access of a weight in channels_last; None if that is the same layout.
+        w_base: line that defines the tile's pointer for both; None if they share none.
+        extent_lines: lines of the launch that choose the tile's extents by the weight's layout.
+        zero_lines: lines that define the mask of elements that have a weight; empty if all do.
+        masked: whether elements of a tile may be outside the weight.
+        value: text of a packed element.
+        format: torch's name of the weight's channels_last format; empty if it has none.
+        taps: number of taps (matrices) of the packed weight.
+        rows, columns: factor of each channel in the rows and columns of a matrix, such as
+            " * SPAN.value"; empty for 1.
+        channels: names of the weight's first two axes.
+        grid: line that defines the launch grid.
+        launch: lines of the launch.
+        sizes: the sizes that the launch passes, as a tuple in text.
     """
 
     kernel: str
@@ -114,7 +117,7 @@ class PackText:
 
 
 def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
-    """Return the names of the templates that pack the weight, and the sizes that they read."""
+    """Return the names in the templates that pack the weight, and the sizes that these read."""
     tile = tile_of(plan, sizes)
     sizes = with_tiles(plan, sizes, tile)
     grid = grid_of(sizes)
@@ -127,7 +130,8 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     ci = _lane(kernel, lanes, "ci", "in_tile", "PACK_IN")
     co = _lane(kernel, lanes, "co", "out_tile", block_name(tile, "PACK_OUT"))
     slot = "tap" if packed_grouping(plan) is None else "slot"
-    most = -(-slot_count(plan) // tile.taps) * tile.taps  # more than there are in smaller tiles
+    # Rounded up to whole tiles of the largest extent, the bound also holds for smaller tiles.
+    most = -(-slot_count(plan) // tile.taps) * tile.taps
     tap = _lane(kernel, lanes, slot, "tap_tile", block_name(tile, "PACK_TAPS"), most - 1)
     packed, kernel_index, zeros = _taps(kernel, lanes, tap, co, ci)
     first = kernel.access("packed", packed, ORDER)
@@ -194,7 +198,10 @@ def _lane(
     block: str,
     high: Expr | int | None = None,
 ) -> Symbol:
-    """Define the lanes over a block, of this program's tile; `high` is the highest of all tiles."""
+    """Define the lanes over a block of this program's tile.
+
+    `high` is the largest value of a lane in any tile; None to derive it from the ranges.
+    """
     each = kernel.sizes.named(block)
     kernel.scribe.used.add(each)
     start = kernel.coordinate(coordinate) * each
@@ -207,7 +214,10 @@ def _lane(
 def _taps(
     kernel: Kernel, lines: list[str], tap: Symbol, co: Symbol, ci: Symbol
 ) -> tuple[list[Coordinate], list[Coordinate], tuple[Mask, ...]]:
-    """Return coordinates in the packed weight and of the kernel index, and the masks of zeros."""
+    """Return coordinates in the packed weight, those of the kernel index, and the weight's masks.
+
+    The masks leave out slots to which no kernel index belongs; these are packed as 0.
+    """
     sizes, grouping = kernel.sizes, packed_grouping(kernel.plan)
     extents = kernel_extents(kernel)
     group = kernel.coordinate("group")
@@ -251,9 +261,10 @@ def _taps(
 def _weight(
     kernel: Kernel, co: Symbol, ci: Symbol, taps: list[Coordinate], *, last: bool
 ) -> list[Coordinate]:
-    """Return coordinates in the weight as torch lays it, contiguous or in channels_last.
+    """Return coordinates in torch's weight: contiguous, or in channels_last if `last`.
 
-    That of the input's gradient is the layer's: with its channels swapped, its taps reversed.
+    The kernel of the input's gradient reads the same weight with channels swapped and taps
+    reversed.
     """
     sizes, back = kernel.sizes, bool(kernel.plan.prefix)
     count = math.prod(kernel_extents(kernel))
@@ -273,7 +284,7 @@ def _weight(
 
 
 def _value(plan: KernelPlan) -> str:
-    """Return the text of a weight as it is packed; under autocast it may come in float32."""
+    """Return the text of a packed element; the weight may be float32, under autocast."""
     spec = plan.spec
     if plan.rounds:
         return "round_to_tf32(w)"
@@ -293,7 +304,7 @@ def _summary(plan: KernelPlan) -> str:
 
 
 def _formula(plan: KernelPlan) -> tuple[str, ...]:
-    """Say what the packed weight is, in the names of the kernel's lanes."""
+    """Return the docstring lines that define the packed weight, in the names of the lanes."""
     letters = AXES[plan.spec.rank]
     inner = ", ".join(f"k{letter}" for letter in letters)
     if plan.prefix:

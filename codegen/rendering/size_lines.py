@@ -1,7 +1,7 @@
 """The sizes of a kernel as lines of the file: constants, arguments, locals.
 
-Stage 5, part of render. Input: `Sizes`, and the `Scribe` that knows which of them a kernel reads;
-output: text.
+Stage 5, render. Input: `Sizes`, and the kernel's `Scribe`, whose `used` says which sizes the
+kernel reads; output: text.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _COMMENTS = {
     "IN_GROUPS": "groups of SPAN inputs in a row",
     "GROUPS": "groups of PHASES outputs in a row",
 }
-_SIZES = re.compile(r"\b(ROWS|SPAN|PHASES)\b")  # of the same kernel, which the comments name
+_SIZES = re.compile(r"\b(ROWS|SPAN|PHASES)\b")  # sizes in comments, which take the prefix too
 
 
 def list_text(names: tuple[str, ...]) -> str:
-    """Return a list of names, broken where the longest line that has it would be too long."""
+    """Return a list of quoted names, broken if the longest line that contains it is too long."""
     quoted = [f'"{name}"' for name in names]
     line = f"[{', '.join(quoted)}]"
     if len(f"    do_not_specialize_on_alignment={line},") <= WIDTH:
@@ -53,9 +53,10 @@ def list_text(names: tuple[str, ...]) -> str:
 def size_lines(
     sizes: Sizes, scribe: Scribe, elsewhere: Set[Symbol] = frozenset()
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the constants, arguments and locals for the sizes the kernel reads.
+    """Return the lines of constants, the arguments, and the lines of locals of a kernel.
 
-    The constants are also those that are read `elsewhere` in the file.
+    They cover the sizes that the kernel reads, and known sizes that are read `elsewhere` in the
+    file.
     """
     constants: list[str] = []
     arguments: list[str] = []
@@ -95,7 +96,7 @@ def _constant(size: Size, sizes: Sizes, scribe: Scribe) -> str:
 
 
 def _spelled(quotient: Expr, value: int | None, scribe: Scribe) -> str:
-    """Print a quotient, rounded up, whose value is known."""
+    """Return the text of a CeilDiv of known `value`: `//` if the division is exact."""
     top, divisor = quotient.args
     if scribe.space.value(top - divisor * value) == 0:
         return bare(scribe.text(FloorDiv(top, divisor)))

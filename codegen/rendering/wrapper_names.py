@@ -1,7 +1,7 @@
 """The names of the emitted launch and its wrapper, as text.
 
-Stage 5, part of render. Input: a `KernelPlan`, its `Sizes` and the kernel's run-time arguments;
-output: a `WrapperContext`. Sizes print here as Python variables of the wrapper.
+Stage 5, render. Input: a `KernelPlan`, its `Sizes` and the `KernelText`; output: a
+`WrapperContext`. Sizes print here as Python variables of the wrapper.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from .kernel_names import KernelText
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptorText:
-    """A tensor descriptor, of whose boxes the kernel loads: its name, tensor, extents and box."""
+    """A tensor descriptor, from which the kernel loads boxes.
+
+    Attributes:
+        name: its name.
+        tensor: name of the tensor.
+        shape, strides: the tensor's extents and strides, as Python lists; strides in elements.
+        box: extents of a box, as a Python list.
+    """
 
     name: str
     tensor: str
@@ -39,23 +46,23 @@ class WrapperContext:
     """The names of `parts/launch.jinja`, `parts/gradient.jinja` and what stands beside them.
 
     Attributes:
-        input_shape, weight_shape: what the file was generated for, None for any size.
+        input_shape, weight_shape: shapes that the file supports, as text; None for any extent.
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
-        raw_weight: the kernel reads the weight as torch lays it, nothing is packed.
+        raw_weight: whether the kernel reads torch's weight, without packing.
         lanes: outputs of a group of the packed weight, as Python; 1 if they are no factor.
-        own_format: the argument that names the layout to torch; empty if none does.
-        shape_names: the lines that name the sizes which grid and launch read.
+        own_format: memory_format argument for the spec's layout; empty for channels_first.
+        shape_names: lines that assign the sizes which the grid and the launch read.
         check_names, checks: conditions on run-time sizes, and the lines that name those.
-        check_reads_output: those lines read the shape of the output.
-        grid: the line that defines the launch grid.
-        launch: the lines of the launch.
-        addresses: the lines that name the addresses of its tensors, but for the output.
-        descriptors: those of the kernel's operands, none where it has their addresses.
-        again: what stands for the tensors where the launch is repeated.
-        launch_sizes: its sizes as a tuple, empty if there are none.
-        aligned: the condition that those addresses are, to 16 bytes.
+        check_reads_output: whether those lines read the output's shape.
+        grid: line that defines the launch grid.
+        launch: lines of the launch.
+        addresses: lines that assign the addresses of the tensors, the output excepted.
+        descriptors: tensor descriptors of the operands; empty if the kernel takes pointers.
+        again: the tensor arguments of a repeated launch: addresses and descriptors.
+        launch_sizes: sizes that the launch passes, as a tuple in text; empty if there are none.
+        aligned: condition that the addresses in `addresses` are multiples of 16 bytes.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
-        torch_result: the last stage after the layer, None if there is none.
+        torch_result: the last stage after the layer, as an expression; None if there is none.
         has_stages: there are some around the layer.
     """
 
@@ -87,7 +94,7 @@ class WrapperContext:
 
 
 def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> WrapperContext:
-    """Return the names of the wrapper's templates, for the kernel of `plan`."""
+    """Return the names in the wrapper's templates, for the kernel of `plan`."""
     arguments = kernel.arguments
     spec = plan.spec
     least = {block: min(getattr(tile, block.lower()) for tile in plan.tiles) for block in BLOCKS}
@@ -142,19 +149,19 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
 
 
 def _address(tensor: str) -> str:
-    """Return the name of a tensor's address, as the kernel has it."""
+    """Return the name of a tensor's address, the same as the kernel's parameter."""
     return {"packed_weight": "w_ptr"}.get(tensor, f"{tensor}_ptr")
 
 
 def _addresses(tensors: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the lines that name the addresses of the launch's tensors."""
+    """Return the lines that assign the addresses of `tensors`."""
     return tuple(f"{_address(tensor)} = {tensor}.data_ptr()" for tensor in tensors)
 
 
 def _descriptors(
     plan: KernelPlan, boxes: Boxes, printer: HostPrinter
 ) -> tuple[DescriptorText, ...]:
-    """Return the descriptors of the input, in channels_last, and of the packed weight's rows."""
+    """Return the descriptors of the channels_last input and of the packed weight as a matrix."""
     spec = plan.spec
     assert spec.in_channels is not None
     assert spec.out_channels is not None
@@ -180,7 +187,7 @@ def _descriptors(
 
 
 def _box(printer: HostPrinter, extents: tuple[Expr, ...]) -> str:
-    """Return the extents of a box as a list of numbers."""
+    """Return the extents of a box, as a Python list."""
     return f"[{', '.join(map(printer.text, extents))}]"
 
 
