@@ -6,6 +6,7 @@ TRITON_INTERPRET must be set before triton is imported, so it is set here.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ from convgen.execution.workers import SAFE
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes the texts of expected/ anew."""
+    parser.addoption(
+        "--update-expected", action="store_true", help="write the files of expected/ folders anew"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -43,6 +51,26 @@ def device() -> str:
 def root() -> Path:
     """The root of the repository."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def expect(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """The function that compares a text with the file of that name in expected/ beside the test.
+
+    With --update-expected it writes the file instead: `git diff` shows what changed, for somebody
+    to read and to commit with the change that causes it.
+    """
+
+    def compare(name: str, text: str) -> None:
+        path = request.path.parent / "expected" / name
+        if request.config.getoption("--update-expected"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        expected = path.read_text("utf-8") if path.exists() else ""
+        again = f"if it should: pytest --update-expected {request.path}"
+        assert text == expected, f"{path.name} differs; {again}"
+
+    return compare
 
 
 @pytest.fixture(scope="session")
