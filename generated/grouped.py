@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# sha256 of the other lines: 17756a83cf79351cb2f99f4dbce327cbc53cf6c603da73d0b5d88dbfc227c7b6
+# sha256 of the other lines: 4cc7e02a811cabc16277b11f69383439d85c9404dda74ac488cc72ae0e356850
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -54,7 +54,7 @@ BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
-PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(8)  # its input channels
@@ -321,7 +321,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -587,7 +587,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_85acf968bb6db69f"
+NAMESPACE = "convgen_728867790043eb3f"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

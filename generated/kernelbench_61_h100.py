@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: 9bc41eb06fb3537f89ce2e0a99bb4b727e4ff987d1bf03f48a3f16da86271f19
+# sha256 of the other lines: bc7cf45406e3cb425de140e16eae90d688bb2403e1c1f9a61aea8326cd579eac
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -68,14 +68,14 @@ GRAD_BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
 
 # The kernel that packs the weight for the input's gradient
 GRAD_PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-GRAD_PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
+GRAD_PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
 GRAD_PACK_OUT = tl.constexpr(4)  # its output channels
 GRAD_PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 GRAD_PACK_IN = tl.constexpr(32)  # its input channels
@@ -535,7 +535,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -572,7 +572,7 @@ def _pack(weight):
 
 def _pack_for_gradient(weight):
     """Launch the kernel that packs a weight for the input's gradient; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -904,7 +904,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_a529ae76d479ecba"
+NAMESPACE = "convgen_1f899f9de2bcd162"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

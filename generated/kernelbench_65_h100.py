@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# sha256 of the other lines: 20fa26a25b1e2ef71a978e67ad046393f63e8ab3da1d9570fab1918e4c4af0f9
+# sha256 of the other lines: cfd7dce257cd00b8ddb079b8d3e9ee0412ef8d1f1f2483499bd0a5ff71fb5551
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -530,7 +530,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -567,7 +567,7 @@ def _pack(weight):
 
 def _pack_for_gradient(weight):
     """Launch the kernel that packs a weight for the input's gradient; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -895,7 +895,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b09694934204b980"
+NAMESPACE = "convgen_056b403c562f7df0"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

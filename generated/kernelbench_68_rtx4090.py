@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: d11f4c416838d8b433b5b7bddd39ed0303cc71d9e69aa99451b8c49e3a0e1bf6
+# sha256 of the other lines: 45cbb5edb24f58df0ca98a683d8440995fe1c2294a1ca0a2298a7e8f4230105b
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -260,7 +260,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -537,7 +537,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_3ae0f7ec3d5b3548"
+NAMESPACE = "convgen_c1520153f1b7b86e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 60032 programs in about 234 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 32c4ea72e4d4b147b932a3a6ad245fcf0261e55d3e2c96ba61141585328b34fe
+# sha256 of the other lines: e29a2aedaebb30f71306e18d013c03d2f911e0fea30fed561f82d50f9fcba127
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -48,7 +48,7 @@ BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # taps of a tile that is packed
-PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(4)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_OUT_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(32)  # its input channels
@@ -323,7 +323,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -604,7 +604,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1928b1cc8aea0138"
+NAMESPACE = "convgen_907e6e5372b88006"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 3d4980e195848b56a3a49dec073073107110de0d653eb14750c281eec27bdbff
+# sha256 of the other lines: 9b7e1754481df5a300bd8b7c4135d43a0f42c9b83c28d7b30bc21eb43784fa9e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -60,7 +60,7 @@ BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
-PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_OUT_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(8)  # its input channels
@@ -384,7 +384,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last_3d
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -661,7 +661,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_4ee6a4fab10c58c9"
+NAMESPACE = "convgen_c3db3d35653fc34e"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: 36c4ebb18e93d2474df75351e90fa353119e5a7c63981164fca2e27dcb2c803b
+# sha256 of the other lines: dce99746edd97746a77b5f0b999fd8c1004ce996ee261d395f94269cdf9b9c0e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -56,7 +56,7 @@ BLOCK_K = tl.constexpr(8)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(64)  # slots of a tile that is packed: tap x output lane x input place
-PACK_TAPS_LAST = tl.constexpr(2)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(4)  # its output channels
 PACK_OUT_LAST = tl.constexpr(16)  # the same of a weight in channels_last
 PACK_IN = tl.constexpr(8)  # its input channels
@@ -382,7 +382,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -648,7 +648,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_831e06bf6ff6c743"
+NAMESPACE = "convgen_a585839d264871f3"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 7ea3bfead36d54c7d7feaf554b628a28c2181aac2eb55eeeab4ca705aff4b160
+# sha256 of the other lines: 6b00963d32ef8e5230f933abb5e3f7dc4db30e868d2a6124bef66c00c87f1b2d
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -52,7 +52,7 @@ BLOCK_K = tl.constexpr(16)  # input channels of a step
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(16)  # slots of a tile that is packed: tap x output lane x input place
-PACK_TAPS_LAST = tl.constexpr(1)  # the same of a weight in channels_last
+PACK_TAPS_LAST = tl.constexpr(8)  # the same of a weight in channels_last
 PACK_OUT = tl.constexpr(16)  # its output channels
 PACK_IN = tl.constexpr(8)  # its input channels
 
@@ -313,7 +313,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -589,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ded1ad6a0885f5cb"
+NAMESPACE = "convgen_d9de67f715ab97d5"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: f8d5cfee1013cb6c43bf41865fa6e7378c764131d4fea73437787a111ede0302
+# sha256 of the other lines: fb8fe9e4825672b7247fac01ce7f319fe5441d95e5b43d3449b561f9980ff35e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -309,7 +309,7 @@ def _launch(input, packed_weight, bias):
 
 def _pack(weight):
     """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in no dense format or has torch's lazy negative bit set.
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
     weight = weight.resolve_neg()
     last = torch.channels_last
     is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
@@ -598,7 +598,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_96c27fc3b0249d9d"
+NAMESPACE = "convgen_617b3b5b2e5b644c"
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

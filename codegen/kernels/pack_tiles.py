@@ -71,7 +71,15 @@ def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
     wide = max(outputs, min(_power_of_two(group_out), ELEMENTS_LAST // (least * inputs)))
     if group_out % outputs == 0:  # keep tiles within the channels, so that they need no mask
         wide = math.gcd(group_out, wide)
+    # Few outputs leave room for more taps, which are neighbours of theirs.
+    least = min(taps, max(least, ELEMENTS_LAST // (wide * inputs)))
     return PackTile(taps, outputs, inputs, (least, wide))
+
+
+def last_output(tile: PackTile, group_out: int) -> int:
+    """Return the highest output channel of a tile of either layout, of `group_out` in a group."""
+    last = tile.outputs if tile.last is None else tile.last[1]
+    return max(-(-group_out // extent) * extent for extent in (tile.outputs, last)) - 1
 
 
 def slot_count(plan: KernelPlan) -> int:

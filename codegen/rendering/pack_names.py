@@ -22,6 +22,7 @@ from ..kernels.pack_tiles import (
     constant_lines,
     extent_lines,
     grid_of,
+    last_output,
     slot_count,
     tile_of,
     with_tiles,
@@ -128,7 +129,9 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     define_program(kernel, program)
     lanes: list[str] = []
     ci = _lane(kernel, lanes, "ci", "in_tile", "PACK_IN")
-    co = _lane(kernel, lanes, "co", "out_tile", block_name(tile, "PACK_OUT"))
+    known = sizes.space.number(sizes.group_out)
+    high = None if known is None else last_output(tile, known)
+    co = _lane(kernel, lanes, "co", "out_tile", block_name(tile, "PACK_OUT"), high)
     slot = "tap" if packed_grouping(plan) is None else "slot"
     # Rounded up to whole tiles of the largest extent, the bound also holds for smaller tiles.
     most = -(-slot_count(plan) // tile.taps) * tile.taps

@@ -274,7 +274,7 @@ def test_explain_says_that_boxes_need_no_mask() -> None:
 def test_explain_says_when_it_copies() -> None:
     spec = parse(LAYER)
     (section,) = explain(plan(spec, H100, windows(spec)[0]), "wrapper")
-    assert "starts at no multiple of 16 bytes" in dict(section.rows)["copies"]
+    assert "do not start at a multiple of 16 bytes" in dict(section.rows)["copies"]
 
 
 @pytest.mark.parametrize(
