@@ -306,7 +306,7 @@ WRONG = {
     "target": ({"target": "h1000"}, "target must be one of .*, got 'h1000' .did you mean h100"),
     "precision": ({"precision": "tf16"}, "precision must be one of tf32, .*, got 'tf16'"),
     "precision of": ({"precision": "ieee", "dtype": "float16"}, "precision is for dtype float32"),
-    "dtype": ({"dtype": "float64"}, "dtype must be None .*, float16 or bfloat16, .*got 'float64'"),
+    "dtype": ({"dtype": "float64"}, "dtype must be None .*, float16 or bfloat16 .*got 'float64'"),
     "folder": ({"folder": 3}, "folder must be a path or None, got 3"),
 }
 
