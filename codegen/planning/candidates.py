@@ -162,14 +162,31 @@ def _grain(tile: Tile, family: Family, target: GpuTarget, model_ms: float) -> in
 def _tile(
     form: Form, block_m: int, block_n: int, block_k: int, num_warps: int, num_stages: int = 2
 ) -> Tile:
+    variant = form.family.name, form.span, form.rows, form.relayout
+    return _made(block_m, block_n, block_k, num_warps, num_stages, *variant)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _made(
+    block_m: int,
+    block_n: int,
+    block_k: int,
+    num_warps: int,
+    num_stages: int,
+    family: str,
+    span: int,
+    rows: int,
+    relayout: bool,
+) -> Tile:
+    """Return the tile; layers of one process share it, as its checks take longer than its costs."""
     return Tile(
         block_m=block_m,
         block_n=block_n,
         block_k=block_k,
         num_warps=num_warps,
         num_stages=num_stages,
-        family=form.family.name,
-        span=form.span,
-        rows=form.rows,
-        relayout=form.relayout,
+        family=family,
+        span=span,
+        rows=rows,
+        relayout=relayout,
     )
