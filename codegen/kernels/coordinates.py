@@ -49,7 +49,7 @@ def tensor(
     channels = sizes.named(f"C_{end}")
     per_group = sizes.group_in if end == "IN" else sizes.group_out
     layout = kernel.plan.input_layout if end == "IN" else kernel.plan.spec.layout
-    strides = sizes.strides(spatial, channels, layout == "channels_last")
+    strides = sizes.strides(spatial, channels, layout)
     groups = Integer(sizes.groups)
     return TensorIndex(
         image=Coordinate(image, sizes.named("BATCH"), strides[0]),

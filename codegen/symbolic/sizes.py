@@ -218,12 +218,18 @@ class Sizes:
         """Positions of one image and phase: the product of `phase` over the axes."""
         return self.product(self.phase(axis) for axis in range(self.rank))
 
-    def strides(self, extents: list[Expr], channels: Expr, channels_last: bool) -> list[Expr]:
-        """Return the strides of (image, channel, spatial…) in a dense tensor, in elements."""
-        inner = channels if channels_last else Integer(1)
+    def strides(self, extents: list[Expr], channels: Expr, layout: str) -> list[Expr]:
+        """Return the strides of (image, channel, spatial…) in a dense tensor, in elements.
+
+        Raises KeyError for a `layout` that is not in `LAYOUTS`.
+        """
+        pixels = self.product(extents)
+        channel, inner = {
+            "channels_first": (pixels, Integer(1)),
+            "channels_last": (Integer(1), channels),
+        }[layout]
         spatial = [inner * self.product(extents[axis + 1 :]) for axis in range(self.rank)]
-        channel = Integer(1) if channels_last else self.product(extents)
-        return [channels * self.product(extents), channel, *spatial]
+        return [channels * pixels, channel, *spatial]
 
     def is_multiple(self, size: Expr, block: str) -> bool:
         """Whether `size` is known and divisible by `block` (the name of one) of every tile."""

@@ -11,7 +11,7 @@ import pytest
 from sympy import Integer
 
 from convgen.compiler import plan
-from convgen.language.spec import ConvTransposeSpec
+from convgen.language.spec import LAYOUTS, ConvTransposeSpec
 from convgen.planning.plan import KernelPlan
 from convgen.rendering.host_printer import HostPrinter, extent_names
 from convgen.symbolic.space import CeilDiv, FloorDiv, floors, symbol
@@ -53,6 +53,22 @@ def test_the_wrapper_finds_the_sizes_of_the_plan(seed: int) -> None:
         names["positions"] = eval(printer.text(each.sizes.positions), names)
         for size in each.sizes.table:
             assert eval(printer.text(size.symbol), names) == size.value, size.name
+
+
+STRIDES = {"channels_first": [105, 35, 7, 1], "channels_last": [105, 1, 21, 3]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_of_every_layout(layout: str) -> None:
+    """Of three channels of 5 x 7; a layout that is added has to be listed."""
+    sizes = plan(ConvTransposeSpec(rank=2, kernel_size=3)).sizes
+    assert sizes.strides([Integer(5), Integer(7)], Integer(3), layout) == STRIDES[layout]
+
+
+def test_an_unknown_layout_is_not_taken_for_another() -> None:
+    sizes = plan(ConvTransposeSpec(rank=2, kernel_size=3)).sizes
+    with pytest.raises(KeyError, match="channels_between"):
+        sizes.strides([Integer(5), Integer(7)], Integer(3), "channels_between")
 
 
 def test_a_quotient_rounds_up() -> None:
