@@ -1,4 +1,4 @@
-"""What stands in a user's project: its table, the files of a build, the hooks of backends.
+"""A user's project: the `[tool.convgen]` table, its generated files, the build backends' hooks.
 
-In: pyproject.toml. Out: files, and what differs from them. Imports execution.
+In: pyproject.toml. Out: generated files, or how those on disk differ from them. Imports execution.
 """

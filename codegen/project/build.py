@@ -1,7 +1,7 @@
-"""Projects: the table of a project to files, and files to its folder.
+"""Builds: generate all files of a project, compare them with the disk, write them.
 
-The driver for many kernels. Input: the root of a project; output: a `Build`, path to text. `check`
-compares a build with the disk and `write` is the one function that writes it.
+The driver for many kernels. Input: the root of a project; output: a `Build`, the content of each
+file. `check` compares a build with the disk; only `write` writes it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .table import Kernel, Table, read_table
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The files of a project.
+    """The generated files of a project.
 
     Attributes:
-        output: the folder they go to.
-        texts: path to text, in order of the paths.
-        cubins: path to machine code, of a project that ships some.
-        sources: what the table names beside pyproject.toml: documents and choices.
+        output: the folder for the files.
+        texts: text of each text file, by path: kernels, `__init__.py` if there is one, manifest.
+        cubins: content of each machine code file, by path; empty without `aot`.
+        sources: the files that the table names: `.convgen` documents and the choices file.
     """
 
     output: Path
@@ -50,20 +50,21 @@ class Build:
 
     @property
     def contents(self) -> dict[Path, str | bytes]:
-        """All of the files, in the order to write them: the manifest tells of the others."""
+        """All files, in the order to write them: the manifest last, because it lists the others."""
         return {**self.cubins, **self.texts}
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How a folder differs from its build; all empty if it does not.
+    """How the output folder differs from a build; all empty if it does not.
 
     Attributes:
-        missing: files of the build that are not there.
-        changed: files of the build that are there with another text, or as links: no build makes
-            one, and where it leads is not the project's.
-        extra: generated files that no kernel names.
-        kept: those of them that `write` left in place, as they were edited since.
+        missing: files of the build that do not exist.
+        changed: files of the build that exist with other content, or are links. Builds never make
+            links, and the file that a link leads to may be outside the project.
+        extra: generated files that are not in the build; those that `write` removed, if it
+            returned this.
+        kept: generated files not in the build that `write` did not remove: they were edited.
     """
 
     missing: tuple[Path, ...]
@@ -79,9 +80,12 @@ def generate(
     root: Path,
     shown: Callable[[Sequence[Kernel]], AbstractContextManager[Iterable[Kernel]]] = nullcontext,
 ) -> Build:
-    """Compile every kernel of the project at `root`; raises as `read_table`.
+    """Compile every kernel of the project at `root`.
 
-    `shown` gives back the kernels, and may show how many are done.
+    `shown` wraps the loop over the kernels, to show a progress bar for example.
+
+    Raises:
+        ConvgenError: the table is wrong, or a kernel cannot be generated or precompiled.
     """
     table = read_table(root)
     choices = choices_for(table.choices, {kernel.target for kernel in table.kernels}, FAMILIES)
@@ -104,7 +108,7 @@ def generate(
 
 
 def files(table: Table) -> list[Path]:
-    """Return the files that a build of `table` has, without compiling it."""
+    """Return the paths that a build of `table` would write, without compiling anything."""
     paths = [kernel.path for kernel in table.kernels]
     paths += [table.output / "__init__.py"] * needs_package(table)
     paths += [job.path for job in jobs(table)]
@@ -112,7 +116,7 @@ def files(table: Table) -> list[Path]:
 
 
 def _licensed(text: str, license: str | None) -> str:
-    """Return a generated file with its licence below the first line of the header."""
+    """Return a generated file with a licence line inserted below the header's first line."""
     parts = around_hash(text)
     if license is None or parts is None:
         return text
@@ -121,7 +125,7 @@ def _licensed(text: str, license: str | None) -> str:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the file at `path`, or the one that a link there leads to, is as a build wrote it."""
+    """Whether the file at `path` is unchanged since a build wrote it; links are followed."""
     if not path.is_file():
         return False
     if path.suffix == CUBIN:
@@ -131,7 +135,7 @@ def is_intact(path: Path) -> bool:
 
 
 def check(build: Build) -> Drift:
-    """Compare a build with the disk; raises ProjectError if its folder cannot be read."""
+    """Compare a build with the disk; raises ProjectError if the output folder cannot be read."""
     try:
         missing = tuple(
             path for path in build.contents if not (is_regular(path) or path.is_symlink())
@@ -153,19 +157,21 @@ def _differs(path: Path, content: str | bytes) -> bool:
 
 
 def write(build: Build, *, force: bool = False) -> Drift:
-    """Bring the folder in line with the build; return what was done, as the drift it had.
+    """Make the output folder match the build; return what was written, removed and kept.
 
     Raises:
-        EditedError: a file in the way, or the one that a link there leads to, was not made by
-            convgen or was edited since; nothing is written then, unless `force`.
-        ProjectError: a folder, device or pipe is in the way, or the folder cannot be written.
+        EditedError: a file to overwrite, or the file that a link in its place leads to, was not
+            made by convgen or was edited since. Nothing is written then. Never raised with `force`.
+        ProjectError: a folder, device or pipe is in the place of a file, or the output folder
+            cannot be read.
+        MachineError: a file cannot be written.
     """
     with only_writer(build.output):
         drift = check(build)
         for path in drift.missing:
             if os.path.lexists(path):
                 kind = "a folder" if path.is_dir() else "a device or a pipe"
-                raise ProjectError(f"{path} is {kind}; a file has to go there")
+                raise ProjectError(f"{path} is {kind}, but a generated file must go there")
         for path in drift.changed:
             if not force and not is_intact(path):
                 raise EditedError(
@@ -183,7 +189,7 @@ def write(build: Build, *, force: bool = False) -> Drift:
 
 
 def _extra(build: Build) -> tuple[Path, ...]:
-    """Generated files in the output folder that no kernel names."""
+    """Return the generated files in the output folder that are not in the build."""
     found = [
         path
         for pattern in ("*.py", f"*.sm_*{CUBIN}")
@@ -201,7 +207,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def generated_below(folder: Path) -> list[Path]:
-    """Return the files that builds wrote into `folder` or deeper, kernels edited since among them.
+    """Return the files that builds wrote anywhere below `folder`, edited kernels included.
 
     Raises:
         ProjectError: a file cannot be read.
@@ -212,7 +218,7 @@ def generated_below(folder: Path) -> list[Path]:
 
 
 def unified_diff(build: Build, drift: Drift) -> str:
-    """Return the diff from the disk to the build; what a link leads to is not shown."""
+    """Return the diff from the disk to the build; links and machine code are only named."""
     lines: list[str] = []
     for path in (*drift.missing, *drift.changed, *drift.extra):
         if path.is_symlink():

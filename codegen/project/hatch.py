@@ -1,7 +1,7 @@
 """The hatchling plugin: a build hook for `[tool.hatch.build.hooks.convgen]`.
 
 Beside the stages; hatchling finds it by the entry point group `hatch`. Input: the project that
-hatchling builds; output: its generated files, and their place in wheel and sdist.
+hatchling builds; output: its generated files, listed for inclusion in the wheel or sdist.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ class ConvgenBuildHook(BuildHookInterface[BuilderConfig]):
     PLUGIN_NAME = "convgen"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Generate into the project; ship the files even where version control ignores them.
+        """Generate the files; have hatchling ship them even if version control ignores them.
 
         Raises:
-            SystemExit: the project cannot be generated.
+            SystemExit: the files cannot be generated.
         """
         root = Path(self.root)
         if self.target_name == "wheel":
-            # Asked before there are artifacts, which would pass for a choice of files: hatchling
-            # says here where it finds no package.
+            # Evaluated before artifacts are added: hatchling raises here if it finds no package to
+            # ship, but would take artifacts for an explicit selection of files and raise nothing.
             _ = getattr(self.build_config, "default_file_selection_options", None)
         generated = generate_into(root)
         build_data["artifacts"] += [_pattern(path) for path in generated.files]
-        if self.target_name == "sdist":  # which may select folders that do not hold the sources
+        if self.target_name == "sdist":  # its file selection may leave the sources out
             build_data["force_include"] |= {
                 str(root / path): path.as_posix() for path in generated.sources
             }
 
 
 def _pattern(path: Path) -> str:
-    """Return the pattern, in the language of .gitignore, that matches this one path."""
+    """Return the .gitignore pattern that matches `path` only."""
     return "/" + re.sub(r"([\\*?\[])", r"\\\1", path.as_posix())
 
 
 @hookimpl
 def hatch_register_build_hook() -> type[ConvgenBuildHook]:
-    """Return the hook, as hatchling asks its plugins to."""
+    """Return the hook class; hatchling calls this to register the plugin."""
     return ConvgenBuildHook

@@ -1,4 +1,4 @@
-"""What the build hooks share: bring a project up to date, or end the build.
+"""Common code of the build backends' hooks: generate a project's files, or end the build.
 
 Beside the stages; hatch.py, pep517.py and setuptools_hook.py call it. Input: the root of a project;
 output: its files on disk, and a `Generated` that names them.
@@ -18,12 +18,13 @@ from ..errors import ConvgenError, visible, visible_lines
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What a build has to ship, as paths from the root of the project.
+    """The files that a wheel or sdist must contain, relative to the root of the project.
 
     Attributes:
         output: the folder of the generated files.
-        files: the generated files: for the wheel, and for the sdist.
-        sources: what they are made of beside pyproject.toml: for the sdist, which must build.
+        files: the generated files, for wheel and sdist.
+        sources: the files that the table names (`.convgen` documents, choices): for the sdist, so
+            that a wheel can be built from it.
     """
 
     output: Path
@@ -33,10 +34,10 @@ class Generated:
 
 @contextlib.contextmanager
 def errors_end_the_build() -> Iterator[None]:
-    """Turn an error of the project into the exit of the build.
+    """End the build, without a traceback, when convgen raises an error.
 
     Raises:
-        SystemExit: with the message; a build frontend shows it, without a traceback of ours.
+        SystemExit: with the error's message, which build frontends show.
     """
     try:
         yield
@@ -45,17 +46,17 @@ def errors_end_the_build() -> Iterator[None]:
 
 
 def generate_into(root: Path) -> Generated:
-    """Generate the files of the project at `root` into it, touching only what differs.
+    """Generate the files of the project at `root`; write only those that differ.
 
     Raises:
-        SystemExit: the table is wrong, or a file in the way is somebody's work.
+        SystemExit: the files cannot be generated, or one to overwrite was edited.
     """
     from .build import generate, write  # sympy and jinja2 load here
 
     with errors_end_the_build():
         build = generate(root)
         drift = write(build)
-        for verb, paths in (("removed", drift.extra), ("kept the edited", drift.kept)):
+        for verb, paths in (("removed", drift.extra), ("kept (edited)", drift.kept)):
             for path in paths:
                 name = visible(str(path), 4096)
                 print(f"convgen: {verb} {name}, which no kernel names", file=sys.stderr)
@@ -67,4 +68,4 @@ def generate_into(root: Path) -> Generated:
 
 
 def _relative(path: Path, root: Path) -> Path:
-    return Path(os.path.relpath(path, root))  # relative_to would leave `a/../b`
+    return Path(os.path.relpath(path, root))  # Path.relative_to does not simplify `a/../b`

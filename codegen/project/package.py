@@ -1,6 +1,6 @@
-"""The files beside the kernels of a project: the package's `__init__.py`, and the manifest.
+"""The files that go with a project's kernels: the package's `__init__.py` and the manifest.
 
-The last part of a build. Input: a `Table` and the text of each kernel; output: their text.
+The last part of a build. Input: a `Table` and the text of each kernel; output: the text of both.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class FileText:
-    """A file of a kernel, and what the package chooses it by: numbers of its target.
+    """A kernel's file for one target, with the properties of the target that the package picks by.
 
     Attributes:
-        stem: its name without the ending.
-        capability: compute capability, 89 for 8.9.
-        sms: streaming multiprocessors.
-        shared: bytes of shared memory that a block can have.
+        stem: the file's name without the suffix.
+        capability: compute capability of the target, 89 for 8.9.
+        sms: streaming multiprocessors of the target.
+        shared: shared memory that a block of the target can have, in bytes.
     """
 
     stem: str
@@ -43,7 +43,15 @@ class FileText:
 
 @dataclass(frozen=True, slots=True)
 class KernelText:
-    """A kernel as the package offers it: its name, its class' name if it has one, its files."""
+    """A kernel of the package.
+
+    Attributes:
+        name: name of its function.
+        class_name: name of its layer class in the package, None if it has none.
+        op: name of its function in the emitted files.
+        layer: torch's class of such layers.
+        files: one for each target.
+    """
 
     name: str
     class_name: str | None
@@ -53,12 +61,12 @@ class KernelText:
 
 
 def needs_package(table: Table) -> bool:
-    """Whether the folder has an `__init__.py` of its own: to pick a target, or to name a class."""
+    """Whether the output folder gets an `__init__.py`: to pick a target, or to name a class."""
     return table.several or any(kernel.class_name is not None for kernel in table.kernels)
 
 
 def package_text(table: Table) -> str | None:
-    """Return the text of `__init__.py`; None for a table that needs none."""
+    """Return the text of `__init__.py`, None if `table` needs no such file."""
     if not needs_package(table):
         return None
     kernels = tuple(
@@ -67,7 +75,7 @@ def package_text(table: Table) -> str | None:
     names = [k.class_name for k in kernels if k.class_name is not None]
     if table.several:
         names += [kernel.name for kernel in kernels]
-        summary = "The kernels of this package, each with the file for the GPU at hand."
+        summary = "The kernels of this package; each call uses the file for its GPU."
     else:
         summary = "The layers of this package."
     body = (
@@ -106,12 +114,12 @@ def _file(kernel: Kernel) -> FileText:
 
 
 def manifest_text(table: Table, texts: dict[str, str], cubins: dict[str, dict[str, Any]]) -> str:
-    """Return the text of the manifest: of each file its kernel, target, spec and hash.
+    """Return the text of the manifest: name, target, spec and hash of each kernel's file.
 
     Args:
-        table: the project's.
-        texts: name to text of the files.
-        cubins: name to row of the machine code that ships beside them.
+        table: the project's table.
+        texts: text of each generated file, by file name.
+        cubins: manifest row of each machine code file, by file name.
     """
     rows = [
         {
@@ -130,12 +138,18 @@ def manifest_text(table: Table, texts: dict[str, str], cubins: dict[str, dict[st
 
 
 def manifest_is_intact(text: str) -> bool:
-    """Whether `text` is a manifest as it was written."""
+    """Whether `text` is a manifest, unchanged since it was written."""
     return _content(text) is not None
 
 
 def read_precompiled(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the machine code that the manifest at `path` lists, none if it is not as written."""
+    """Return the rows of machine code files in the manifest at `path`, by file name.
+
+    Empty if there is no manifest, or an edited one.
+
+    Raises:
+        ProjectError: the manifest cannot be read.
+    """
     try:
         content = _content(on_disk(path)) if is_regular(path) else None
     except OSError as error:
@@ -147,7 +161,7 @@ def read_precompiled(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _content(text: str) -> dict[str, Any] | None:
-    """Return what a manifest says, None if `text` is not one as it was written."""
+    """Return the content of a manifest, None if `text` is no manifest or was edited."""
     try:
         content: Any = json.loads(text)
         digest = content.pop("sha256")

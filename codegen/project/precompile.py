@@ -1,11 +1,13 @@
-"""Precompiled kernels: `aot` of `[tool.convgen]`, machine code beside the files it was made of.
+"""Precompiled kernels: `aot` of `[tool.convgen]` ships machine code beside the generated files.
 
-Part of a build; needs triton, but no torch and no GPU. Input: a `Table`, and the text of each
-file; output: a `Cubin` for each file and architecture, which the file hands to Triton at run time.
+Part of a build; needs triton, but no torch and no GPU. Input: a `Table` and the text of each
+generated file; output: a `Cubin` for each file and architecture, which the file passes to Triton at
+run time.
 
-Triton compiles in processes of their own: build backends may hold anything, and what they set for
-Triton must not reach the code. Every build compiles, also one that only checks, and compares bytes:
-the hashes beside the code have no key, so whoever swaps the code can write them anew.
+Triton compiles in separate processes, because this one may be a build backend with Triton settings
+of its own, which must not affect the code. Every build compiles and compares bytes, even
+`build --check`: the hashes stored with the code are not signed, so whoever replaces the code can
+replace its hashes too.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from ..tables.targets import TARGETS, find_target
 from .table import Kernel, Table
 
 CUBIN = ".cubin"
-# What a build appends to the machine code: by it a later one knows the file for its own.
+# A build appends this to the machine code, so that later builds recognise the file as generated.
 _SEAL = re.compile(rb"\nconvgen sha256 ([0-9a-f]{64})\n\Z")
-# All that compilers are told of the environment: they read far more, which would reach the code.
+# The only environment variables that the compiler processes get: others can change the code.
 _ENVIRONMENT = (
     *("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR"),
     *("SYSTEMROOT", "TEMP", "TMP", "USERPROFILE"),
@@ -42,38 +44,38 @@ _ENVIRONMENT = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to compile for an architecture."""
+    """One generated file to compile for one architecture."""
 
     kernel: Kernel
     arch: str
 
     @property
     def path(self) -> Path:
-        """Where the machine code goes: beside the file, ``up.sm_90.cubin``."""
+        """Path of the machine code: beside the generated file, for example ``up.sm_90.cubin``."""
         return self.kernel.path.with_name(f"{self.kernel.path.stem}.{self.arch}{CUBIN}")
 
 
 @dataclass(frozen=True, slots=True)
 class Cubin:
-    """A file of machine code, and its row in the manifest: what the kernel needs to use it."""
+    """A file of machine code, and its manifest row, which the generated file needs to load it."""
 
     content: bytes
     row: dict[str, Any]
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether a file has the end that a build gives to machine code."""
+    """Whether `content` ends with the line that builds append to machine code."""
     return _SEAL.search(content) is not None
 
 
 def seal_is_intact(content: bytes) -> bool:
-    """Whether a file is machine code as a build wrote it."""
+    """Whether `content` is machine code, unchanged since a build wrote it."""
     found = _SEAL.search(content)
     return found is not None and _digest(content[: found.start()]) == found[1].decode()
 
 
 def jobs(table: Table) -> list[Job]:
-    """Return what `aot` asks for: each file for the architectures that it may be chosen on."""
+    """Return the jobs of `aot`: each file with each architecture that the package uses it on."""
     return [
         Job(kernel, arch)
         for kernel in table.kernels
@@ -83,7 +85,7 @@ def jobs(table: Table) -> list[Job]:
 
 
 def _serves(kernel: Kernel, arch: str, table: Table) -> bool:
-    """Whether the package may choose the file of `kernel` on a GPU of `arch` (package.py.jinja)."""
+    """Whether the package may pick the file of `kernel` on a GPU of `arch` (package.py.jinja)."""
 
     def distance(other: Kernel) -> tuple[int, int]:
         planned = find_target(other.target)
@@ -95,42 +97,42 @@ def _serves(kernel: Kernel, arch: str, table: Table) -> bool:
 
 
 def _shared(arch: str) -> int:
-    """Return the bytes of shared memory that a block can have on an architecture."""
+    """Return the shared memory that a block can have on an architecture, in bytes."""
     return max(target.shared_per_block for target in TARGETS if target.arch == arch)
 
 
 def precompile(table: Table, texts: dict[Path, str]) -> dict[Path, Cubin]:
-    """Return the machine code that `table` asks for, by the path that it goes to.
+    """Return the machine code files that `table` asks for, by path.
 
     Args:
-        table: the project's.
-        texts: the files' text.
+        table: the project's table.
+        texts: text of each generated file, by path.
 
     Raises:
-        ProjectError: Triton is not here, or a kernel cannot be precompiled.
+        ProjectError: triton is not installed, or a kernel cannot be precompiled.
     """
     wanted = jobs(table)
     if not wanted:
         return {}
     found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:  # a mere folder of that name has none
+    if found is None or found.origin is None:  # None for a folder without __init__.py
         raise ProjectError(
-            f"cannot make or check the machine code that aot asks for ({len(wanted)} files): it "
-            "needs triton, which is not installed here; name it in requires of [build-system]",
+            f"cannot make or check the machine code that aot asks for ({len(wanted)} files): this "
+            "needs triton, which is not installed; add it to requires of [build-system]",
             "aot",
         )
     for job in wanted:
         if job.kernel.spec.autotune != "none":
             raise ProjectError(
                 f"aot cannot precompile {job.kernel.name}: autotune="
-                f"{job.kernel.spec.autotune} compiles on the GPU at hand",
+                f"{job.kernel.spec.autotune} compiles at run time, on the GPU",
                 "aot",
             )
     return {job.path: cubin for job, cubin in zip(wanted, _compiled(wanted, texts), strict=True)}
 
 
 def _python() -> str:
-    """Return the kind of Python that Triton is built for; its key depends on that build."""
+    """Return version and platform of this Python: Triton's cache key depends on its build."""
     return f"{sys.implementation.cache_tag} {sys.platform} {platform.machine()}"
 
 
@@ -139,7 +141,7 @@ def _digest(content: bytes) -> str:
 
 
 def _compiled(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
-    """Compile `jobs`, side by side."""
+    """Compile `jobs` in parallel; return a `Cubin` for each, in order."""
     shares = min(cores(), len(jobs))
     with ThreadPoolExecutor(shares or 1) as pool:
         mine = (jobs[share::shares] for share in range(shares))
@@ -148,7 +150,7 @@ def _compiled(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
 
 
 def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
-    """Compile `jobs` in a process whose Triton is as it comes, with a cache of its own."""
+    """Compile `jobs` in one process with Triton's default settings and an empty cache."""
     lines = [
         [texts[job.kernel.path], job.kernel.spec.dtype, job.kernel.path.name, job.arch]
         for job in jobs
@@ -170,7 +172,7 @@ def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
     results = done.stdout.splitlines()
     if done.returncode != 0 or len(results) != len(jobs):
         job = jobs[min(len(results), len(jobs) - 1)]
-        reason = (done.stderr.strip().splitlines() or ["the compiler was stopped"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["the compiler process was killed"])[-1]
         raise ProjectError(f"cannot precompile {job.kernel.path.name} for {job.arch}: {reason}")
     pairs = zip(jobs, map(json.loads, results), strict=True)
     return [_cubin(job, texts[job.kernel.path], result) for job, result in pairs]
@@ -182,7 +184,7 @@ def _cubin(job: Job, text: str, result: dict[str, Any]) -> Cubin:
     if shared > limit:
         raise ProjectError(
             f"{job.kernel.name}, planned for {job.kernel.target}, takes {shared} bytes of shared "
-            f"memory and {job.arch} has {limit}: leave {job.arch} out of aot, or add a GPU of "
+            f"memory and {job.arch} has {limit}: remove {job.arch} from aot, or add a GPU of "
             "that architecture to target",
             "aot",
         )
@@ -196,14 +198,15 @@ def main() -> None:
     """Compile JSON lines `[text, dtype, name, architecture]` from stdin; print a line for each."""
     import triton
 
-    # Lines would be told with paths of the machine that compiles. Set so it is no part of the key,
-    # as the environment's TRITON_DISABLE_LINE_INFO would be: the key must be what a GPU asks for.
+    # Line information would contain paths of this machine. It is disabled through the knob because
+    # TRITON_DISABLE_LINE_INFO in the environment would become part of the cache key, and the key
+    # must equal the one that Triton computes at run time.
     triton.knobs.propagate_env = False
     triton.knobs.compilation.disable_line_info = True
     for line in sys.stdin:
         text, dtype, name, arch = json.loads(line)
         binary = compile_text(text, dtype, name, capability_of(arch))
-        # The launcher does not read this one, a path of the machine that compiles.
+        # extern_libs has paths of this machine; the launcher does not read it.
         metadata = binary.metadata | {"extern_libs": []}
         result = {
             "triton": triton.__version__,

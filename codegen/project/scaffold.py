@@ -1,7 +1,7 @@
-"""Starting a project: a commented `[tool.convgen]` at the end of a pyproject.toml.
+"""`convgen init`: append a commented `[tool.convgen]` table to a project's pyproject.toml.
 
-Beside the stages. Input: the root of a project; output: the text of its pyproject.toml with the
-table, and what is left to do by hand.
+Beside the stages. Input: the root of a project; output: its pyproject.toml with the table, and the
+steps that are left to do by hand.
 """
 
 from __future__ import annotations
@@ -24,40 +24,41 @@ TABLE = """
 [tool.convgen]
 output = "{output}"  # a folder of this package
 {backend}target = "{target}"  # one of `convgen targets`, or a list: the package picks at run time
-# specs = ["kernels.convgen"]  # files with more kernels, `name = ConvTranspose2d(…)` a line
+# specs = ["kernels.convgen"]  # files with more kernels, one `name = ConvTranspose2d(…)` per line
 # license = "MIT"  # an SPDX expression for the files' headers
-# choices = "choices.json"  # tiles measured by `convgen tune`; "none": the model's alone
-# aot = ["sm_90"]  # ship machine code too; name triton in `requires` of [build-system]
+# choices = "choices.json"  # tiles measured by `convgen tune`; "none": the cost model's only
+# aot = ["sm_90"]  # ship machine code too; add triton to `requires` of [build-system]
 
 [[tool.convgen.kernel]]
 name = "up"  # the file and, with several targets, the function
-spec = "ConvTranspose2d(64, 32, 2, stride=2)"  # `convgen explain` says what becomes of it
-# class-name = "Up"  # a name for the layer in the package itself
+spec = "ConvTranspose2d(64, 32, 2, stride=2)"  # `convgen explain SPEC` describes its kernel
+# class-name = "Up"  # makes the layer importable from the package under this name
 """
 HATCH = "\n[tool.hatch.build.hooks.convgen]\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A project that was started: its pyproject.toml, and the steps that are left."""
+    """The result of `start`: path of the pyproject.toml, and the steps left to do by hand."""
 
     path: Path
     steps: tuple[str, ...]
 
 
 def start(root: Path) -> Started:
-    """Add the table to ROOT/pyproject.toml; nothing else of the file changes.
+    """Append the table to the pyproject.toml in `root`; the rest of the file stays as it is.
 
     Raises:
-        ProjectError: there is no such file, it is no TOML, may not be written, or has the table.
+        ProjectError: the file does not exist, is not TOML, is read-only, or has the table already.
+        MachineError: the file cannot be written.
     """
     path = root / "pyproject.toml"
     if not path.is_file():
-        raise ProjectError(f"there is no {path}; convgen init adds its table to one")
+        raise ProjectError(f"there is no {path}; convgen init needs one to add its table to")
     text = _verbatim(path)
     document = _parsed(text, f"cannot read {path}")
     if "convgen" in table_at(document, "tool"):
-        raise ProjectError(f"{path} has a table [tool.convgen] already")
+        raise ProjectError(f"{path} already has a table [tool.convgen]")
     backend = _word(table_at(document, "build-system"), "build-backend", BACKEND)
     added = _added(root, document, backend)
     if not text.endswith("\n"):
@@ -72,7 +73,7 @@ def start(root: Path) -> Started:
 
 
 def _added(root: Path, document: dict[str, Any], backend: str) -> str:
-    """Return the table, with what the project's build backend needs in it."""
+    """Return the text to append: the table, and settings that the build backend needs."""
     own = "" if _is_known(backend) else f'build-backend = "{backend}"  # after convgen.pep517\n'
     added = TABLE.format(output=_output(root, document), target=DEFAULT_TARGET, backend=own)
     hooks = table_at(document, "tool", "hatch", "build", "hooks")
@@ -80,13 +81,13 @@ def _added(root: Path, document: dict[str, Any], backend: str) -> str:
 
 
 def _is_known(backend: str) -> bool:
-    """Whether convgen plugs into `backend` by itself, or is the backend already."""
+    """Whether `backend` is convgen's, or one that convgen has a plugin for."""
     return backend.startswith(("hatchling", "setuptools")) or backend == "convgen.pep517"
 
 
 def _verbatim(path: Path) -> str:
-    """Return the file with its own line ends."""
-    read_text(path)  # for its messages
+    """Return the text of a file with its line endings unchanged; raises as `read_text`."""
+    read_text(path)  # only for its checks
     return path.read_bytes().decode("utf-8")
 
 
@@ -98,7 +99,7 @@ def _parsed(text: str, what: str) -> dict[str, Any]:
 
 
 def _output(root: Path, document: dict[str, Any]) -> str:
-    """Return a folder in the project's package, by its name and where it lies."""
+    """Return an output folder inside the project's package, in src/ unless the package is not."""
     name = _word(table_at(document, "project"), "name", "package")
     package = re.sub(r"[^A-Za-z0-9]+", "_", name).lower()
     flat = (root / package).is_dir() and not (root / "src" / package).is_dir()
@@ -106,7 +107,7 @@ def _output(root: Path, document: dict[str, Any]) -> str:
 
 
 def _word(table: dict[str, Any], key: str, default: str) -> str:
-    """Return what stands at `key`, as it may stand in a line of the table that is added."""
+    """Return the value of `key`; raises ProjectError if it cannot be copied into the table."""
     value = table.get(key, default)
     if not isinstance(value, str) or not re.fullmatch(r"[\w.:-]{1,200}", value):
         raise ProjectError(
@@ -118,7 +119,7 @@ def _word(table: dict[str, Any], key: str, default: str) -> str:
 
 
 def _steps(document: dict[str, Any], backend: str) -> tuple[str, ...]:
-    """Return what is left: requires and build-backend stand where the table cannot."""
+    """Return the steps left to do by hand: changes outside [tool.convgen], then a build."""
     steps = []
     system = table_at(document, "build-system")
     requires = system.get("requires", [])
@@ -130,4 +131,4 @@ def _steps(document: dict[str, Any], backend: str) -> tuple[str, ...]:
         steps.append('add "convgen" to requires of [build-system]')
     if not _is_known(backend):
         steps.append('set build-backend of [build-system] to "convgen.pep517"')
-    return (*steps, "name your layers in [tool.convgen], then run `convgen build`")
+    return (*steps, "describe your layers in [tool.convgen], then run `convgen build`")

@@ -1,9 +1,10 @@
-"""The setuptools plugin: generates before setuptools builds, and ships what it would leave out.
+"""The setuptools plugin: generates before setuptools builds, and adds the files to the build.
 
 Beside the stages; setuptools finds it by the entry point group
-`setuptools.finalize_distribution_options`, in every build where convgen is installed: it returns at
-once without the table. Input: a `Distribution` before its configuration is read, so that packages
-are discovered after the files are there; output: generated files, and a `build_py` that knows them.
+`setuptools.finalize_distribution_options` and calls it in every build where convgen is installed.
+It does nothing if the project has no `[tool.convgen]`. Input: a `Distribution` whose configuration
+has not been read, so that package discovery, which follows, sees the generated files; output: these
+files, and a `build_py` command that ships them.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from ..files import read_text, remove
 from .hooks import Generated, errors_end_the_build, generate_into
 from .table import has_table, read_table
 
-# Never egg_info and dist_info: they are how setuptools answers for requirements and metadata.
+# Not egg_info and dist_info: frontends run them only to ask for requirements and metadata.
 BUILDING = frozenset(
     ("bdist_wheel", "build", "build_py", "develop", "editable_wheel", "install", "sdist")
 )
 
 
 def finalize(distribution: Distribution) -> None:
-    """Generate if `distribution` is about to be built and ships the kernels of this folder.
+    """Generate the kernels if `distribution` is about to be built and its packages contain them.
 
     Raises:
-        SystemExit: the project cannot be generated.
+        SystemExit: the kernels cannot be generated.
     """
-    root = Path()  # setuptools builds the folder that it runs in
+    root = Path()  # setuptools builds the project in the current directory
     if BUILDING.isdisjoint(distribution.script_args or ()) or not has_table(root):
         return
     generated = generate_into(root) if _is_shipped(root, distribution) else None
@@ -41,7 +42,7 @@ def finalize(distribution: Distribution) -> None:
 
     @functools.cache
     def get_command_class(command: str) -> type[Any]:
-        # Asked when the command runs: only then is it known which class a project names.
+        # Looked up when the command runs: the project's own class is not known before.
         base: type[Any] = found(command)
         if command != "build_py":
             return base
@@ -51,9 +52,9 @@ def finalize(distribution: Distribution) -> None:
 
 
 def _is_shipped(root: Path, distribution: Distribution) -> bool:
-    """Whether the output folder is in a package; True where setuptools is to discover them.
+    """Whether the output folder belongs to a package; True if setuptools discovers the packages.
 
-    Kernels for a project's own tests, say, are none of the wheel's business.
+    A folder outside all packages, with kernels for the project's tests for example, is not shipped.
     """
     with errors_end_the_build():
         document = toml_of(read_text(root / "pyproject.toml"))
@@ -65,16 +66,16 @@ def _is_shipped(root: Path, distribution: Distribution) -> bool:
         output = Path(os.path.relpath(read_table(root).output, root))
     folders = distribution.package_dir or table_at(tools, "package-dir")
     if not all(isinstance(home, str) for home in folders.values()):
-        return True  # setuptools itself will say what is wrong
+        return True  # setuptools reports the wrong value
     return owned_package(output, folders, packages) is not None
 
 
 def owned_package(folder: Path, folders: Mapping[str, str], packages: Iterable[str]) -> str | None:
-    """Return the dotted name of `folder`, None if it neither is one of `packages` nor in one.
+    """Return the dotted name of `folder`, None if it is neither one of `packages` nor inside one.
 
     Args:
-        folder: from the root of the project.
-        folders: setuptools' `package_dir`: package to folder, "" the folder of all others.
+        folder: path relative to the root of the project.
+        folders: setuptools' `package_dir`: folder of each package, "" for all other packages.
         packages: dotted names.
     """
     homes = [(Path(home), name) for name, home in ({"": "."} | dict(folders)).items()]
@@ -87,17 +88,17 @@ def owned_package(folder: Path, folders: Mapping[str, str], packages: Iterable[s
 
 
 def _clean(base: type[Any]) -> type[Any]:
-    """Return `build_py` that begins without the kernels of earlier builds.
+    """Return a `build_py` that first removes the kernels of earlier builds from build/.
 
-    They lie in build/, which setuptools packs as it finds it: of another table, or of another
-    folder that was the output. What belongs into this build is copied there again.
+    setuptools packs everything in build/, also kernels that the table no longer names or that were
+    generated into another folder. The files of this build are copied there afterwards.
     """
 
     class BuildPy(base):  # type: ignore[misc]  # a class of the build: setuptools', or setup.py's
         def run(self) -> None:
             from .build import generated_below  # sympy and jinja2 load here
 
-            # Where it is no folder of builds alone, what lies there may be the project's own.
+            # Only below the build folders: elsewhere the files may be the project's own.
             library, builds = Path(self.build_lib).resolve(), Path("build").resolve()
             base_folder = getattr(self.get_finalized_command("build"), "build_base", "build")
             apart = {builds, Path(base_folder).resolve()} - {Path().resolve()}
@@ -111,13 +112,13 @@ def _clean(base: type[Any]) -> type[Any]:
 
 
 def _shipping(base: type[Any], generated: Generated) -> type[Any]:
-    """Return `build_py` with the generated files; it makes the lists of wheel and sdist."""
+    """Return a `build_py` that adds the generated files and their sources to wheel and sdist."""
 
     class BuildPy(base):  # type: ignore[misc]  # as above
         def finalize_options(self) -> None:
-            """Add what discovery does not find: data, and packages that only exist since now."""
+            """Add what package discovery misses: data files, and the package if it is new."""
             super().finalize_options()
-            self.force = True  # else a newer file in build/ is shipped, whatever is in it
+            self.force = True  # otherwise a newer file in build/ would not be overwritten
             folders = self.distribution.package_dir or {}
             packages = self.distribution.packages or []
             package = owned_package(generated.output, folders, packages)
@@ -129,7 +130,7 @@ def _shipping(base: type[Any], generated: Generated) -> type[Any]:
             self.package_data[package] = [*self.package_data.get(package, []), *data]
 
         def get_source_files(self) -> list[str]:
-            """Add what the kernels are made of to the sdist."""
+            """Add the sources of the kernels to the files of the sdist."""
             return [*super().get_source_files(), *map(str, generated.sources)]
 
     return BuildPy

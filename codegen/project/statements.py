@@ -1,7 +1,7 @@
-"""Statements: what text, a `.convgen` file or flags ask for.
+"""Statements: specs with names and targets, from text, a `.convgen` file or flags.
 
-Input: an argument of the command line, or a row of a table; output: specs
-with their names and targets.
+Input: the SPEC argument and flags of a command, or the path of a `.convgen` file; output: a
+`Statement` for each layer and target.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ _TUPLES = ("kernel_size", "stride", "padding", "output_padding", "dilation", "in
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A spec to work on, with its name, if any, and the target that is nearest to it."""
+    """A spec to work on.
+
+    Attributes:
+        name: its name in the document, None if it has none.
+        spec: the spec.
+        target: the GPU to compile for: of --target, else of the spec, the document or the default.
+    """
 
     name: str | None
     spec: ConvTransposeSpec
@@ -34,7 +40,17 @@ class Statement:
 
 
 def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
-    """Return what SPEC and the flags ask for; raises SpecError."""
+    """Return the statements that a command works on.
+
+    Args:
+        text: the argument SPEC: a spec, several lines of them, or the path of a `.convgen` file;
+            None if it was not given.
+        flags: value of each flag, by argument of the spec; None if it was not given.
+
+    Raises:
+        SpecError: SPEC or a flag is wrong.
+        ProjectError: the file is wrong or cannot be read.
+    """
     try:
         said = None if flags["target"] is None else check_target(flags["target"])
     except SpecError as error:
@@ -46,19 +62,19 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
         found = [(None, spec_from_flags(flags))]
     elif others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise SpecError(f"a spec says it all: {names} cannot be given beside it")
+        raise SpecError(f"{names} cannot be combined with SPEC; write arguments in SPEC")
     elif text.endswith(SUFFIX):
         statements, default = read_document(Path(text))
         found = [(statement.name, statement.spec) for statement in statements]
     elif os.path.exists(text):
-        kind = "a folder" if os.path.isdir(text) else "a file, whose name does not end so"
-        raise SpecError(f"a spec is text or a {SUFFIX} file; {text} is {kind}")
+        kind = "a folder" if os.path.isdir(text) else "a file with another suffix"
+        raise SpecError(f"SPEC must be text or a {SUFFIX} file; {text} is {kind}")
     else:
         document = parse_document(text)
         found = [(statement.name, statement.spec) for statement in document.statements]
         default = document.target
     if not found:
-        raise SpecError("there is no layer in the spec")
+        raise SpecError("SPEC contains no layer")
     return [
         Statement(name, spec, find_target(said or spec.target or default or DEFAULT_TARGET))
         for name, spec in found
@@ -66,17 +82,27 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
 
 
 def resolve_for(text: str | None, flags: dict[str, Any], targets: str | None) -> list[Statement]:
-    """Return what SPEC and the flags ask for, once for each of a list of targets; None: its own."""
+    """Return the statements of `resolve` for each of several targets.
+
+    Args:
+        text: as in `resolve`.
+        flags: as in `resolve`; their `target` is ignored.
+        targets: names separated by commas; None for each statement's own target.
+
+    Raises:
+        SpecError: SPEC, a flag or a target is wrong.
+        ProjectError: the file is wrong or cannot be read.
+    """
     names = [] if targets is None else [name.strip() for name in targets.split(",")]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise SpecError(f"--target: {twice} stands there twice", "target")
+        raise SpecError(f"--target: {twice} is listed twice", "target")
     asked: Sequence[str | None] = names or (None,)
     return [found for name in asked for found in resolve(text, {**flags, "target": name})]
 
 
 def read_document(path: Path) -> tuple[tuple[NamedSpec, ...], str | None]:
-    """Return statements and target of a `.convgen` file; raises ProjectError naming it."""
+    """Return the statements and the target of a `.convgen` file; raises ProjectError naming it."""
     text = read_text(path, MAX_TEXT)
     try:
         document = parse_document(text)
@@ -89,10 +115,12 @@ def spec_from_flags(flags: dict[str, Any]) -> ConvTransposeSpec:
     """Return the spec that flags describe.
 
     Args:
-        flags: option to text, None where it was not given; `target` is left to the caller.
+        flags: value of each flag, by argument of the spec; None if it was not given. `target` is
+            ignored.
 
     Raises:
-        SpecError: a flag is wrong; the message starts with its name.
+        SpecError: no kernel size is given, or a flag is wrong; then the message starts with the
+            flag.
     """
     given = {name: value for name, value in flags.items() if value is not None and name != "target"}
     if "kernel_size" not in given:

@@ -1,6 +1,6 @@
-"""`[tool.convgen]` of a pyproject.toml: what a project wants to have generated.
+"""`[tool.convgen]` of a pyproject.toml: which kernels a project wants to have generated.
 
-Input: the root of a project; output: a `Table`, every word of it checked.
+Input: the root of a project; output: a `Table`, all of whose values are checked.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
 BACKEND = "setuptools.build_meta"
 LICENSE = r"[A-Za-z0-9 .+()-]{1,200}"  # an SPDX expression
-# Names that the package's own __init__.py uses.
+# Names that the generated __init__.py uses itself.
 TAKEN = ("FILES", "OWN", "importlib", "math", "nn", "torch")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One file of a project.
+    """One kernel of a project for one target: one generated file.
 
     Attributes:
-        path: where it goes.
-        name: the kernel's, which files for several targets share.
-        spec, target: what is compiled for which GPU.
-        class_name: what the package calls the layer, None for nothing.
+        path: the file.
+        name: the kernel's name; the files of one kernel for several targets share it.
+        spec: the layer.
+        target: name of the GPU to compile for.
+        class_name: name of the layer class in the package, None if it has none.
     """
 
     path: Path
@@ -50,17 +51,19 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What the table says.
+    """The content of `[tool.convgen]`.
 
     Attributes:
-        output: the folder for the files.
-        several: `target` is a list: a file for each, and the package picks.
-        choices: the file of measured choices, None without one, ``none`` for the model alone.
-        license: an SPDX expression for the files' headers, None for no line.
+        output: the folder for the generated files.
+        several: whether `target` is a list. Each kernel then has a file for each target, and the
+            package picks one at run time.
+        choices: the file of measured tiles; None for those that ship with convgen, ``none`` for the
+            cost model only.
+        license: an SPDX expression for the headers of the files, None for no such line.
         aot: the architectures to ship machine code for, such as ``sm_90``.
-        build_backend: whom the wrapper backend (pep517.py) delegates to.
-        kernels: in order of names and paths.
-        sources: what the table names beside pyproject.toml: documents and choices.
+        build_backend: the backend that the wrapper backend (pep517.py) delegates to.
+        kernels: sorted by name, then path.
+        sources: the files that the table names: `.convgen` documents and the choices file.
     """
 
     output: Path
@@ -75,7 +78,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kernel as the table or a document names it; `target` is the nearest one said for it."""
+    """A kernel as the table or a document describes it.
+
+    Attributes:
+        name: its name.
+        spec: the layer.
+        target: its own target, else that of its document; None for the targets of the table.
+        class_name: name of the layer class in the package, None if it has none.
+    """
 
     name: str
     spec: ConvTransposeSpec
@@ -84,13 +94,13 @@ class Row:
 
 
 def has_table(root: Path) -> bool:
-    """Whether the project at `root` has the table; False if its pyproject.toml cannot be read.
+    """Whether the project at `root` has `[tool.convgen]`; False if pyproject.toml cannot be read.
 
-    What runs in builds of every project asks this first.
+    The setuptools plugin calls this in builds of every project, so it must be fast and not fail.
     """
     try:
         text = read_text(root / "pyproject.toml")
-        # Parsing takes longer than most builds should wait for what is not their concern.
+        # The search for "convgen" spares builds of other projects the slow parsing of TOML.
         return "convgen" in text and "convgen" in table_at(toml_of(text), "tool")
     except ConvgenError:
         return False
@@ -100,7 +110,8 @@ def read_table(root: Path) -> Table:
     """Return the table of the project at `root`.
 
     Raises:
-        ProjectError: there is no readable table, or it says something wrong.
+        ProjectError: the table is missing or cannot be read, or a value in it is wrong.
+        SpecError: `target` names an unknown GPU.
     """
     table = _table(root)
     output = _inside(root, table.get("output"), "output")
@@ -136,10 +147,10 @@ def read_table(root: Path) -> Table:
 
 
 def read_build_backend(root: Path) -> str:
-    """Return whom the wrapper backend delegates to, without reading what the table names.
+    """Return the backend that pep517.py delegates to; the table's other keys are not checked.
 
     Raises:
-        ProjectError: there is no readable table, or it names no backend so.
+        ProjectError: the table is missing or cannot be read, or `build-backend` is wrong.
     """
     return _backend(_table(root))
 
@@ -165,17 +176,17 @@ def _architectures(names: list[Any]) -> Iterator[str]:
 
 
 def _check_names(kernels: list[Kernel], *, several: bool) -> None:
-    """Refuse names that hide another: of a file, of a layer, or of what `__init__.py` uses."""
+    """Raise ProjectError if a name is used twice, or is one that `__init__.py` itself uses."""
     stems = {kernel.path.stem for kernel in kernels}
     folded = Counter(kernel.path.stem.lower() for kernel in kernels)
     owners: dict[str, tuple[str, ConvTransposeSpec, str | None]] = {}
     for kernel in kernels:
-        if folded[kernel.path.stem.lower()] > 1:  # some file systems take them for one
+        if folded[kernel.path.stem.lower()] > 1:  # the same file where case is ignored
             raise ProjectError(f"two kernels are called {kernel.path.stem}", "name")
         layer = dataclasses.replace(kernel.spec, target=None)
         owner = (kernel.name, layer, kernel.class_name)
         for key, name in (("name", kernel.name), ("class-name", kernel.class_name)):
-            # A kernel's name is one in __init__.py only where that has a function for it.
+            # __init__.py defines a kernel's name only if there are several targets.
             said = several or key == "class-name"
             used = said and (name in TAKEN or name in dir(builtins) or name in stems)
             other = name is not None and owners.setdefault(name, owner) != owner
@@ -224,9 +235,9 @@ def _inside(root: Path, value: object, key: str) -> Path:
         real, home = path.resolve(), root.resolve()
         real.stat()
     except FileNotFoundError:
-        pass  # it is to be made
-    except (OSError, RuntimeError) as error:  # the latter of links that lead in a circle
-        reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        pass  # a folder that a build will make
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
+        reason = error.strerror if isinstance(error, OSError) else "it is a circular link"
         raise ProjectError(f"cannot use {key}, {shown(value)}: {reason}", key) from None
     if not real.is_relative_to(home):
         where = f", which is {real}" if path.is_symlink() else ""

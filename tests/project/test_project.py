@@ -275,7 +275,7 @@ def test_a_pipe_in_the_way_stops_the_whole_build(tmp_path):
     for more in ((), ("--force",)):
         done = run("build", tmp_path, *more)
         assert done.exit_code == 2
-        assert f"{folder / 'b.py'} is a device or a pipe; a file has to go there" in done.stderr
+        assert f"{folder / 'b.py'} is a device or a pipe, but a generated file " in done.stderr
     assert run("build", tmp_path, "--diff").exit_code == 1
     assert sorted(path.name for path in folder.iterdir()) == ["b.py", "old.py"]
 

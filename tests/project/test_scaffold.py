@@ -99,7 +99,7 @@ def test_links_and_permissions_stay(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "[tool.convgen]\n": "has a table [tool.convgen] already",
+    "[tool.convgen]\n": "already has a table [tool.convgen]",
     "tool = 3\n": "does not fit at the end of",
     "tool = {other = {}}\n": "does not fit at the end of",
     "[project\n": "cannot read",
