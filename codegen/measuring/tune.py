@@ -1,4 +1,4 @@
-"""The tuner: finds the fastest of a spec's candidate tiles on this machine's GPU.
+"""The tuner: times the candidate tiles of specs on this machine's GPUs, and keeps the fastest.
 
 Beside the stages; needs torch and triton. Input: specs, a target and an executor of
 `concurrent.futures`; output: a choices file (choices.py), written after each spec, so that a rerun
@@ -43,19 +43,20 @@ from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, 
 from ..planning.plan import Candidate, Measured, MeasuredGradient
 from ..tables.targets import TARGETS, GpuTarget, find_target
 
+# Families whose kernels can compute the input gradient.
 OF_GRADIENT = {family.name for family in FAMILIES if family.gradient_refusal() is None}
-MOST_SPILLS = 16  # bytes per thread; more are spilled inside the loop
-MOST_ERROR = 1e-2  # relative; a wrong kernel has far more, rounding far less
-FINALISTS = 4  # fastest tiles, which are timed again for longer
+MOST_SPILLS = 16  # bytes per thread; tiles that spill more spill inside the loop
+MOST_ERROR = 1e-2  # relative; rounding errors are far below it, those of wrong kernels far above
+FINALISTS = 4  # number of fastest tiles that are timed again, for longer
 Row = dict[str, Any]
 
 
 def tuning_target(name: str | None) -> GpuTarget:
-    """Return the target to tune for: that of this machine's GPU, or `name`.
+    """Return the target to tune for: `name`, or that of this machine's GPU if `name` is None.
 
     Raises:
-        MachineError: there is no GPU.
-        SpecError: `name` has another architecture than the GPU.
+        MachineError: torch sees no CUDA GPU.
+        SpecError: `name` is unknown, or its architecture is not the GPU's.
     """
     import torch
 
@@ -72,7 +73,7 @@ def tuning_target(name: str | None) -> GpuTarget:
 
 
 def gpu_executor() -> tuple[Executor, int]:
-    """Return an executor with one process per GPU that torch sees, and their number."""
+    """Return an executor with one process per GPU that torch sees, and the number of GPUs."""
     import torch
 
     context = spawn_context()
@@ -93,10 +94,10 @@ def _take_gpu(gpus: Any) -> None:
 
 
 def shortlist(ranking: Sequence[Candidate], count: int, seed: int = 0) -> list[Tile]:
-    """Return up to `count` tiles: the model's best overall and of every form, then random ones.
+    """Return up to `count` tiles to time: the cost model's best ones, then random ones.
 
-    The best tile is mostly among the model's first few. The random ones come from the better half
-    of the ranking, to find errors of the model.
+    The first are the model's best overall and its best of each form: the fastest tile is usually
+    among them. The random ones, from the better half of the ranking, reveal errors of the model.
     """
     forms: dict[tuple[str, int, int, bool], list[Tile]] = {}
     for candidate in ranking:
@@ -123,23 +124,24 @@ def tune(
     known: bool = True,
     force: bool = False,
 ) -> Iterator[Row]:
-    """Measure each spec that `output` does not have yet; write and yield its row when it is done.
+    """Measure each spec that is not in `output` yet; write and yield its row once it is measured.
 
     Args:
-        specs: what to tune; sizes left open stand at nominal values.
-        target: what the kernels are compiled for; the executor's GPUs should be such.
-        output: the file of choices, made or added to; a stream gets them when all are measured.
-        executor: runs `measure`; its workers have one GPU each.
-        count: candidates a spec.
-        gpus: workers of `executor`: so far ahead of its measuring each one compiles.
-        known: tiles that the package has measured are candidates too.
-        force: overwrite `output` if it is no file of choices.
+        specs: the layers to tune; nominal values replace run-time sizes.
+        target: the GPU to compile for; the executor's GPUs should be of this kind.
+        output: the choices file, created or extended. A stream is written once, at the end.
+        executor: runs `measure`; each of its workers has one GPU.
+        count: number of candidate tiles per spec.
+        gpus: number of workers of `executor`. Each compiles the spec that is `gpus` places further
+            in the list, its next one, while it measures.
+        known: whether the measured tiles that ship with convgen are candidates too.
+        force: overwrite `output` even if it is not a choices file.
 
     Raises:
-        SpecError: `output` is no file of choices, or of another target or device, or cannot be
-            written; no candidate of a spec runs.
+        SpecError: `output` is not a choices file, or is one of another target or device.
+        MachineError: `output` cannot be written, or no candidate of a spec runs.
     """
-    check_output(output, lambda text: None, force=force)  # what it holds is checked by `_read`
+    check_output(output, lambda text: None, force=force)  # `_read` checks the content
     streams = is_stream(output)
     rows, measured = ([], None) if streams else _read(output, target, force=force)
     done = {row["spec"] for row in rows}
@@ -166,14 +168,20 @@ def tune(
 
 
 def _ahead(keys: Sequence[str], gpus: int) -> list[tuple[str, ...]]:
-    """Return for each spec the spec that its worker measures next, if there is one."""
+    """Return for each spec a tuple of the spec that its worker measures next, () for the last."""
     return [tuple(keys[at + gpus : at + gpus + 1]) for at in range(len(keys))]
 
 
 def _read(
     output: Path, target: GpuTarget, *, force: bool
 ) -> tuple[list[Row], dict[str, str] | None]:
-    """Return the rows a file has already; none if there is no file, or one that `force` is for."""
+    """Return the rows of a choices file, and the device and versions that they were measured with.
+
+    Returns [], None if there is no file, or with `force` if it is not a choices file.
+
+    Raises:
+        SpecError: the file is not a choices file, or is one of another target.
+    """
     if not output.exists():
         return [], None
     try:
@@ -190,15 +198,27 @@ def _read(
 def measure(
     text: str, target_name: str, count: int, ahead: tuple[str, ...] = (), *, known: bool = True
 ) -> Row:
-    """Return the row of one spec: its best tile, its time, and where that was measured.
+    """Return the row of one spec in a choices file, measured on this process's GPU.
 
-    `first_ms` is the time of the model's first choice, None if that does not run: how well the
-    model ranks is the ratio of the two.
-    Where a kernel could give the gradient of the input, the row has its best tile as well, with its
-    time and torch's.
+    The job of a worker, so arguments and result can be pickled.
 
-    A job for a worker with a GPU: arguments and result can be pickled. The candidates of the specs
-    `ahead` are compiled while those of this one are measured, if the worker may have processes.
+    Args:
+        text: the spec.
+        target_name: the target to compile for.
+        count: number of candidate tiles.
+        ahead: specs whose candidates are compiled while this one's are timed, if this process may
+            start others.
+        known: whether the measured tiles that ship with convgen are candidates too.
+
+    Returns:
+        The fastest tile (`tile`), its time (`ms`), the time of the cost model's first choice
+        (`first_ms`, None if it does not run; the ratio of the two shows how well the model ranks),
+        the number of candidates that ran (`tried`), and device, versions and date (`measured`). If
+        a kernel could compute the input gradient, also the fastest tile of that kernel, its time
+        and torch's (`input_gradient`). Times are in milliseconds.
+
+    Raises:
+        MachineError: no candidate runs.
     """
     import torch
     import triton
@@ -207,12 +227,12 @@ def measure(
     back = () if gradient_refusal(spec) else (str(input_gradient(spec)),)
     soon = ahead if _may_have_children() else ()
     jobs = {each: _compiling(each, target_name, count, known) for each in (text, *back, *soon)}
-    if not _may_have_children():  # a thread that compiles takes Triton's driver from this one
+    if not _may_have_children():  # compiled in a thread, which replaces Triton's driver meanwhile
         wait([fits for tiles in jobs.values() for _, fits in tiles])
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
     for each in back:
-        # The gradient's launch makes no copy.
+        # The launch of the gradient's kernel cannot copy its input.
         plain = [job for job in jobs[each] if not job[0].relayout and job[0].family in OF_GRADIENT]
         found = _fastest(parse(each), target, plain)[1]
         ms, torch_ms = _gradient_times(spec, target, tile, found)
@@ -230,12 +250,14 @@ def measure(
 def _fastest(
     spec: ConvTransposeSpec, target: GpuTarget, jobs: list[tuple[Tile, Future[bool]]]
 ) -> tuple[float, Tile, int, float | None]:
-    """Return the time of the fastest tile of those that are being compiled, it, and how many ran.
+    """Time the tiles of `jobs` once they are compiled.
 
-    Last comes the time of the model's first choice, None if that does not run.
+    Returns:
+        The time of the fastest tile in milliseconds, that tile, the number of tiles that ran, and
+        the time of the first tile, the cost model's choice; None if that one does not run.
 
     Raises:
-        SpecError: none of them runs.
+        MachineError: none of the tiles runs.
     """
     import torch
 
@@ -256,9 +278,10 @@ def _fastest(
 def _gradient_times(
     spec: ConvTransposeSpec, target: GpuTarget, tile: Tile, back_tile: Tile
 ) -> tuple[float, float]:
-    """Return the times of the input's gradient, by its kernel with `back_tile` and by torch.
+    """Return the times of the input gradient in milliseconds: the kernel's and torch's.
 
-    The kernel's has the packing of the weight, which a step of training changes.
+    The kernel has the tile `back_tile`. Its time includes packing the weight, as each training step
+    needs it: the optimizer changes the weight.
     """
     import torch
     from triton.testing import do_bench
@@ -273,7 +296,8 @@ def _gradient_times(
     grad, turned, _ = draw(back, "cuda")
     weight, x = flipped(back, turned), grad.new_empty(layer.input)
     grad, x = laid_out(grad, spec.layout), laid_out(x, spec.layout)
-    used = Measured(tile, 0.0, 1, "", MeasuredGradient(back_tile, 0.0, 1.0))  # whatever the times
+    # Times by which the gradient's kernel is faster than torch, so that the file has that kernel.
+    used = Measured(tile, 0.0, 1, "", MeasuredGradient(back_tile, 0.0, 1.0))
     choices = Choices(target.name, {key_of(spec): used})
     source = compile_kernel(spec, target, choices=choices)
     geometry = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding)
@@ -291,14 +315,14 @@ def _gradient_times(
 
 
 def _check(output: Any, wanted: Any, name: str) -> None:
-    """Raise RuntimeError if the error of an output exceeds rounding."""
+    """Raise RuntimeError if the relative error of `output` exceeds MOST_ERROR."""
     error = float((output - wanted).norm() / wanted.norm())
     if not error <= MOST_ERROR:
         raise RuntimeError(f"{name} is wrong: relative error {error:.2e}")
 
 
 class _Timer:
-    """Times the tiles of one spec on the same data."""
+    """Times the tiles of one spec, all on the same data."""
 
     def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
         from ..execution.loading import laid_out
@@ -314,7 +338,11 @@ class _Timer:
         self.x = laid_out(self.x, spec.layout)
 
     def milliseconds(self, tile: Tile, repeat: int) -> Any:
-        """Return the median time of `tile` in ms, over `repeat` ms; None if it cannot run."""
+        """Return the median time of `tile` in ms, None if the GPU lacks resources to run it.
+
+        `repeat` is the time in ms for which the kernel is called repeatedly. Raises RuntimeError if
+        the output is wrong.
+        """
         from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
 
@@ -342,10 +370,11 @@ class _Timer:
 def _compiling(
     text: str, target_name: str, count: int, known: bool
 ) -> list[tuple[Tile, Future[bool]]]:
-    """Start to compile a spec's candidates; return them, and whether each fits without spills.
+    """Start compiling a spec's candidate tiles; return each with whether it fits without spills.
 
-    Triton's cache has them when that is known. What the package has measured on a card of this
-    architecture is among them if `known`, so that another search finds none that is slower.
+    The compiled kernels are in Triton's cache when the result of a future is known. If `known`, the
+    measured tiles that ship with convgen for this architecture are candidates too, so that a new
+    run finds none that is slower than these.
     """
     spec, target = parse(text), find_target(target_name)
     tiles = shortlist(rank_tiles(spec, decompose(spec), target, FAMILIES), count)
@@ -357,14 +386,17 @@ def _compiling(
 
 @functools.cache
 def _compilers() -> Executor:
-    """Return this process' compilers: a process for each core but the one that measures."""
+    """Return an executor that compiles: a process for each core but one, which is for measuring.
+
+    A single thread if this process may not start others.
+    """
     from ..execution.cubin import compilers
 
     if not _may_have_children():
         return ThreadPoolExecutor(1)
     workers = compilers(1)
-    # A process waits for its children before its executors end, so these are told to end,
-    # before the queue that tells them is closed (priority 10).
+    # At exit, multiprocessing joins child processes before executors shut down, so the workers
+    # would never stop. This shutdown runs first, also before the queues are closed (priority 10).
     multiprocessing.util.Finalize(None, workers.shutdown, exitpriority=100)
     return workers
 
@@ -375,7 +407,7 @@ def _may_have_children() -> bool:
 
 
 def _fits(text: str, target_name: str, tile: Tile) -> bool:
-    """Compile a tile; return whether it fits the target without spills."""
+    """Compile a tile; return whether it fits the target's shared memory and hardly spills."""
     from ..execution.cubin import compile_for
 
     target = find_target(target_name)
