@@ -1,13 +1,15 @@
-"""The packages: their layers, in order, and whether all of them are installed.
+"""The packages: their layers, in order, whether all are installed, and whether one finds them.
 
 A module imports from its own package and from those below it, so that whoever changes one knows
 what can feel it. A package that pyproject.toml does not list works in an editable install and is
-missing from the wheel.
+missing from the wheel. What is moved leaves tests in folders of its old name, and the tour with
+paths that no longer exist.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +95,22 @@ def test_packages_are_of_a_size_to_look_through(root: Path) -> None:
     for folder in folders - {root / "codegen", root / "codegen" / "families"}:
         assert len({*folder.glob("*.py")} - {folder / "__init__.py"}) <= MOST_MODULES, folder
     assert len([*(root / "codegen").glob("*.py")]) <= MOST_AT_THE_ROOT
+
+
+def test_folders_of_tests_are_named_like_packages(root: Path) -> None:
+    """Those in torch, of emitted files, have a folder that mirrors none."""
+    tested = {path.parent.relative_to(root / "tests") for path in root.glob("tests/**/test_*.py")}
+    packages = {path.parent.relative_to(root / "codegen") for path in modules(root).values()}
+    assert tested <= packages | {Path("emitted")}
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "codegen/README.md"])
+def test_paths_that_the_documents_name_exist(root: Path, document: str) -> None:
+    text = (root / document).read_text("utf-8")
+    named = re.findall(r"`([\w/]+/|[\w./]+\.(?:py|jinja|md|convgen))`", text)
+    folders = (root, root / "codegen")
+    assert named
+    assert [name for name in named if not any((of / name).exists() for of in folders)] == []
 
 
 @pytest.mark.parametrize("folder", ["codegen", "templates"])
