@@ -1,12 +1,15 @@
-"""Compare the emitted kernel with the kernel that convgen began with, on the GPU at hand.
+"""Compare the emitted kernel with torch and with a hand-written kernel, on this machine's GPU.
 
     python examples/compare_with_seed.py BRIEF [--sm89] [--json FILE]
 
-BRIEF is a text with that kernel in a ```python block. The problem is KernelBench level 1, 57:
-ConvTranspose2d(64, 64, 3) on 8 images of 64 x 1024 x 1024. All three ways run in one process on
-the same random data. `--sm89` compiles both kernels for the RTX 4090's architecture and runs that
-code here: PTX is forward compatible, so a wrapper round ptxas assembles it for this card. It shows
-the code that a 4090 would run, not the time it would take there.
+The hand-written kernel is the one that convgen started from, the "seed"; BRIEF is a text file with
+its source in a ```python block. The layer is problem 57 of KernelBench level 1:
+ConvTranspose2d(64, 64, 3) on 8 images of 64 x 1024 x 1024. Seed, emitted kernel and torch run in
+one process on the same random data.
+
+`--sm89` compiles both Triton kernels for the RTX 4090's architecture and runs that code on this
+GPU: PTX is forward compatible, so a wrapper script around ptxas assembles it for this GPU. This
+runs the code that a 4090 would run, but does not measure the time that it would take there.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ def run_as_sm89(arguments: list[str]) -> int:
 
 
 def measure(brief: Path, target: str) -> dict[str, object]:
-    """Time the seed kernel, the emitted one and torch side by side; milliseconds, medians."""
+    """Return errors and times of the seed kernel, the emitted one and torch; medians, in ms."""
     import torch
     import triton
 
@@ -82,7 +85,7 @@ def measure(brief: Path, target: str) -> dict[str, object]:
     folder = Path(tempfile.mkdtemp())
     seed = load_module(code, "seed", folder)
     emitted = load_module(emit(spec, find_target(target)), "emitted", folder)
-    if target == "rtx4090":  # its code has nothing of the Hopper that it runs on
+    if target == "rtx4090":  # compiled for sm_89: no workaround for a Hopper GPU
         emitted._num_stages = lambda planned: planned
     generator = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(spec.input, device="cuda", generator=generator)

@@ -1,11 +1,11 @@
-"""Compare emitted kernels with torch over many layers, on the GPU at hand.
+"""Compare emitted kernels with torch for many layers, on this machine's GPU.
 
     python examples/compare_with_torch.py CASES.json [--dtypes float32,float16] [--json FILE]
 
 CASES.json holds `{"cases": [{"id", "rank", "batch", "in_channels", "out_channels", "input",
-"kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "bias"}, …]}`, sizes as
-in torch, `input` the spatial ones. Errors are relative to a scatter in float64, which is no
-convolution of torch's; `torch` is its default, with no flag touched.
+"kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "bias"}, …]}`, with
+sizes as in torch; `input` has the spatial sizes only. Errors are relative to a scatter in float64,
+which uses none of torch's convolutions. torch runs with its default flags.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", type=Path)
     parser.add_argument("--dtypes", default="float32,float16,bfloat16,float64")
-    parser.add_argument("--only", default="", help="cases whose id contains this")
+    parser.add_argument("--only", default="", help="only cases whose id contains this text")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp())
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(spec: ConvTransposeSpec, module: Any) -> dict[str, float]:
-    """Return times in milliseconds (medians) and relative errors of both sides."""
+    """Return times (medians, in milliseconds) and relative errors of torch and convgen."""
     import torch
     from triton.testing import do_bench
 
@@ -78,7 +78,7 @@ def measure(spec: ConvTransposeSpec, module: Any) -> dict[str, float]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Return the table's line of a case."""
+    """Return the line of the printed table for a case."""
     faster = row["torch_ms"] / row["convgen_ms"]
     return (
         f"{row['case'][-20:]:20} {row['dtype']:9} {row['torch_ms']:9.3f} {row['convgen_ms']:9.3f} "

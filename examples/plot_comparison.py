@@ -1,4 +1,4 @@
-"""Plot what compare_with_torch.py measured: how many times faster than torch, a bar a case.
+"""Plot the result of compare_with_torch.py: a bar per case, how many times faster than torch.
 
     python examples/plot_comparison.py RESULT.json PICTURE.svg "NVIDIA H100, torch 2.11, …"
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("result", type=Path, help="what compare_with_torch.py wrote")
+    parser.add_argument("result", type=Path, help="JSON file written by compare_with_torch.py")
     parser.add_argument("picture", type=Path, help="the SVG to write")
     parser.add_argument("caption", help="card, versions and date")
     options = parser.parse_args(arguments)
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = json.loads(options.result.read_text(encoding="utf-8"))
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    # float64 is 4 to 150 times faster, for torch has no fast way: it would flatten the others.
+    # Without float64: 4 to 150 times faster, as torch is slow there, it would dwarf other bars.
     dtypes = [d for d in dict.fromkeys(row["dtype"] for row in rows) if d != "float64"]
     width = 0.8 / len(dtypes)
     figure, axis = pyplot.subplots(figsize=(9, 3.2))

@@ -1,11 +1,12 @@
-"""Run KernelBench's transposed convolutions by KernelBench's own evaluation, on the GPU at hand.
+"""Evaluate emitted kernels with KernelBench, on this machine's GPU.
 
     python examples/run_kernelbench.py CHECKOUT [--problems 57,58] [-o FOLDER] [--json FILE]
 
 CHECKOUT is a clone of https://github.com/ScalingIntelligence/KernelBench whose requirements are
-installed. Of each level 1 problem with a transposed convolution, the layer inside the reference
-`Model` becomes a spec; the emitted file, with a `ModelNew` that takes the problem's arguments, is
-what KernelBench compiles, checks at its own tolerance and times. `--only-write` leaves it at that.
+installed. For each level 1 problem with a transposed convolution, the layer inside the reference
+`Model` becomes a spec. KernelBench compiles the file emitted for it, with a `ModelNew` that accepts
+the problem's arguments, checks it at KernelBench's tolerance and times it. With `--only-write` the
+files are written to FOLDER and not evaluated.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 
 from convgen import ConvTransposeSpec, GpuTarget, SpecError, emit, find_target
 
-# The emitted ModelNew has its arguments as defaults; a problem's own come in an order of their own.
+# The emitted ModelNew needs no arguments: the spec's are its defaults. A problem passes arguments
+# in its own order, so they are ignored.
 ADAPTER = '''
 
 class ModelNew(ModelNew):
-    """The layer, built from whatever the problem's get_init_inputs() returns."""
+    """The layer; ignores its arguments, which are those of the problem's get_init_inputs()."""
 
     def __init__(self, *init_inputs):
         super().__init__()
@@ -36,10 +38,10 @@ class ModelNew(ModelNew):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
-    parser.add_argument("--problems", default="", help="numbers; all that have such a layer")
-    parser.add_argument("--target", help="the GPU to plan for; the one at hand")
-    parser.add_argument("--only-write", action="store_true", help="evaluate nothing")
-    parser.add_argument("-o", "--output", type=Path, help="folder for the files handed over")
+    parser.add_argument("--problems", default="", help="numbers; by default all with such a layer")
+    parser.add_argument("--target", help="the GPU to plan for; by default this machine's")
+    parser.add_argument("--only-write", action="store_true", help="do not evaluate the files")
+    parser.add_argument("-o", "--output", type=Path, help="folder to write the emitted files to")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     target = find_target(options.target) if options.target else _local_target()
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.only_write:
             rows[-1] |= evaluate(options.checkout, path, source)
         print(line_of(rows[-1]), flush=True)
-        if options.json:  # after each, so that a run cut short leaves what it has
+        if options.json:  # after each problem, so that an interrupted run keeps its results
             options.json.write_text(json.dumps(rows, indent=2))
     if not options.only_write:
         print(last_line(rows))
@@ -67,7 +69,10 @@ def _local_target() -> GpuTarget:
 
 
 def problems(checkout: Path, chosen: str = "") -> list[tuple[int, Path]]:
-    """Return number and file of the level 1 problems that have a transposed convolution."""
+    """Return number and file of the level 1 problems to evaluate, sorted by number.
+
+    These are the problems that `chosen` lists, else all with a transposed convolution.
+    """
     numbers = {int(number) for number in chosen.split(",") if number}
     found = []
     for path in (checkout / "KernelBench" / "level1").glob("*.py"):
@@ -83,9 +88,9 @@ def problems(checkout: Path, chosen: str = "") -> list[tuple[int, Path]]:
 def spec_of(path: Path) -> ConvTransposeSpec:
     """Return the spec of the layer inside a problem's Model, for the problem's input.
 
-    Nothing is allocated: model and input are made on torch's meta device. cuDNN computes grouped
-    layers in float32 and all others in TF32 (torch 2.11, H100), so that KernelBench's tolerance of
-    1e-4 asks for tf32x3 there.
+    Model and input are on torch's meta device, so they take no memory. Grouped layers get precision
+    tf32x3, because the reference, cuDNN, computes them in float32 (all others in TF32; torch 2.11,
+    H100) and KernelBench's tolerance is 1e-4.
     """
     import torch
 
@@ -102,10 +107,10 @@ def spec_of(path: Path) -> ConvTransposeSpec:
 
 
 def evaluate(checkout: Path, path: Path, source: str) -> dict[str, Any]:
-    """Return what KernelBench says of `source`: compiled, correct, and mean times.
+    """Return KernelBench's result for `source`: compiled, correct, and mean times in milliseconds.
 
-    It times torch only where it looks for an excessive speedup, hence that check without a limit:
-    some layers are more than its default of ten times as fast.
+    KernelBench times torch only if it checks for an excessive speedup. That check is on, but with
+    an infinite threshold: some layers exceed its default, ten times as fast as torch.
     """
     import torch
 
@@ -133,7 +138,7 @@ def evaluate(checkout: Path, path: Path, source: str) -> dict[str, Any]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Return what is printed of a problem."""
+    """Return the lines printed for a problem."""
     line = f"{row['problem']:3}  {row['spec']}"
     if "correct" not in row:
         return line
@@ -145,7 +150,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def last_line(rows: list[dict[str, Any]]) -> str:
-    """Return how many problems are correct, and the geometric mean over those that were timed."""
+    """Return the summary: correct problems, and the geometric mean speedup of those timed."""
     correct = [row for row in rows if row["correct"]]
     faster = [row["torch_ms"] / row["convgen_ms"] for row in correct if row["convgen_ms"] > 0]
     line = f"{len(correct)} of {len(rows)} correct"

@@ -1,17 +1,18 @@
-"""Train a model with torch's transposed convolutions, and again with convgen's after one call.
+"""Train a model with torch's transposed convolutions, then with convgen's, and compare the losses.
 
     python examples/train.py [--model dcgan|unet] [--steps N] [--amp float16] [--json FILE]
 
-`dcgan` is generator and discriminator of Radford et al. 2016 (arXiv 1511.06434): a 4x4 layer from
-100 latent numbers, then 4x4 layers of stride 2 with batch normalisation up to 3 colours. `unet` is
-the layout of Ronneberger et al. 2015 (arXiv 1505.04597) with 2x2 up-convolutions of stride 2; its
-3x3 convolutions are padded, and Adam trains it. Both learn images that are drawn here.
+`dcgan` is the generator and discriminator of Radford et al. 2016 (arXiv 1511.06434): a 4x4 layer
+from 100 latent numbers, then 4x4 layers of stride 2 with batch normalisation, up to 3 colours.
+`unet` is the network of Ronneberger et al. 2015 (arXiv 1505.04597) with 2x2 up-convolutions of
+stride 2, but with padded 3x3 convolutions and trained by Adam. Both train on synthetic images.
 
-Three runs start from the same seed: torch, torch with the weights of its transposed convolutions
-changed by one rounding (2**-11 of them where products are rounded to TF32 or float16, 2**-24 in
-ieee), and convgen. Two correct runs differ, too: they add in another order, so each step rounds
-otherwise, and training makes small differences larger, step after step, until the losses have
-nothing to do with each other. How fast, the second run measures: what it differs by is the noise.
+Three runs start from the same seed: "torch"; "perturbed", torch with the weights of its transposed
+convolutions changed by one rounding (by a factor of 1 + or - 2**-11 if products are rounded to TF32
+or float16, 2**-24 in ieee); and "convgen". Even two correct runs differ: they sum in different
+orders, so they round differently, and training amplifies small differences with every step until
+the losses are unrelated. The difference between "torch" and "perturbed" shows how fast this
+happens: it is the noise that the difference between "torch" and "convgen" is compared with.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def generator(width: int, image: int) -> nn.Sequential:
-    """Return [N, 100, 1, 1] -> [N, 3, image, image], with `width` channels before the colours."""
+    """Return the network [N, 100, 1, 1] -> [N, 3, image, image], `width` channels at the end."""
     channels = [width << level for level in reversed(range(int(math.log2(image)) - 2))]
     layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, channels[0], 4, bias=False)]
     for c_in, c_out in itertools.pairwise(channels):
@@ -54,7 +55,7 @@ def generator(width: int, image: int) -> nn.Sequential:
 
 
 def discriminator(width: int, image: int) -> nn.Sequential:
-    """Return [N, 3, image, image] -> [N, 1, 1, 1], the mirror of the generator."""
+    """Return the network [N, 3, image, image] -> [N, 1, 1, 1], the mirror of the generator."""
     channels = [width << level for level in range(int(math.log2(image)) - 2)]
     layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
     for c_in, c_out in itertools.pairwise(channels):
@@ -92,7 +93,7 @@ def block(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def build(options: Options) -> nn.ModuleDict:
-    """Return the networks of a model, drawn as its paper says, from the seed."""
+    """Return the networks of a model, initialised from the seed as in its paper."""
     torch.manual_seed(options.seed)
     if options.model == "unet":
         made = nn.ModuleDict({"unet": UNet(options.width, options.levels)})
@@ -113,7 +114,7 @@ def build(options: Options) -> nn.ModuleDict:
 
 
 def blobs(options: Options, random: torch.Generator) -> torch.Tensor:
-    """Return [N, 3, image, image] in -1..1: in each colour a Gaussian hill somewhere."""
+    """Return [N, 3, image, image] in -1..1: a Gaussian at a random place in each colour."""
     centre = torch.rand(options.batch, 3, 2, 1, 1, generator=random) * 0.6 + 0.2
     line = torch.linspace(0, 1, options.image)
     across = torch.stack(torch.meshgrid(line, line, indexing="ij"))
@@ -121,7 +122,10 @@ def blobs(options: Options, random: torch.Generator) -> torch.Tensor:
 
 
 def shapes(options: Options, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy images [N, 1, image, image] of a disc before a rectangle, and their classes."""
+    """Return noisy images [N, 1, image, image] of a disc in front of a rectangle, and classes.
+
+    The classes are [N, image, image]: 0 background, 1 disc, 2 rectangle.
+    """
     centre = torch.rand(2, options.batch, 2, 1, 1, generator=random) * 0.8 + 0.1
     half = torch.rand(2, options.batch, 1, 1, 1, generator=random) * 0.15 + 0.1
     line = torch.linspace(0, 1, options.image)
@@ -150,7 +154,7 @@ def train(model: nn.ModuleDict, options: Options) -> list[dict[str, float]]:
 
 
 class Trainer:
-    """Adam over one network; in float16 the loss is scaled, so that gradients do not vanish."""
+    """Adam for one network; scales the loss in float16 so that gradients do not underflow."""
 
     def __init__(self, network: nn.Module, options: Options, **settings: object) -> None:
         self.optimizer = torch.optim.Adam(network.parameters(), **settings)
@@ -215,9 +219,9 @@ def dcgan_step(model: nn.ModuleDict, options: Options) -> Step:
 
 @torch.no_grad()
 def perturb(model: nn.Module, exponent: int) -> None:
-    """Change every weight of the transposed convolutions by 2**exponent of it, up or down.
+    """Multiply each weight of the transposed convolutions by 1 + or - 2**exponent, at random.
 
-    Where that is less than the dtype resolves, by one unit in the last place.
+    If the dtype cannot represent this change, the weight moves by one unit in the last place.
     """
     random = torch.Generator().manual_seed(1)
     for layer in model.modules():
@@ -230,7 +234,7 @@ def perturb(model: nn.Module, exponent: int) -> None:
 
 
 def apart(one: list[dict[str, float]], other: list[dict[str, float]]) -> list[float]:
-    """Return the largest relative difference of the losses of each step."""
+    """Return for each step the largest relative difference of its losses."""
     return [
         max(abs(a[name] - b[name]) / (max(abs(a[name]), abs(b[name])) or 1.0) for name in a)
         for a, b in zip(one, other, strict=True)
@@ -238,18 +242,18 @@ def apart(one: list[dict[str, float]], other: list[dict[str, float]]) -> list[fl
 
 
 def exchange(plain: nn.Module, replaced: nn.Module) -> None:
-    """Load each model's state into the other, and see that it arrived; raises on any difference."""
+    """Load each model's state_dict into the other; raises AssertionError if any value differs."""
     states = [copy.deepcopy(model.state_dict()) for model in (plain, replaced)]
     plain.load_state_dict(states[1])
     replaced.load_state_dict(states[0])
     for model, state in ((plain, states[1]), (replaced, states[0])):
         arrived = model.state_dict()
         if [*arrived] != [*state] or not all(torch.equal(arrived[k], state[k]) for k in state):
-            raise AssertionError("a state_dict did not arrive as it was")
+            raise AssertionError("a state_dict changed when it was loaded")
 
 
 def compare(options: Options) -> dict[str, Any]:
-    """Train three times and return what is printed."""
+    """Train three times; return the losses and their differences, as `lines` prints them."""
     exponent = ROUNDING[options.amp or options.precision]
     plain, perturbed, replaced = (build(options) for _ in range(3))
     perturb(perturbed, exponent)
@@ -270,7 +274,7 @@ def compare(options: Options) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that are printed."""
+    """Yield the lines to print for a result of `compare`."""
     for name, text in result["layers"].items():
         yield f"{name}: {text}"
     losses = result["losses"]
@@ -279,7 +283,7 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         ends = f" {result['difference'][number]:11.1e} {result['noise'][number]:8.1e}"
         for name, loss in plain.items():
             yield f"{number:4}  {name:13} {loss:9.6f} {losses['convgen'][number][name]:9.6f}{ends}"
-            ends = ""  # of the step, not of the loss
+            ends = ""  # a step's differences are printed once, with its first loss
     yield "state_dict: loaded both ways"
     difference, noise = max(result["difference"]), max(result["noise"])
     yield f"largest relative difference {difference:.1e}; between two runs of torch whose"
@@ -297,17 +301,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=WIDTHS, default="dcgan")
     parser.add_argument("--steps", type=positive, default=50)
     parser.add_argument("--batch", type=positive, default=32)
-    parser.add_argument("--image", type=int, default=64, help="a power of two from 8 on")
-    parser.add_argument("--width", type=positive, help="channels at full size; the published ones")
-    parser.add_argument("--levels", type=positive, default=4, help="of the U-Net")
+    parser.add_argument("--image", type=int, default=64, help="a power of two, at least 8")
+    parser.add_argument("--width", type=positive, help="channels at full size; else as published")
+    parser.add_argument("--levels", type=positive, default=4, help="depth of the U-Net")
     parser.add_argument("--precision", choices=("tf32", "ieee", "float64"), default="tf32")
-    parser.add_argument("--amp", choices=tuple(DTYPES), help="the dtype of autocast")
+    parser.add_argument("--amp", choices=tuple(DTYPES), help="train under autocast in this dtype")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.image < 8 or options.image & (options.image - 1):
-        parser.error(f"--image must be a power of two from 8 on, got {options.image}")
+        parser.error(f"--image must be a power of two of at least 8, got {options.image}")
     if options.model == "unet" and options.image >> options.levels < 1:
         parser.error(f"--image must be at least 2**levels, got {options.image}")
     options.width = options.width or WIDTHS[options.model]

@@ -1,4 +1,4 @@
-"""From the deepest features of a U-Net back to the size of its image."""
+"""The decoder: upsamples the deepest features of a U-Net to the size of its image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._kernels import up1, up2, up3, up4
 
 
 class Level(nn.Module):
-    """Upsample by two, append the features of the encoder, convolve twice."""
+    """Upsample by two, concatenate the encoder's features, convolve twice."""
 
     def __init__(self, up: nn.Module, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Level(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """The right half of the U: 1024 channels at 1/16 of the size to classes at full size."""
+    """The right half of the U: from 1024 channels at 1/16 of the size to classes at full size."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From the frames of a mel spectrogram to samples of audio."""
+"""The upsampler: audio samples from the frames of a mel spectrogram."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._kernels import up1, up2, up3, up4
 
 
 class ResidualBlock(nn.Module):
-    """Dilated convolutions, each with an activation before it and a way around it."""
+    """Dilated convolutions, each with an activation before it and a skip connection around it."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: Sequence[int]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """HiFi-GAN's generator with one residual block a scale; 256 samples for each frame."""
+    """HiFi-GAN's generator with one residual block per scale; 256 samples for each frame."""
 
     def __init__(self, mels: int = 80) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Upsampler(nn.Module):
         self.last = nn.Conv1d(32, 1, 7, padding=3)
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """Return audio [N, 1, 256 T] of a mel spectrogram [N, mels, T]."""
+        """Return the audio [N, 1, 256 T] for a mel spectrogram [N, mels, T]."""
         x = self.first(mel)
         for up, block in zip(self.ups, self.blocks, strict=True):
             x = block(up(x))  # the activation before the layer is part of its kernel
