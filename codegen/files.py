@@ -2,10 +2,10 @@
 
 Beside the stages. Input: paths and text; output: files, or an error that names the path.
 
-There are two ways to write. `write_text` is for the files of a project or a folder: it replaces
-whatever has that name, also a link. `check_output`, then `write_output`, is for a path that the
-user gave, by `-o` for example: links are followed, devices and pipes are written into, and only a
-file that the same command wrote is overwritten.
+There are two ways to write. `write_text` is for files that convgen names itself, in a project or an
+output folder: it replaces an existing file or link of that name. `check_output`, then
+`write_output`, is for a path that the user gave, by `-o` for example: links are followed, devices
+and pipes are written into, and only a file that the same command wrote is overwritten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import MachineError, ProjectError
 
 _TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file while it is written (`_temporary`)
 _MOST = 1 << 26  # characters read of an existing file to tell whether convgen wrote it
-MAX_FILE = 4 * 2**20  # bytes of a table, of choices, of cases; real files have about 100 KB
+MAX_FILE = 4 * 2**20  # bytes read of a table, choices or cases file; real ones have about 100 KB
 _SHOWN = 4096  # characters of a path in an error message: no system opens a longer path
 
 
@@ -96,7 +96,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     On systems that cannot lock a folder, builds do not wait, and nothing is removed.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no right to write: reported when a file is written
+        with contextlib.suppress(OSError):  # no permission: reported when a file is written
             folder.mkdir(parents=True, exist_ok=True)
             if stack.enter_context(_locked(folder)):
                 for name in os.listdir(folder):
@@ -180,7 +180,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _is_open_file(path: Path) -> bool:
-    """Whether `path` names a file by its descriptor number in a process."""
+    """Whether `path` is an open file of a process, such as /dev/stdout or /proc/self/fd/1."""
     pointed = path.parent / os.readlink(path) if path.is_symlink() else path  # /dev/stdout
     folders = [os.path.realpath(each.parent) for each in (path, pointed)]
     return any(folder.startswith(("/proc/", "/dev/fd")) for folder in folders)
@@ -222,7 +222,7 @@ def check_output(path: Path, refusal: Callable[[str], str | None], *, force: boo
 
 
 def _start_of(path: Path) -> str:
-    """Return the start of any file: as much as a file of convgen's can have."""
+    """Return the start of a file: all of it if convgen wrote the file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(_MOST)
@@ -236,7 +236,8 @@ def write_output(path: Path, text: str) -> None:
         write_text(Path(os.path.realpath(path)), text)
         return
     try:
-        # Append, for the sake of a shell's >>; for pipes and devices it makes no difference.
+        # Append: if a shell's >> opened a regular file, its content must stay. Pipes and devices
+        # are not affected.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
             file.write(text.encode())
     except OSError as error:
@@ -250,7 +251,7 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, reason)
     folder = next((each for each in path.parents if os.path.exists(each)), Path())
     if not os.access(folder, os.W_OK):
-        raise _unwritable(path, f"no right to write to {folder}")
+        raise _unwritable(path, f"no permission to write to {folder}")
 
 
 def make_folder(path: Path) -> None:
@@ -304,7 +305,7 @@ def _unwritable(path: Path, reason: str | None) -> MachineError:
 
 
 def _in_the_way(path: Path) -> str | None:
-    """Return an error text if a parent of `path` is a file, None if there is none."""
+    """Return an error text if a parent of `path` is a file, None if all are folders."""
     # Not Path.is_file: it raises for a name too long and for a folder that may not be read.
     files = [each for each in path.parents if os.path.isfile(each)]
     return f"{files[0]} is a file, not a folder" if files else None

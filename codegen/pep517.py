@@ -83,7 +83,7 @@ def _generating(hook: Callable[..., str], name: str) -> Callable[..., str]:
 def _check_sdist(archive: Path, sources: tuple[Path, ...]) -> None:
     """Refuse an sdist from which no wheel could be built.
 
-    Backends leave out files outside the package, and a source of the kernels may be one.
+    Some backends leave out files outside the package, which a source of the kernels may be.
 
     Raises:
         SystemExit: a source of the kernels is not in the archive.
