@@ -56,9 +56,12 @@ def compile_kernel(
     families: tuple[Family, ...] = FAMILIES,
     *,
     precompiled: bool = False,
+    shared: bool = False,
 ) -> KernelSource:
     """Return the emitted file of `spec`; arguments and errors as `plan`.
 
-    With `precompiled` the file loads the machine code that a project's build puts beside it.
+    With `precompiled` the file loads the machine code that a project's build puts beside it; with
+    `shared` it takes what files have in common from `_runtime.py`, which the build puts there too.
     """
-    return render(plan(spec, target, tile, choices, families), precompiled=precompiled)
+    chosen = plan(spec, target, tile, choices, families)
+    return render(chosen, precompiled=precompiled, shared=shared)

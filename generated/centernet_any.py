@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: 8340f83f8c940d478b303a83170502e623b0bff61ef60c573c656d0f85bc030b
+# sha256 of the other lines: 40bf7330c1038d439bd3faec36ab5c384cb1596eb04c4b63aaec29b3e1089a57
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -43,21 +43,17 @@ BLOCK_N = tl.constexpr(8)  # output channels of a tile
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (None, 64, None, None)
 WEIGHT_SHAPE = (64, 1, 4, 4)
-STRIDE = (2, 2)
-PADDING = (1, 1)
-OUTPUT_PADDING = (0, 0)
-GROUPS = 64
-DILATION = (1, 1)
+STRIDE, PADDING, OUTPUT_PADDING = (2, 2), (1, 1), (0, 0)
+GROUPS, DILATION = 64, (1, 1)
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
 
 # Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 # Tensor types that the fast path accepts; subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
-
-# Launches that were made, by kind of call: they repeat in less time than Triton's own.
-MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
-LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
+# Launches that were made, by kind of call, with what `_launched` needs to make them again.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024  # what comes later is launched by Triton
 
 # ---- kernels ----
 
@@ -197,41 +193,40 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
-def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
-    batched = input.dim() == 4
-    x = input if batched else input.unsqueeze(0)
-    c_out = GROUPS * packed_weight.shape[1]
-    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
-    x = x.resolve_neg().contiguous()
-    device = x.get_device()
-    call = device, x.shape, c_out
-    again = LAUNCHED.get(call)
-    x_ptr = x.data_ptr()
-    w_ptr = packed_weight.data_ptr()
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x_ptr | w_ptr) % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        y = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
-        return y if batched else y.squeeze_(0)
-    shape = _output_shape(x.shape, c_out)
-    y = x.new_empty(shape)
-    if y.numel() == 0:
-        return y if batched else y.squeeze_(0)
+def _start(x, packed_weight, bias, y):
+    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
     batch, _, h_in, w_in = x.shape
+    c_out = y.shape[1]
     positions = h_in * triton.cdiv(w_in + 1, 2) * 2
     grid = (2 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         compiled = conv_transpose2d_kernel[grid](
             x, packed_weight, y, h_in, w_in, num_warps=4, num_stages=2, enable_fp_fusion=True
         )
-    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        sizes = (h_in, w_in)
-        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), sizes
+    return compiled, grid, (h_in, w_in)
+
+
+def _launch(input, packed_weight, bias):
+    """Return the output of arguments that have no error."""
+    c_out = GROUPS * packed_weight.shape[1]
+    if input.numel() == 0:
+        return input.new_empty(_output_shape(input.shape, c_out))
+    batched = input.dim() == 4
+    x = input if batched else input.unsqueeze(0)
+    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    x = x.resolve_neg().contiguous()
+    x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
+    call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
+    operands = x_ptr, w_ptr
+    y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
+
+
+def _first(x, packed_weight, bias, c_out):
+    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
+    return y, *_start(x, packed_weight, bias, y)
 
 
 def _pack(weight):
@@ -239,11 +234,28 @@ def _pack(weight):
     return weight.detach().resolve_neg().to(torch.float32).contiguous()
 
 
-def _repeated(compiled, grid):
-    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
-    # Neither metadata for hooks nor hooks: the last three.
-    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-    return compiled.run, (*grid, 1, 1)[:3], kernel
+def _launched(call, operands, arguments):
+    """Return the result of a kernel, launched as an earlier one if there was such a call.
+
+    That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
+    device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
+    pointers are aligned.
+    """
+    device, start = call[:2]
+    again = LAUNCHED.get(call)
+    if again is None or torch._C._cuda_getDevice() != device:
+        y, compiled, grid, sizes = start(*arguments)
+        if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
+            # Neither metadata for hooks nor hooks: the last three.
+            kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
+        return y
+    shape, stride, run, programs, kernel, sizes = again
+    y = _empty_strided_cuda(shape, stride, torch.float32)
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    return y
 
 
 # ---- checks ----
@@ -322,13 +334,10 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose2d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
-# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
-@functools.lru_cache(maxsize=1024)
-def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
+def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
-    A bias that is not given has no shape. A layer gives the weight's strides, as its output has
-    torch's format. What no layer accepts raises torch's own error.
+    A bias that is not given has no shape. What no layer accepts raises torch's own error.
     """
     _check_as_torch(input_shape, weight_shape, bias_shape)
     shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
@@ -336,17 +345,29 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return f"input {INPUT_SHAPE}, got {shape}"
     if bias_shape is not None:
         return "bias=False, got a bias"
-    if weight_stride is not None:  # torch goes by the strides of both
-        last = _is_channels_last(input_shape, stride)
-        other = last or _is_channels_last(weight_shape, weight_stride)
-    else:  # dense in neither layout it is copied
-        other = len(input_shape) == 4 and 0 not in shape
-        other = other and not _is_dense(shape, stride, (3, 2, 1, 0))
-        other = other and _is_dense(shape, stride, (1, 3, 2, 0))
-    if other:
-        return "layout channels_first, got channels_last"
+    output = _output_shape(shape, GROUPS * weight_shape[1])
     mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-    return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
+    return mismatch or _mismatch_of_sizes(shape, output)
+
+
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
+def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
+    """As `_mismatch_but_layout`, and the layout: of input and weight if a layer gives both."""
+    mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
+    if mismatch is not None:
+        return mismatch
+    batched = len(input_shape) == 4
+    if weight_stride is not None:  # torch goes by the strides of both
+        other = _is_channels_last(input_shape, stride)
+        other = other or _is_channels_last(weight_shape, weight_stride)
+    else:  # dense in neither layout it is copied
+        other = batched and 0 not in input_shape
+        other = other and not _is_dense(input_shape, stride, (3, 2, 1, 0))
+        other = other and _is_dense(input_shape, stride, (1, 3, 2, 0))
+    if not other:
+        return None
+    return "layout channels_first, got channels_last"
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -359,7 +380,7 @@ def _mismatch_of_weight(shape, dtypes, devices):
     return None
 
 
-def _mismatch_of_sizes(shape, c_out):
+def _mismatch_of_sizes(shape, output):
     """Return what sizes of a call the file was not generated for, None for no such."""
     _, _, h_in, w_in = shape
     reach = max(8 * h_in * w_in, 32 * h_in * triton.cdiv(w_in + 1, 2) * 2)
@@ -428,8 +449,9 @@ def _backward(ctx, grad):
     if not batched:
         grad, input = grad.unsqueeze(0), input.unsqueeze(0)
     geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
+    of_bias = [GROUPS * weight.shape[1]]  # read if its gradient is needed
     needed = ctx.needs_input_grad[:3]
-    grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)
+    grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
     return for_input, *grads[1:]
 
@@ -466,9 +488,9 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_71b778d4c3bf8dd0"
+NAMESPACE = "convgen_d35c8fa8837acc2a"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
-    LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose2d", _forward, "CPU")
     LIBRARY.impl("conv_transpose2d", _forward, "CUDA")

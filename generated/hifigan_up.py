@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# sha256 of the other lines: d0236deeb5cba1d31817c75e0cac70e664eaa9f8068d3f21685911460af8882d
+# sha256 of the other lines: aeee8aaaea950d1c738131d1fe1f599b1373bc3ee9b97fe9f478724da4dc6275
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -47,23 +47,17 @@ PACK_IN = tl.constexpr(32)  # its input channels
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (None, 512, None)
 WEIGHT_SHAPE = (512, 256, 16)
-STRIDE = (8,)
-PADDING = (4,)
-OUTPUT_PADDING = (0,)
-GROUPS = 1
-DILATION = (1,)
+STRIDE, PADDING, OUTPUT_PADDING = (8,), (4,), (0,)
+GROUPS, DILATION = 1, (1,)
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
 
 # Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 # Tensor types that the fast path accepts; subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
-
-# Launches that were made, by kind of call: they repeat in less time than Triton's own.
-MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
-LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-# (device, shape, dtype): shape and strides of a packed weight, the launch, its sizes
-PACKED = {}
+# Launches that were made, by kind of call, with what `_launched` needs to make them again.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024  # what comes later is launched by Triton
 
 # ---- kernels ----
 
@@ -228,7 +222,8 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 2, GROUPS * PHASES.value
+    taps, rows = 2, GROUPS
+    rows *= PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -240,33 +235,10 @@ def conv_transpose1d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
-def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
-    batched = input.dim() == 3
-    x = input if batched else input.unsqueeze(0)
-    c_out = packed_weight.shape[1] // PHASES.value
-    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
-    x = x.resolve_neg().contiguous()
-    bias = bias.resolve_neg().contiguous()
-    device = x.get_device()
-    call = device, x.shape, c_out
-    again = LAUNCHED.get(call)
-    x_ptr = x.data_ptr()
-    w_ptr = packed_weight.data_ptr()
-    bias_ptr = bias.data_ptr()
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x_ptr | w_ptr | bias_ptr) % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        y = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, x_ptr, w_ptr, bias_ptr, y.data_ptr(), *sizes)
-        return y if batched else y.squeeze_(0)
-    shape = _output_shape(x.shape, c_out)
-    y = x.new_empty(shape)
-    if y.numel() == 0:
-        return y if batched else y.squeeze_(0)
+def _start(x, packed_weight, bias, y):
+    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
     batch, _, l_in = x.shape
+    c_out = y.shape[1]
     grid = (triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(l_in + 1, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         compiled = conv_transpose1d_kernel[grid](
@@ -279,26 +251,11 @@ def _launch(input, packed_weight, bias):
             num_stages=_num_stages(3),
             enable_fp_fusion=True,
         )
-    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        sizes = (l_in,)
-        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), sizes
-    return y if batched else y.squeeze_(0)
+    return compiled, grid, (l_in,)
 
 
-def _pack(weight):
-    """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is not contiguous or has torch's lazy negative bit set.
-    weight = weight.resolve_neg().contiguous()
-    device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype
-    again = PACKED.get(call)
-    aligned = w_ptr % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        packed = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
-        return packed
+def _start_pack(weight):
+    """Start packing a weight; return it with what `_start` returns."""
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (2, c_out * PHASES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
@@ -307,16 +264,7 @@ def _pack(weight):
         compiled = conv_transpose1d_pack_kernel[grid](
             weight, packed, num_warps=4, enable_fp_fusion=True
         )
-    if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), ()
-    return packed
-
-
-def _repeated(compiled, grid):
-    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
-    # Neither metadata for hooks nor hooks: the last three.
-    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-    return compiled.run, (*grid, 1, 1)[:3], kernel
+    return packed, compiled, grid, ()
 
 
 def _num_stages(planned):
@@ -328,6 +276,72 @@ def _num_stages(planned):
     overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
     return 1 if overtakes and hopper else planned
+
+
+def _launch(input, packed_weight, bias):
+    """Return the output of arguments that have no error."""
+    c_out = packed_weight.shape[1]
+    c_out //= PHASES.value
+    if input.numel() == 0:
+        return input.new_empty(_output_shape(input.shape, c_out))
+    batched = input.dim() == 3
+    x = input if batched else input.unsqueeze(0)
+    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    x = x.resolve_neg().contiguous()
+    bias = bias.resolve_neg().contiguous()
+    x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
+    call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
+    operands = x_ptr, w_ptr
+    b_ptr = bias.data_ptr()
+    call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+    y = _launched(call, operands, (x, packed_weight, bias, c_out))
+    return y if batched else y.squeeze_(0)
+
+
+def _first(x, packed_weight, bias, c_out):
+    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
+    return y, *_start(x, packed_weight, bias, y)
+
+
+def _pack(weight):
+    """Return a weight packed for the kernel, by another that is launched at every call."""
+    return _packed(weight, _start_pack)
+
+
+def _packed(weight, start):
+    """Return a weight packed by the kernel that `start` launches."""
+    weight = weight.resolve_neg()
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
+    weight = weight.contiguous()
+    w_ptr = weight.data_ptr()
+    call = weight.get_device(), start, weight.shape, weight.dtype, w_ptr % 16
+    return _launched(call, (w_ptr,), (weight,))
+
+
+def _launched(call, operands, arguments):
+    """Return the result of a kernel, launched as an earlier one if there was such a call.
+
+    That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
+    device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
+    pointers are aligned.
+    """
+    device, start = call[:2]
+    again = LAUNCHED.get(call)
+    if again is None or torch._C._cuda_getDevice() != device:
+        y, compiled, grid, sizes = start(*arguments)
+        if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
+            # Neither metadata for hooks nor hooks: the last three.
+            kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
+        return y
+    shape, stride, run, programs, kernel, sizes = again
+    y = _empty_strided_cuda(shape, stride, torch.float32)
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    return y
 
 
 # ---- checks ----
@@ -384,9 +398,7 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose1d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
-# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
-@functools.lru_cache(maxsize=1024)
-def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
+def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
     A bias that is not given has no shape. What no layer accepts raises torch's own error.
@@ -397,8 +409,16 @@ def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
         return f"input {INPUT_SHAPE}, got {shape}"
     if bias_shape is None:
         return "bias=True, got bias=None"
+    output = _output_shape(shape, GROUPS * weight_shape[1])
     mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-    return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
+    return mismatch or _mismatch_of_sizes(shape, output)
+
+
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
+def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
+    """Return as `_mismatch_but_layout` does: of one axis there is one layout."""
+    return _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -411,7 +431,7 @@ def _mismatch_of_weight(shape, dtypes, devices):
     return None
 
 
-def _mismatch_of_sizes(shape, c_out):
+def _mismatch_of_sizes(shape, output):
     """Return what sizes of a call the file was not generated for, None for no such."""
     l_in = shape[2]
     reach = 256 * (l_in + 1)
@@ -530,9 +550,9 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c696b59da787cfc2"
+NAMESPACE = "convgen_e2cdd6ead0062868"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
-    LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose1d", _forward, "CPU")
     LIBRARY.impl("conv_transpose1d", _forward, "CUDA")

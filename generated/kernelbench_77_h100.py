@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# sha256 of the other lines: 858d1f8063ebadfcdc78cc39d1d8a237e4b34481e67bef9ba78e707019bb5640
+# sha256 of the other lines: 8b46659a47a2c61e01d9220496cf82705b3e9ffb8a5fe0ac400aebf1dbe9efa6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -68,24 +68,17 @@ COPY_CHANNELS = tl.constexpr(32)  # channels of a tile of the copy
 # What this file was generated for; None is any size.
 INPUT_SHAPE = (16, 32, 16, 32, 32)
 WEIGHT_SHAPE = (32, 64, 3, 3, 3)
-STRIDE = (2, 2, 2)
-PADDING = (1, 1, 1)
-OUTPUT_PADDING = (0, 0, 0)
-GROUPS = 1
-DILATION = (2, 2, 2)
+STRIDE, PADDING, OUTPUT_PADDING = (2, 2, 2), (1, 1, 1), (0, 0, 0)
+GROUPS, DILATION = 1, (2, 2, 2)
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
 
 # Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 # Tensor types that the fast path accepts; subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
-
-# Launches that were made, by kind of call: they repeat in less time than Triton's own.
-MOST_LAUNCHED = 1024  # of each kind; what comes later is launched by Triton
-LAUNCHED = {}  # (device, shape, C_out): shape and strides of the output, the launch, its sizes
-COPIED = {}  # (device, shape) of an input that is copied: the launch
-# (device, shape, dtype, layout): shape and strides of a packed weight, the launch, its sizes
-PACKED = {}
+# Launches that were made, by kind of call, with what `_launched` needs to make them again.
+LAUNCHED = {}
+MOST_LAUNCHED = 1024  # what comes later is launched by Triton
 
 # ---- kernels ----
 
@@ -238,17 +231,17 @@ def conv_transpose3d_pack_kernel(
     `group_tap` groups before the last that it reaches
     """
     # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
-    tile_taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
-    tile_outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
-    tap_tiles = tl.cdiv(KD * KH * PHASES * TAPS_W, tile_taps)
+    taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
+    outs: tl.constexpr = PACK_OUT_LAST if IS_LAST else PACK_OUT
+    tap_tiles = tl.cdiv(KD * KH * PHASES * TAPS_W, taps)
 
     # The tile of this program
     program = tl.program_id(0)
     tap_tile = program % tap_tiles
     out_tile = program // tap_tiles
     ci = tl.arange(0, PACK_IN)
-    co = out_tile * tile_outs + tl.arange(0, tile_outs)
-    slot = tap_tile * tile_taps + tl.arange(0, tile_taps)
+    co = out_tile * outs + tl.arange(0, outs)
+    slot = tap_tile * taps + tl.arange(0, taps)
     lane = slot % PHASES
     group_tap = (slot // PHASES) % TAPS_W
     outer_tap = slot // (PHASES * TAPS_W)
@@ -260,17 +253,15 @@ def conv_transpose3d_pack_kernel(
     w_inside &= ((group_tap * PHASES + lane + 1) % DILATION_W) < 1
     w_mask = w_inside[:, None, None]
     w_mask &= packed_mask
+    w_ci = ci * (C_OUT * KD * KH * KW)
     if IS_LAST:
         w_tap = outer_tap * (C_OUT * KW) + kw * C_OUT
-        w_ci = ci * (C_OUT * KD * KH * KW)
         w_lanes = w_tap[:, None, None] + co[None, :, None] + w_ci[None, None, :]
-        w = tl.load(w_ptr + w_lanes, mask=w_mask, other=0.0)
     else:
         w_tap = outer_tap * KW + kw
         w_co = co * (KD * KH * KW)
-        w_ci = ci * (C_OUT * KD * KH * KW)
         w_lanes = w_tap[:, None, None] + w_co[None, :, None] + w_ci[None, None, :]
-        w = tl.load(w_ptr + w_lanes, mask=w_mask, other=0.0)
+    w = tl.load(w_ptr + w_lanes, mask=w_mask, other=0.0)
     packed_tap = (
         outer_tap * (C_IN * C_OUT * PHASES * TAPS_W)
         + group_tap * (C_IN * C_OUT * PHASES)
@@ -338,7 +329,8 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 27, GROUPS * PHASES.value
+    taps, rows = 27, GROUPS
+    rows *= PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -350,103 +342,114 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
-def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
-    batched = input.dim() == 5
-    x = input if batched else input.unsqueeze(0)
-    c_out = packed_weight.shape[1] // PHASES.value
-    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
-    x = x.resolve_neg().contiguous()
-    x = _in_channels_last(x)  # a copy, at every call
-    device = x.get_device()
-    call = device, x.shape, c_out
-    again = LAUNCHED.get(call)
-    x_ptr = x.data_ptr()
-    w_ptr = packed_weight.data_ptr()
-    # What Triton compiled for a call serves those of its sizes, if all tensors are aligned alike.
-    aligned = (x_ptr | w_ptr) % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        y = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, x_ptr, w_ptr, y.data_ptr(), *sizes)
-        return y if batched else y.squeeze_(0)
-    shape = _output_shape(x.shape, c_out)
-    y = x.new_empty(shape)
-    if y.numel() == 0:
-        return y if batched else y.squeeze_(0)
+def _start(x, packed_weight, bias, y):
+    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
     batch, _, d_in, _, w_in = x.shape
-    h_out = shape[3]
+    _, c_out, _, h_out, _ = y.shape
     positions = (d_in + 1) * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_in + 1, 2) * 2
     grid = (2 * triton.cdiv(c_out, BLOCK_N.value) * triton.cdiv(positions, BLOCK_M.value) * batch,)
     with torch.cuda.device_of(x):
         compiled = conv_transpose3d_kernel[grid](
             x, packed_weight, y, num_warps=4, num_stages=3, enable_fp_fusion=True
         )
-    if aligned and device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:
-        LAUNCHED[call] = tuple(shape), y.stride(), *_repeated(compiled, grid), ()
-    return y if batched else y.squeeze_(0)
+    return compiled, grid, ()
 
 
-def _pack(weight):
-    """Launch the kernel that packs a weight; return what it packed."""
-    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
-    weight = weight.resolve_neg()
-    last = torch.channels_last_3d
-    is_last = not weight.is_contiguous() and weight.is_contiguous(memory_format=last)
-    weight = weight if is_last else weight.contiguous()
-    device, w_ptr = weight.get_device(), weight.data_ptr()
-    call = device, weight.shape, weight.dtype, is_last
-    again = PACKED.get(call)
-    aligned = w_ptr % 16 == 0
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        shape, stride, run, programs, kernel, sizes = again
-        packed = _empty_strided_cuda(shape, stride, torch.float32)
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, w_ptr, packed.data_ptr(), *sizes)
-        return packed
+def _start_pack(weight, last):
+    """Start packing a weight, channels_last if `last`; return it with what `_start` returns."""
     c_in, c_out = weight.shape[0], GROUPS * weight.shape[1]
     shape = (27, c_out * PHASES.value, c_in // GROUPS)
     packed = torch.empty(shape, dtype=torch.float32, device=weight.device)
-    tile_taps = (PACK_TAPS_LAST if is_last else PACK_TAPS).value
-    tile_outs = (PACK_OUT_LAST if is_last else PACK_OUT).value
-    grid = (triton.cdiv(54, tile_taps) * triton.cdiv(c_out, tile_outs),)
+    taps = (PACK_TAPS_LAST if last else PACK_TAPS).value
+    outs = (PACK_OUT_LAST if last else PACK_OUT).value
+    grid = (triton.cdiv(54, taps) * triton.cdiv(c_out, outs),)
     with torch.cuda.device_of(weight):
         compiled = conv_transpose3d_pack_kernel[grid](
-            weight, packed, is_last, num_warps=4, enable_fp_fusion=True
+            weight, packed, last, num_warps=4, enable_fp_fusion=True
         )
-    if aligned and device >= 0 and len(PACKED) < MOST_LAUNCHED:
-        sizes = (is_last,)
-        PACKED[call] = shape, packed.stride(), *_repeated(compiled, grid), sizes
-    return packed
+    return packed, compiled, grid, (last,)
 
 
-def _in_channels_last(x):
-    """Return a copy of `x` in channels_last, rounded to TF32, for the kernel to read."""
+def _start_copy(x):
+    """Start copying `x` in channels_last, rounded to TF32; return it with what `_start` does."""
     copy = torch.empty_like(x, memory_format=torch.channels_last_3d)
-    if x.numel() == 0:
-        return copy
-    device, x_ptr, copy_ptr = x.get_device(), x.data_ptr(), copy.data_ptr()
-    aligned = (x_ptr | copy_ptr) % 16 == 0
-    again = COPIED.get((device, x.shape))
-    if again is not None and aligned and torch._C._cuda_getDevice() == device:
-        run, programs, kernel = again
-        run(*programs, torch._C._cuda_getCurrentRawStream(device), *kernel, x_ptr, copy_ptr)
-        return copy
     batch, _, d_in, h_in, w_in = x.shape
     grid = (triton.cdiv(d_in * h_in * w_in, COPY_POSITIONS.value) * batch,)
     with torch.cuda.device_of(x):
         compiled = channels_last_kernel[grid](x, copy, num_warps=4, enable_fp_fusion=True)
-    if aligned and device >= 0 and len(COPIED) < MOST_LAUNCHED:
-        COPIED[device, x.shape] = _repeated(compiled, grid)
-    return copy
+    return copy, compiled, grid, ()
 
 
-def _repeated(compiled, grid):
-    """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""
-    # Neither metadata for hooks nor hooks: the last three.
-    kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-    return compiled.run, (*grid, 1, 1)[:3], kernel
+def _launch(input, packed_weight, bias):
+    """Return the output of arguments that have no error."""
+    c_out = packed_weight.shape[1]
+    c_out //= PHASES.value
+    if input.numel() == 0:
+        return input.new_empty(_output_shape(input.shape, c_out))
+    batched = input.dim() == 5
+    x = input if batched else input.unsqueeze(0)
+    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    x = x.resolve_neg().contiguous()
+    x = _copied(x)  # at every call
+    x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
+    call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
+    operands = x_ptr, w_ptr
+    y = _launched(call, operands, (x, packed_weight, bias, c_out))
+    return y if batched else y.squeeze_(0)
+
+
+def _first(x, packed_weight, bias, c_out):
+    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    shape = _output_shape(x.shape, c_out)
+    y = x.new_empty(shape)
+    return y, *_start(x, packed_weight, bias, y)
+
+
+def _pack(weight):
+    """Return a weight packed for the kernel, by another that is launched at every call."""
+    return _packed(weight, _start_pack)
+
+
+def _packed(weight, start):
+    """Return a weight packed by the kernel that `start` launches."""
+    weight = weight.resolve_neg()
+    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
+    last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last_3d)
+    weight = weight if last else weight.contiguous()
+    w_ptr = weight.data_ptr()
+    call = weight.get_device(), start, weight.shape, weight.dtype, last, w_ptr % 16
+    return _launched(call, (w_ptr,), (weight, last))
+
+
+def _copied(x):
+    """Return a copy of the input in channels_last, rounded to TF32, for the kernel to read."""
+    x_ptr = x.data_ptr()
+    call = x.get_device(), _start_copy, x.shape, x_ptr % 16
+    return _launched(call, (x_ptr,), (x,))
+
+
+def _launched(call, operands, arguments):
+    """Return the result of a kernel, launched as an earlier one if there was such a call.
+
+    That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
+    device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
+    pointers are aligned.
+    """
+    device, start = call[:2]
+    again = LAUNCHED.get(call)
+    if again is None or torch._C._cuda_getDevice() != device:
+        y, compiled, grid, sizes = start(*arguments)
+        if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
+            # Neither metadata for hooks nor hooks: the last three.
+            kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
+        return y
+    shape, stride, run, programs, kernel, sizes = again
+    y = _empty_strided_cuda(shape, stride, torch.float32)
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    return y
 
 
 # ---- checks ----
@@ -525,13 +528,10 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         F.conv_transpose3d(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
-# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
-@functools.lru_cache(maxsize=1024)
-def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
+def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
-    A bias that is not given has no shape. A layer gives the weight's strides, as its output has
-    torch's format. What no layer accepts raises torch's own error.
+    A bias that is not given has no shape. What no layer accepts raises torch's own error.
     """
     _check_as_torch(input_shape, weight_shape, bias_shape)
     shape = tuple(input_shape) if len(input_shape) == 5 else (1, *input_shape)
@@ -539,16 +539,27 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         return f"input {INPUT_SHAPE}, got {shape}"
     if bias_shape is not None:
         return "bias=False, got a bias"
-    if weight_stride is not None:  # torch goes by the strides of both
-        last = _is_channels_last(input_shape, stride)
-        other = last or _is_channels_last(weight_shape, weight_stride)
-    else:  # dense in neither layout it is copied
-        other = len(input_shape) == 5 and 0 not in shape
-        other = other and not _is_dense(shape, stride, (4, 3, 2, 1, 0))
-        other = other and _is_dense(shape, stride, (1, 4, 3, 2, 0))
-    if other:
-        return "layout channels_first, got channels_last"
     return _mismatch_of_weight(weight_shape, dtypes, devices)
+
+
+# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+@functools.lru_cache(maxsize=1024)
+def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
+    """As `_mismatch_but_layout`, and the layout: of input and weight if a layer gives both."""
+    mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
+    if mismatch is not None:
+        return mismatch
+    batched = len(input_shape) == 5
+    if weight_stride is not None:  # torch goes by the strides of both
+        other = _is_channels_last(input_shape, stride)
+        other = other or _is_channels_last(weight_shape, weight_stride)
+    else:  # dense in neither layout it is copied
+        other = batched and 0 not in input_shape
+        other = other and not _is_dense(input_shape, stride, (4, 3, 2, 1, 0))
+        other = other and _is_dense(input_shape, stride, (1, 4, 3, 2, 0))
+    if not other:
+        return None
+    return "layout channels_first, got channels_last"
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -639,8 +650,9 @@ def _backward(ctx, grad):
     if not batched:
         grad, input = grad.unsqueeze(0), input.unsqueeze(0)
     geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
+    of_bias = [GROUPS * weight.shape[1]]  # read if its gradient is needed
     needed = ctx.needs_input_grad[:3]
-    grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)
+    grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)
     for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
     return for_input, *grads[1:], None  # of a packed weight
 
@@ -677,9 +689,9 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_9a0cb74be8a84c70"
+NAMESPACE = "convgen_f2dafbb328ac7fd8"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
-    LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl("conv_transpose3d", _forward, "CPU")
     LIBRARY.impl("conv_transpose3d", _forward, "CUDA")

@@ -1,15 +1,17 @@
-"""What every emitted file has in common: checks of a call, gradients, operator, layer.
+"""What every emitted file has in common: launches, checks of a call, gradients, operator, layer.
 
 A module like any other, that is linted, typed and tested. `rendering/fold.py` puts the constants of
 a file in, drops what that file has no use for, and gives the text of each section below, in which a
-standalone file has nothing of this module left. Names in capitals are those of a file: the first
-section has them as a file states them, the second those that are gone from its text. Here they are
-of one sample layer, so that this module can be imported.
+standalone file has nothing of this module left. Where a package shares one `_runtime.py`, the same
+sections are what its `bind` does for each kernel. Names in capitals are those of a kernel's file:
+the first section has what such a file states, the second what follows from that. Here they are of
+one sample layer, so that this module can be imported.
 """
 
 import functools
 import hashlib
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import triton
+from torch._C._dynamo.guards import _empty_strided_cuda  # type: ignore[attr-defined]
 from triton.runtime.cache import get_cache_manager
 
 # ---- sample ----
@@ -28,25 +31,47 @@ OUTPUT_PADDING = (0, 0)
 GROUPS = 1
 DILATION = (1, 1)
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
-NAMESPACE = "convgen_sample"
+DTYPE = torch.float32
+LAYOUT = "channels_first"
+HAS_BIAS = True
+NAMESPACE = "convgen_sample"  # of the operator
+# Of a packed weight: its matrices; outputs of a group, which are columns of those; inputs, rows.
+PACKED_TAPS, LANES, PLACES = 16, 1, 1
+CONFIGS = None  # what Triton times at the first call, if the file is tuned at run time
+_torch = None  # the layer between pointwise stages, if it has some
 
 
-def _launch(input, packed_weight, bias):
+def _start(x, packed_weight, bias, y):
     """Launch the kernel, which a file has and the sample has not."""
     raise NotImplementedError
 
 
-def _pack(weight):
+def _start_pack(weight, *flags):
     """Launch the kernel that packs a weight."""
     raise NotImplementedError
 
 
-def _input_gradient(grad, weight):
+def _start_gradient(x, packed_weight, y):
     """Launch the kernel of the input's gradient."""
     raise NotImplementedError
 
 
-def _mismatch_of_sizes(shape, c_out):
+def _start_pack_for_gradient(weight, *flags):
+    """Launch the kernel that packs a weight for the input's gradient."""
+    raise NotImplementedError
+
+
+def _start_copy(x):
+    """Launch the kernel that copies an input."""
+    raise NotImplementedError
+
+
+def _descriptors(x, packed_weight):
+    """Return the tensor descriptors of the kernel's operands."""
+    raise NotImplementedError
+
+
+def _mismatch_of_sizes(shape, output):
     """Return which size is too large for the kernel's indices."""
     return None
 
@@ -56,17 +81,7 @@ def _serves_gradient(shape, output):
     return True
 
 
-# What a file has in its text, and no constant for.
-DTYPE = torch.float32
-LAYOUT = "channels_first"
-HAS_BIAS = True
-RAW_WEIGHT = False  # the kernel reads a weight as torch lays it
-PACKED_TAPS = 16  # matrices of a packed weight
-LANES = 1  # outputs of a group, which are columns of those
-PLACES = 1  # inputs of a group, which are rows of those
-STAGES = None  # the layer between its pointwise stages
-PACKED_WEIGHT = """\
-    Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous."""
+# Flags of a text that is made; a text without them has both branches' names.
 REPEATS = True  # launches are repeated without Triton
 UNPIPELINED = True  # the kernel is for no Hopper
 PRECOMPILED = True  # machine code may ship beside the file
@@ -80,18 +95,26 @@ LAYER = f"ConvTranspose{RANK}d"
 HALF = {torch.float32, torch.float16, torch.bfloat16}  # under autocast one becomes another
 PACKED_DTYPES = {DTYPE} if DTYPE.itemsize > 2 else HALF
 CHANNELS_LAST = LAYOUT == "channels_last"
-OTHER_LAYOUT = "channels_first" if CHANNELS_LAST else "channels_last"
+OTHER_LAYOUT = "channels_last" if LAYOUT == "channels_first" else "channels_first"
 FORMAT = torch.channels_last_3d if RANK == 3 else torch.channels_last
 FIRST_AXES = (*range(RANK + 1, -1, -1),)  # of a tensor in channels_first, the innermost first
 LAST_AXES = (1, *range(RANK + 1, 1, -1), 0)  # and in channels_last
-OWN_AXES, OTHER_AXES = (FIRST_AXES, LAST_AXES)[:: -1 if CHANNELS_LAST else 1]
-HAS_LANES, HAS_PLACES, HAS_STAGES = LANES > 1, PLACES > 1, STAGES is not None
-HAS_GRADIENT = "_input_gradient" in globals()
-CHECKS_SIZES, CHECKS_GRADIENT = "_mismatch_of_sizes" in globals(), "_serves_gradient" in globals()
-AXES = "DHW"[-RANK:] if RANK > 1 else "L"
-INPUT_AXES = f"[BATCH, C_IN, {', '.join(f'{axis}_IN' for axis in AXES)}]"
-KERNEL_AXES = ", ".join(f"K{axis}" for axis in AXES)
-BIAS_AXES = "[C_out]" if HAS_BIAS else "None: this file was generated for bias=False"
+OWN_AXES, OTHER_AXES = FIRST_AXES, LAST_AXES
+if CHANNELS_LAST:
+    OWN_AXES, OTHER_AXES = LAST_AXES, FIRST_AXES
+RAW_WEIGHT = _start_pack is None  # the kernel reads a weight as torch lays it
+RAW_GRADIENT = _start_pack_for_gradient is None  # and so does that of the input's gradient
+HAS_PACKING = not (RAW_WEIGHT and RAW_GRADIENT)
+PACKS_BOTH_LAYOUTS = RANK > 1 and math.prod(WEIGHT_SHAPE[2:]) > 1
+HAS_LANES = LANES > 1
+HAS_PLACES = PLACES > 1
+HAS_STAGES = _torch is not None
+HAS_COPY = _start_copy is not None
+HAS_BOXES = _descriptors is not None
+HAS_GRADIENT = _start_gradient is not None
+IS_TUNED = CONFIGS is not None
+CHECKS_SIZES = _mismatch_of_sizes is not None
+CHECKS_GRADIENT = _serves_gradient is not None
 
 
 def _default(values):
@@ -103,12 +126,19 @@ IN_CHANNELS, OUT_CHANNELS = WEIGHT_SHAPE[0], WEIGHT_SHAPE[1] and GROUPS * WEIGHT
 DEFAULT_KERNEL, DEFAULT_STRIDE = _default(WEIGHT_SHAPE[2:]), _default(STRIDE)
 DEFAULT_PADDING, DEFAULT_OUTPUT_PADDING = _default(PADDING), _default(OUTPUT_PADDING)
 DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
+OPEN_CHANNELS = OUT_CHANNELS is None
 
 # ---- devices ----
 # Devices that have the kernel: the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
 # Tensor types that the fast path accepts; subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
+if REPEATS:
+    # Launches that were made, by kind of call, with what `_launched` needs to make them again.
+    LAUNCHED = {}
+    MOST_LAUNCHED = 1024  # what comes later is launched by Triton
+    if HAS_BOXES:
+        BOXES = {}  # by kind of call, the descriptors of its tensors without those
 
 
 # ---- functions ----
@@ -151,10 +181,9 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         if not _fits(weight_shape, WEIGHT_SHAPE):
             _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
     else:
+        taps, rows = PACKED_TAPS, GROUPS
         if HAS_LANES:
-            taps, rows = PACKED_TAPS, GROUPS * LANES
-        else:
-            taps, rows = PACKED_TAPS, GROUPS
+            rows *= LANES
         shape = tuple(packed_weight.shape)
         if HAS_PLACES:
             if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % PLACES:
@@ -171,16 +200,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
 
 
-# ---- launch ----
-if REPEATS:
-
-    def _repeated(compiled, grid):
-        """Return what launches a compiled kernel again, in less time than Triton's own launch takes."""  # fmt: skip
-        # Neither metadata for hooks nor hooks: the last three.
-        kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-        return compiled.run, (*grid, 1, 1)[:3], kernel
-
-
+# ---- stages ----
 if UNPIPELINED:
 
     def _num_stages(planned):
@@ -192,6 +212,149 @@ if UNPIPELINED:
         overtakes = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
         hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
         return 1 if overtakes and hopper else planned
+
+
+# ---- launch ----
+def _launch(input, packed_weight, bias):
+    """Return the output of arguments that have no error."""
+    if RAW_WEIGHT:
+        c_out = GROUPS * packed_weight.shape[1]
+    else:
+        c_out = packed_weight.shape[1]
+        if HAS_LANES:
+            c_out //= LANES
+    if input.numel() == 0:
+        return input.new_empty(_output_shape(input.shape, c_out))
+    batched = input.dim() == BATCHED
+    x = input if batched else input.unsqueeze(0)
+    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    if CHANNELS_LAST:
+        x = x.resolve_neg().contiguous(memory_format=FORMAT)
+    else:
+        x = x.resolve_neg().contiguous()
+    if HAS_COPY:
+        x = _copied(x)  # at every call
+    if HAS_BIAS:
+        bias = bias.resolve_neg().contiguous()
+    if HAS_BOXES:
+        # Boxes are loaded from tensors that start at a multiple of 16 bytes: others are copied.
+        if (x.data_ptr() | packed_weight.data_ptr()) % 16:
+            x, packed_weight = x.clone(), packed_weight.clone()
+    if IS_TUNED:
+        y = _first(x, packed_weight, bias, c_out)
+    else:
+        x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
+        call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
+        operands = x_ptr, w_ptr
+        if HAS_BOXES:
+            operands = _boxed(call, x, packed_weight)
+        if HAS_BIAS:
+            b_ptr = bias.data_ptr()
+            call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+        y = _launched(call, operands, (x, packed_weight, bias, c_out))
+    return y if batched else y.squeeze_(0)
+
+
+if HAS_BOXES:
+
+    def _boxed(call, x, packed_weight):
+        """Return the descriptors of a call's operands; of later ones Triton's checks are left out."""  # fmt: skip
+        described = BOXES.get(call)
+        if described is None:
+            described = _descriptors(x, packed_weight)
+            if len(BOXES) < MOST_LAUNCHED:
+                BOXES[call] = [(type(each), vars(each) | {"base": None}) for each in described]
+            return described
+        again = []
+        for (kind, fields), tensor in zip(described, (x, packed_weight), strict=True):
+            each = object.__new__(kind)
+            vars(each).update(fields, base=tensor)
+            again.append(each)
+        return again
+
+
+def _first(x, packed_weight, bias, c_out):
+    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    shape = _output_shape(x.shape, c_out)
+    if CHANNELS_LAST:
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
+    else:
+        y = x.new_empty(shape)
+    if PRECOMPILED:
+        if x.is_cuda:
+            _use_precompiled(x.device)
+    if IS_TUNED:
+        _start(x, packed_weight, bias, y)
+        return y
+    else:
+        return y, *_start(x, packed_weight, bias, y)
+
+
+if RAW_WEIGHT:
+
+    def _pack(weight):
+        """Return a weight as the kernel reads it: contiguous, in the dtype of this file."""
+        return weight.detach().resolve_neg().to(DTYPE).contiguous()
+
+else:
+
+    def _pack(weight):
+        """Return a weight packed for the kernel, by another that is launched at every call."""
+        return _packed(weight, _start_pack)
+
+
+if HAS_PACKING:
+
+    def _packed(weight, start):
+        """Return a weight packed by the kernel that `start` launches."""
+        weight = weight.resolve_neg()
+        # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
+        if PACKS_BOTH_LAYOUTS:
+            last = not weight.is_contiguous() and weight.is_contiguous(memory_format=FORMAT)
+            weight = weight if last else weight.contiguous()
+            w_ptr = weight.data_ptr()
+            call = weight.get_device(), start, weight.shape, weight.dtype, last, w_ptr % 16
+            return _launched(call, (w_ptr,), (weight, last))
+        else:
+            weight = weight.contiguous()
+            w_ptr = weight.data_ptr()
+            call = weight.get_device(), start, weight.shape, weight.dtype, w_ptr % 16
+            return _launched(call, (w_ptr,), (weight,))
+
+
+if HAS_COPY:
+
+    def _copied(x):
+        """Return a copy of the input{COPIED}, for the kernel to read."""
+        x_ptr = x.data_ptr()
+        call = x.get_device(), _start_copy, x.shape, x_ptr % 16
+        return _launched(call, (x_ptr,), (x,))
+
+
+if REPEATS:
+
+    def _launched(call, operands, arguments):
+        """Return the result of a kernel, launched as an earlier one if there was such a call.
+
+        That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
+        device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
+        pointers are aligned.
+        """
+        device, start = call[:2]
+        again = LAUNCHED.get(call)
+        if again is None or torch._C._cuda_getDevice() != device:
+            y, compiled, grid, sizes = start(*arguments)
+            if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
+                # Neither metadata for hooks nor hooks: the last three.
+                kernel = (compiled.function, compiled.packed_metadata, None, None, None)
+                launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+                LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
+            return y
+        shape, stride, run, programs, kernel, sizes = again
+        y = _empty_strided_cuda(shape, stride, DTYPE)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+        return y
 
 
 if PRECOMPILED:
@@ -305,71 +468,61 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         getattr(F, OP)(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
+def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
+    """Return what this file was generated for and what a call has instead, None if they agree.
+
+    A bias that is not given has no shape. What no layer accepts raises torch's own error.
+    """
+    _check_as_torch(input_shape, weight_shape, bias_shape)
+    shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
+    if not _fits(shape, INPUT_SHAPE):
+        return f"input {INPUT_SHAPE}, got {shape}"
+    if HAS_BIAS:
+        if bias_shape is None:
+            return "bias=True, got bias=None"
+    else:
+        if bias_shape is not None:
+            return "bias=False, got a bias"
+    if CHECKS_SIZES:
+        output = _output_shape(shape, GROUPS * weight_shape[1])
+        mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+        return mismatch or _mismatch_of_sizes(shape, output)
+    else:
+        return _mismatch_of_weight(weight_shape, dtypes, devices)
+
+
 # Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
 if RANK == 1:
 
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
-        """Return what this file was generated for and what a call has instead, None if they agree.
-
-        A bias that is not given has no shape. What no layer accepts raises torch's own error.
-        """
-        _check_as_torch(input_shape, weight_shape, bias_shape)
-        shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
-        if not _fits(shape, INPUT_SHAPE):
-            return f"input {INPUT_SHAPE}, got {shape}"
-        if HAS_BIAS:
-            if bias_shape is None:
-                return "bias=True, got bias=None"
-        else:
-            if bias_shape is not None:
-                return "bias=False, got a bias"
-        if CHECKS_SIZES:
-            mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-            return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
-        else:
-            return _mismatch_of_weight(weight_shape, dtypes, devices)
+        """Return as `_mismatch_but_layout` does: of one axis there is one layout."""
+        return _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
 
 else:
 
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
-        """Return what this file was generated for and what a call has instead, None if they agree.
-
-        A bias that is not given has no shape. A layer gives the weight's strides, as its output has
-        torch's format. What no layer accepts raises torch's own error.
-        """
-        _check_as_torch(input_shape, weight_shape, bias_shape)
-        shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
-        if not _fits(shape, INPUT_SHAPE):
-            return f"input {INPUT_SHAPE}, got {shape}"
-        if HAS_BIAS:
-            if bias_shape is None:
-                return "bias=True, got bias=None"
-        else:
-            if bias_shape is not None:
-                return "bias=False, got a bias"
+        """As `_mismatch_but_layout`, and the layout: of input and weight if a layer gives both."""
+        mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
+        if mismatch is not None:
+            return mismatch
+        batched = len(input_shape) == BATCHED
         if weight_stride is not None:  # torch goes by the strides of both
-            last = _is_channels_last(input_shape, stride)
+            other = _is_channels_last(input_shape, stride)
+            other = other or _is_channels_last(weight_shape, weight_stride)
             if CHANNELS_LAST:
-                other = not (last or _is_channels_last(weight_shape, weight_stride))
-            else:
-                other = last or _is_channels_last(weight_shape, weight_stride)
+                other = not other
         else:  # dense in neither layout it is copied
-            other = len(input_shape) == BATCHED and 0 not in shape
-            other = other and not _is_dense(shape, stride, OWN_AXES)
-            other = other and _is_dense(shape, stride, OTHER_AXES)
-        if other:
-            if CHANNELS_LAST:
-                got = OTHER_LAYOUT if len(input_shape) == BATCHED else "an unbatched input"
-                return f"layout {LAYOUT}, got {got}"
-            else:
-                return f"layout {LAYOUT}, got {OTHER_LAYOUT}"
-        if CHECKS_SIZES:
-            mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-            return mismatch or _mismatch_of_sizes(shape, GROUPS * weight_shape[1])
-        else:
-            return _mismatch_of_weight(weight_shape, dtypes, devices)
+            other = batched and 0 not in input_shape
+            other = other and not _is_dense(input_shape, stride, OWN_AXES)
+            other = other and _is_dense(input_shape, stride, OTHER_AXES)
+        if not other:
+            return None
+        if CHANNELS_LAST:
+            if not batched:
+                return f"layout {LAYOUT}, got an unbatched input"
+        return f"layout {LAYOUT}, got {OTHER_LAYOUT}"
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -452,6 +605,33 @@ def _input_shape(output_shape, c_in):
 # ---- backward ----
 if HAS_GRADIENT:
 
+    def _input_gradient(grad, weight):
+        """Return the gradient of the input, from that of the output."""
+        c_in = weight.shape[0]
+        if grad.numel() == 0:
+            return grad.new_zeros(_input_shape(grad.shape, c_in))
+        # Copies only what is not dense in the layout or has torch's lazy negative bit set.
+        if CHANNELS_LAST:
+            x = grad.resolve_neg().contiguous(memory_format=FORMAT)
+        else:
+            x = grad.resolve_neg().contiguous()
+        if RAW_GRADIENT:
+            packed_weight = weight.resolve_neg().contiguous()
+        else:
+            packed_weight = _packed(weight, _start_pack_for_gradient)
+        x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
+        call = x.get_device(), _first_gradient, x.shape, c_in, x_ptr % 16, w_ptr % 16
+        return _launched(call, (x_ptr, w_ptr), (x, packed_weight, c_in))
+
+    def _first_gradient(x, packed_weight, c_in):
+        """Launch the kernel of the input's gradient by Triton; return as `_first` does."""
+        shape = _input_shape(x.shape, c_in)
+        if CHANNELS_LAST:
+            y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
+        else:
+            y = x.new_empty(shape)
+        return y, *_start_gradient(x, packed_weight, y)
+
     def _fake_input_gradient(grad, weight):
         """Return a gradient of the input with no numbers in it."""
         if CHANNELS_LAST:
@@ -502,8 +682,7 @@ else:
         if not batched:
             grad, input = grad.unsqueeze(0), input.unsqueeze(0)
         geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
-        if HAS_BIAS:
-            of_bias = [GROUPS * weight.shape[1]]
+        of_bias = [GROUPS * weight.shape[1]]  # read if its gradient is needed
         if HAS_GRADIENT:
             for_input, *others = ctx.needs_input_grad[:3]
             # Not for a transform either: it knows torch's operator alone.
@@ -513,18 +692,12 @@ else:
             grads = None, None, None
             if any(others) or (for_input and not own):
                 needed = for_input and not own, *others
-                if HAS_BIAS:
-                    grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
-                else:
-                    grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)  # fmt: skip
+                grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
             for_input = INPUT_GRADIENT(grad, weight) if own else grads[0]
             for_input = for_input if batched or for_input is None else for_input.squeeze(0)
         else:
             needed = ctx.needs_input_grad[:3]
-            if HAS_BIAS:
-                grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
-            else:
-                grads = torch.ops.aten.convolution_backward(grad, input, weight, None, *geometry, needed)  # fmt: skip
+            grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)  # fmt: skip
             for_input = grads[0] if batched or grads[0] is None else grads[0].squeeze(0)
         if RAW_WEIGHT:
             return for_input, *grads[1:]
@@ -567,8 +740,8 @@ def _autocast(input, weight, bias):
 
 
 # ---- registration ----
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), OP):
-    LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARY.define(f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl(OP, _forward, "CPU")
     LIBRARY.impl(OP, _forward, "CUDA")
@@ -641,6 +814,11 @@ class ModelNew(getattr(nn, LAYER)):
         device=None,
         dtype=None,
     ):
+        if OPEN_CHANNELS:
+            if in_channels is None or out_channels is None:
+                raise TypeError(
+                    f"{LAYER} needs in_channels and out_channels: this file has neither"
+                )
         given = in_channels, out_channels, kernel_size, stride, padding, output_padding, groups
         dtype = DTYPE if dtype is None else dtype
         super().__init__(*given, bias, dilation, padding_mode, device, dtype)

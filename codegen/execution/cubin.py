@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..rendering.render import KernelSource
+from ..rendering.render import RUNTIME, KernelSource
 from ..tables.targets import GpuTarget
 from .workers import spawn_context
 
 KERNEL = "_kernel"  # suffix of a kernel's name
-STAGES = "_num_stages"  # sets the stages of a launch (templates/parts/stages.jinja)
+STAGES = "_num_stages"  # sets the stages of a launch (templates/runtime.py)
 HOPPER = 9
 _POINTER = "_ptr"
 _FLAG = "IS_"  # prefix of boolean arguments, which are compiled as False
@@ -105,7 +105,14 @@ def _is_launch(call: ast.Call, kernel: str) -> bool:
     return isinstance(value, ast.Name) and value.id == kernel
 
 
-def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int = 0) -> Binary:
+def compile_text(
+    text: str,
+    dtype: str,
+    name: str,
+    capability: int,
+    kernel: int = 0,
+    runtime: str | None = None,
+) -> Binary:
     """Compile a kernel of the emitted file `text` for a compute capability such as 89.
 
     Sizes left to run time are assumed to be below 2**31, and pointers to be multiples of 16, as
@@ -120,6 +127,7 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
         capability: 10 * major + minor.
         kernel: number of the kernel in the file: 0 for the layer, then, if they exist, the input's
             gradient, the packing of the weight for each of the two, and the copy of the input.
+        runtime: text of the `_runtime.py` from which the file imports; None if it is complete.
     """
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     import triton
@@ -141,7 +149,8 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
             return 0
 
     launch = read_launches(text)[kernel]
-    names = _device_part(text, name)
+    shared = {} if runtime is None else _device_part(runtime, RUNTIME, {})
+    names = _device_part(text, name, shared)
     function = names[launch.kernel]
     configs = getattr(function, "configs", None)  # only autotuned kernels have configs
     tensor = MockTensor(getattr(tl, dtype))
@@ -153,7 +162,7 @@ def compile_text(text: str, dtype: str, name: str, capability: int, kernel: int 
             given[argument] = TensorDescriptor(tensor, box, strides, box)
     arguments = list(given.values())
     options = launch.options | (configs[0].all_kwargs() if configs else {})
-    if f"def {STAGES}(" in text and capability // 10 == HOPPER and _overtakes(triton.__version__):
+    if f"{STAGES}(" in text and capability // 10 == HOPPER and _overtakes(triton.__version__):
         options["num_stages"] = 1
     jit = function.fn if configs else function
     before = triton.runtime.driver._active
@@ -170,16 +179,16 @@ def _overtakes(version: str) -> bool:
     return tuple(map(int, version.split(".")[:2])) < (3, 9)
 
 
-def _device_part(text: str, name: str) -> dict[str, Any]:
+def _device_part(text: str, name: str, shared: dict[str, Any]) -> dict[str, Any]:
     """Run the statements of an emitted file that define its kernels; return their names.
 
-    The other statements, the wrapper, need torch. Line numbers stay, as Triton's key depends on
-    them.
+    `shared` has what they import from a runtime. The other statements, the wrapper, need torch.
+    Line numbers stay, as Triton's key depends on them.
     """
     tree = ast.parse(text)
     body = [node for node in tree.body if _is_for_device(node)]
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    names: dict[str, Any] = {"__name__": Path(name).stem}
+    names: dict[str, Any] = {**shared, "__name__": Path(name).stem}
     exec(compile(ast.Module(body, []), name, "exec"), names)
     return names
 

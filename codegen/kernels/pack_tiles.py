@@ -101,8 +101,8 @@ def _two(tile: PackTile) -> dict[str, tuple[int, str]]:
     if tile.last is None:
         return {}
     rows = {
-        "PACK_TAPS": (tile.taps, tile.last[0], "tile_taps"),
-        "PACK_OUT": (tile.outputs, tile.last[1], "tile_outs"),
+        "PACK_TAPS": (tile.taps, tile.last[0], "taps"),
+        "PACK_OUT": (tile.outputs, tile.last[1], "outs"),
     }
     return {name: (last, local) for name, (own, last, local) in rows.items() if own != last}
 
@@ -126,7 +126,7 @@ def block_lines(tile: PackTile, prefix: str) -> tuple[str, ...]:
 def extent_lines(tile: PackTile, prefix: str, grid: str) -> tuple[str, ...]:
     """Return the lines of the launch that choose the extents which `grid` reads."""
     return tuple(
-        f"{local} = ({prefix}{constant}_LAST if is_last else {prefix}{constant}).value"
+        f"{local} = ({prefix}{constant}_LAST if last else {prefix}{constant}).value"
         for constant, (_, local) in _two(tile).items()
         if local in grid
     )

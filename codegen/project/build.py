@@ -19,6 +19,7 @@ from ..families.registry import FAMILIES
 from ..files import bytes_on_disk, is_regular, on_disk, only_writer, remove, write_bytes
 from ..planning.choices import choices_for
 from ..rendering.header import around_hash, is_as_generated, is_generated, with_hash
+from ..rendering.render import RUNTIME
 from ..tables.targets import find_target
 from .package import (
     MANIFEST,
@@ -29,6 +30,7 @@ from .package import (
     read_precompiled,
 )
 from .precompile import CUBIN, is_sealed, jobs, precompile, seal_is_intact
+from .shared_runtime import runtime_source
 from .table import Kernel, Table, read_table
 
 
@@ -90,12 +92,22 @@ def generate(
     table = read_table(root)
     choices = choices_for(table.choices, {kernel.target for kernel in table.kernels}, FAMILIES)
     shipping = {job.kernel for job in jobs(table)}
-    texts = {}
+    texts, sources = {}, []
     with shown(table.kernels) as kernels:
         for kernel in kernels:
             target, precompiled = find_target(kernel.target), kernel in shipping
-            source = compile_kernel(kernel.spec, target, choices=choices, precompiled=precompiled)
+            source = compile_kernel(
+                kernel.spec,
+                target,
+                choices=choices,
+                precompiled=precompiled,
+                shared=table.shared,
+            )
+            sources.append(source)
             texts[kernel.path] = _licensed(source.text, table.license)
+    if sources and table.shared:
+        runtime = runtime_source(sources, precompiled=bool(shipping))
+        texts[table.output / RUNTIME] = _licensed(runtime, table.license)
     cubins = precompile(table, texts)
     package = package_text(table)
     if package is not None:
@@ -111,6 +123,7 @@ def files(table: Table) -> list[Path]:
     """Return the paths that a build of `table` would write, without compiling anything."""
     paths = [kernel.path for kernel in table.kernels]
     paths += [table.output / "__init__.py"] * needs_package(table)
+    paths += [table.output / RUNTIME] * (table.shared and bool(table.kernels))
     paths += [job.path for job in jobs(table)]
     return sorted([*paths, table.output / MANIFEST])
 

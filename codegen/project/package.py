@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import ProjectError
 from ..files import is_regular, on_disk
 from ..rendering.header import HEADER_LINE, with_hash
-from ..rendering.render import environment
+from ..rendering.render import RUNTIME, environment
 from ..tables.targets import find_target
 from ..version import __version__
 from .table import Kernel, Table
@@ -132,6 +132,8 @@ def manifest_text(table: Table, texts: dict[str, str], cubins: dict[str, dict[st
         for kernel in table.kernels
     ]
     content = {"schema": SCHEMA, "generator": f"convgen {__version__}", "kernels": rows}
+    if RUNTIME in texts:
+        content["runtime"] = {"file": RUNTIME, "sha256": _digest(texts[RUNTIME])}
     if table.aot:
         content["precompiled"] = cubins
     return json.dumps(content | {"sha256": _digest(json.dumps(content))}, indent=2) + "\n"

@@ -29,6 +29,7 @@ from typing import Any
 
 from ..errors import ProjectError
 from ..execution.cubin import capability_of, compile_text, cores
+from ..rendering.render import RUNTIME
 from ..tables.targets import TARGETS, find_target
 from .table import Kernel, Table
 
@@ -152,7 +153,10 @@ def _compiled(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
 def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
     """Compile `jobs` in one process with Triton's default settings and an empty cache."""
     lines = [
-        [texts[job.kernel.path], job.kernel.spec.dtype, job.kernel.path.name, job.arch]
+        [
+            *(texts[job.kernel.path], job.kernel.spec.dtype, job.kernel.path.name, job.arch),
+            texts.get(job.kernel.path.with_name(RUNTIME)),
+        ]
         for job in jobs
     ]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -195,7 +199,10 @@ def _cubin(job: Job, text: str, result: dict[str, Any]) -> Cubin:
 
 
 def main() -> None:
-    """Compile JSON lines `[text, dtype, name, architecture]` from stdin; print a line for each."""
+    """Compile JSON lines `[text, dtype, name, architecture, runtime]`; print a line for each.
+
+    The last of a line is the text of `_runtime.py`, None if files share none.
+    """
     import triton
 
     # Line information would contain paths of this machine. It is disabled through the knob because
@@ -204,8 +211,8 @@ def main() -> None:
     triton.knobs.propagate_env = False
     triton.knobs.compilation.disable_line_info = True
     for line in sys.stdin:
-        text, dtype, name, arch = json.loads(line)
-        binary = compile_text(text, dtype, name, capability_of(arch))
+        text, dtype, name, arch, runtime = json.loads(line)
+        binary = compile_text(text, dtype, name, capability_of(arch), runtime=runtime)
         # extern_libs has paths of this machine; the launcher does not read it.
         metadata = binary.metadata | {"extern_libs": []}
         result = {

@@ -22,9 +22,13 @@ from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
 from ..tables.targets import ARCHITECTURES, DEFAULT_TARGET, TARGETS, find_target
 from .statements import read_document
 
-KEYS = ("output", "target", "specs", "choices", "license", "aot", "build-backend", "kernel")
+KEYS = (
+    *("output", "target", "specs", "choices", "license", "runtime", "aot", "build-backend"),
+    "kernel",
+)
 KERNEL_KEYS = ("name", "spec", "target", "class-name")
 BACKEND = "setuptools.build_meta"
+RUNTIMES = ("standalone", "shared")
 LICENSE = r"[A-Za-z0-9 .+()-]{1,200}"  # an SPDX expression
 # Names that the generated __init__.py uses itself.
 TAKEN = ("FILES", "OWN", "importlib", "math", "nn", "torch")
@@ -60,6 +64,7 @@ class Table:
         choices: the file of measured tiles; None for those that ship with convgen, ``none`` for the
             cost model only.
         license: an SPDX expression for the headers of the files, None for no such line.
+        shared: the kernels' files share `_runtime.py`; else each file is complete.
         aot: the architectures to ship machine code for, such as ``sm_90``.
         build_backend: the backend that the wrapper backend (pep517.py) delegates to.
         kernels: sorted by name, then path.
@@ -70,6 +75,7 @@ class Table:
     several: bool
     choices: Path | None
     license: str | None
+    shared: bool
     aot: tuple[str, ...]
     build_backend: str
     kernels: tuple[Kernel, ...]
@@ -139,6 +145,7 @@ def read_table(root: Path) -> Table:
         several=several,
         choices=measured[0] if measured else given and Path(NO_CHOICES),
         license=_text(table, "license", LICENSE, "an SPDX expression such as MIT"),
+        shared=_text(table, "runtime", "|".join(RUNTIMES), " or ".join(RUNTIMES)) == RUNTIMES[1],
         aot=tuple(_architectures(_list(table, "aot"))),
         build_backend=_backend(table),
         kernels=tuple(sorted(kernels, key=lambda kernel: (kernel.name, kernel.path))),

@@ -32,7 +32,6 @@ class RelayoutText:
 
     Attributes:
         kernel: name of the kernel that copies.
-        function: name of the function that launches it.
         copied: words that describe the copy, printed after "copy" in comments.
         triton_dtype: element type of the tensors, in comments.
         x_shape, copy_shape: axes of the tensors, in comments.
@@ -52,7 +51,6 @@ class RelayoutText:
     """
 
     kernel: str
-    function: str
     copied: str
     triton_dtype: str
     x_shape: str
@@ -98,7 +96,6 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     copy_shape = f"[BATCH, {spatial}, C_IN]"
     return RelayoutText(
         kernel=f"{name}_kernel",
-        function="_in_channels_last" if transposes else "_rounded",
         copied=copy_text(plan.spec),
         transposes=transposes,
         triton_dtype=triton_dtype,

@@ -21,7 +21,8 @@ from ..symbolic.lines import WIDTH
 from ..symbolic.sizes import Sizes
 from ..version import __version__
 from .copy_names import RelayoutText, relayout_text
-from .glue import GlueFacts, GlueText, glue_text
+from .fold import Value
+from .glue import GlueFacts, GlueText, glue_text, glue_values, lanes_text, packed_text
 from .kernel_names import KernelText, kernel_text
 from .pack_names import PackText, pack_text
 from .wrapper_names import WrapperContext, wrapper_context
@@ -43,17 +44,18 @@ class FileContext:
         family: its name.
         caveats: what its user should mind, lines of the docstring.
         layer, op: `ConvTranspose2d`, `conv_transpose2d`.
-        batched: dimensions of an input with its batch axis.
         dtype: the element type.
         has_bias: the layer has a bias.
         precision_constant: the precision behind the constant, None where a name serves.
-        rounds: operands are rounded to TF32.
         packs: what the kernels that pack the weight need: for the layer, for the input's gradient;
             none for one whose kernel reads the weight as it lies.
         repeats: launches are repeated without what Triton looks up for each.
-        settles: products are waited for.
         unpipelined: it is for no Hopper, where loops must not be pipelined.
-        functions: helper functions that the kernels call.
+        helpers: helper functions that the kernels call.
+        shared_names: what a file imports from the runtime, where that is a file of its own.
+        packed: taps of a packed weight, outputs of a group, inputs of a group: a tuple; empty if
+            the kernel reads the weight as it lies.
+        layout: the spec's.
         interpreted: the kernels have branches for Triton's interpreter.
         configs: of an autotuned kernel.
         kernels: the layer's own; then that of the input's gradient, where there is one.
@@ -76,16 +78,16 @@ class FileContext:
     caveats: tuple[str, ...]
     layer: str
     op: str
-    batched: int
     dtype: str
     has_bias: bool
     precision_constant: str | None
-    rounds: bool
     packs: tuple[PackText, ...]
     repeats: bool
-    settles: bool
     unpipelined: bool
-    functions: tuple[str, ...]
+    helpers: tuple[str, ...]
+    shared_names: str
+    packed: str
+    layout: str
     interpreted: bool
     configs: tuple[str, ...]
     kernels: tuple[KernelText, ...]
@@ -97,8 +99,13 @@ class FileContext:
     relayout: RelayoutText | None
 
 
-def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
-    """Return every name the templates of `plan`'s family use; `precompiled`: machine code ships."""
+def file_context(
+    plan: KernelPlan, *, precompiled: bool = False, shared: bool = False
+) -> tuple[FileContext, dict[str, Value]]:
+    """Return every name the templates of `plan`'s family use, and what was put into the glue.
+
+    `precompiled`: machine code ships; `shared`: the runtime is a file of its own.
+    """
     spec, op = plan.spec, f"conv_transpose{plan.spec.rank}d"
     sizes = plan.sizes
     packs, used = _packs(plan, sizes)
@@ -114,50 +121,56 @@ def file_context(plan: KernelPlan, *, precompiled: bool = False) -> FileContext:
         packs += more
         gradient_tile = f"{back.family}, tile {back.tile}"
     wrapper = wrapper_context(plan, sizes, kernel)
-    repeats = bool(packs or not plan.tuned)
+    repeats = bool(packs or gradient or not plan.tuned)
     unpipelined = any(each.unpipelined for each in kernels)
+    lanes = lanes_text(plan, sizes)
     facts = GlueFacts(
-        lanes=wrapper.lanes,
+        lanes=lanes,
         rounds=kernel.rounds,
         checks=bool(wrapper.checks),
         checks_gradient=gradient is not None and bool(gradient.checks),
+        packs=bool(packs),
+        boxes=bool(wrapper.descriptors),
         repeats=repeats,
         unpipelined=unpipelined,
         precompiled=precompiled,
     )
+    helpers = _helpers(spec, kernels)
     constant = next((k.precision_constant for k in kernels if k.precision_constant), None)
-    return FileContext(
+    values = glue_values(plan, facts)
+    context = FileContext(
         version=__version__,
         spec=str(spec),
         target=_target_text(plan),
         tile=tile_text(plan) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
         grid=_grid_text(plan),
         choices=plan.choices_digest,
-        command="convgen build" if precompiled else _command(plan),
+        command="convgen build" if precompiled or shared else _command(plan),
         family=plan.family.name,
         caveats=tuple(line for text in caveats_of(plan) for line in textwrap.wrap(text, WIDTH)),
         layer=f"ConvTranspose{spec.rank}d",
         op=op,
-        batched=spec.rank + 2,
         dtype=f"torch.{spec.dtype}",
         has_bias=spec.bias,
         precision_constant=constant,
-        rounds=any(each.rounds for each in kernels),
         packs=packs,
         repeats=repeats,
-        settles=any(each.settles for each in kernels),
         unpipelined=unpipelined,
-        functions=_functions(spec, swaps=any(each.swaps for each in kernels)),
+        helpers=helpers,
+        shared_names=_shared_names(helpers, unpipelined=unpipelined),
+        packed=packed_text(plan, lanes),
+        layout=spec.layout,
         interpreted=spec.dtype == "bfloat16",
         configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
         kernels=kernels,
         precompiled=precompiled,
         wrapper=wrapper,
-        glue=glue_text(plan, facts),
+        glue=glue_text(spec.rank, values),
         gradient=gradient,
         gradient_tile=gradient_tile,
         relayout=relayout_text(plan, sizes, kernel.triton_dtype),
     )
+    return context, values
 
 
 def _packs(plan: KernelPlan, sizes: Sizes) -> tuple[tuple[PackText, ...], set[Symbol]]:
@@ -175,10 +188,22 @@ def _command(plan: KernelPlan) -> str:
     return command + (" --choices FILE" if plan.choices_digest else "")
 
 
-def _functions(spec: ConvTransposeSpec, *, swaps: bool) -> tuple[str, ...]:
-    helpers = [stage.row.helper for stage in (*spec.before, *spec.after)]
-    helpers += ["to_bfloat16"] * (spec.dtype == "bfloat16") + ["swap_groups"] * swaps
-    return tuple(sorted({helper for helper in helpers if helper is not None}))
+def _helpers(spec: ConvTransposeSpec, kernels: tuple[KernelText, ...]) -> tuple[str, ...]:
+    """Return the names of the functions in `parts/helpers.jinja` that the kernels call."""
+    found = {stage.row.helper for stage in (*spec.before, *spec.after)}
+    found |= {"to_bfloat16"} if spec.dtype == "bfloat16" else set()
+    found |= {"round_to_tf32"} if any(each.rounds for each in kernels) else set()
+    found |= {"settle"} if any(each.settles for each in kernels) else set()
+    found |= {"swap_groups"} if any(each.swaps for each in kernels) else set()
+    return tuple(sorted(name for name in found if name is not None))
+
+
+def _shared_names(helpers: tuple[str, ...], *, unpipelined: bool) -> str:
+    names = sorted(["bind", *helpers, *["_num_stages"] * unpipelined])
+    line = ", ".join(names)
+    if len(f"from ._runtime import {line}") <= WIDTH:
+        return line
+    return "(\n" + "".join(f"    {name},\n" for name in names) + ")"
 
 
 def _config(tile: Tile, tuned_blocks: tuple[str, ...]) -> str:

@@ -140,7 +140,8 @@ class _Reader(ast.NodeVisitor):
         return _Choice(test, names, range(node.lineno - 1, (rest or body).stop), body, rest)
 
     def visit_Name(self, node: ast.Name) -> None:
-        self._use(node, (node.id,), "name")
+        if isinstance(node.ctx, ast.Load):
+            self._use(node, (node.id,), "name")
 
     def visit_arguments(self, node: ast.arguments) -> None:
         for default in [*node.defaults, *node.kw_defaults]:

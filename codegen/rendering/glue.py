@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..planning.input_copy import copy_text
 from ..planning.plan import KernelPlan
-from ..symbolic.sizes import AXES
+from ..symbolic.sizes import AXES, Sizes
 from ..tables.dtypes import DTYPES
 from .fold import Value, fold, read_source
 
@@ -25,7 +28,8 @@ class GlueText:
     Attributes:
         devices: constants of what a call may bring.
         functions: those that users call.
-        launch: what launches need beside their kernels; empty if nothing.
+        stages: how many stages a launch has, where that is the device's matter; else empty.
+        launch: from arguments to the launch of the kernels, and what repeats that.
         checks, modes: whether the kernel may compute a call, and who asks for it.
         gradients: shapes of the input's gradient, where a kernel computes that.
         backward: the gradients as torch asks for them.
@@ -36,6 +40,7 @@ class GlueText:
 
     devices: str
     functions: str
+    stages: str
     launch: str
     checks: str
     modes: str
@@ -54,6 +59,8 @@ class GlueFacts:
         lanes: outputs of a group of the packed weight, as Python; 1 if they are no factor.
         rounds: the packed weight is rounded to TF32.
         checks, checks_gradient: sizes of a call are checked, and those of a gradient.
+        packs: a kernel packs the weight, for the layer or for the input's gradient.
+        boxes: the kernel loads by tensor descriptors.
         repeats, unpipelined, precompiled: as in `FileContext`.
     """
 
@@ -61,6 +68,8 @@ class GlueFacts:
     rounds: bool
     checks: bool
     checks_gradient: bool
+    packs: bool
+    boxes: bool
     repeats: bool
     unpipelined: bool
     precompiled: bool
@@ -72,20 +81,29 @@ def runtime_text() -> str:
     return (importlib.resources.files("convgen.templates") / "runtime.py").read_text("utf-8")
 
 
-def glue_text(plan: KernelPlan, facts: GlueFacts) -> GlueText:
-    """Return the glue of a file for `plan`."""
+def glue_values(plan: KernelPlan, facts: GlueFacts) -> dict[str, Value]:
+    """Return what is put into the source for a file of `plan`, by its name there."""
     values = _of_spec(plan.spec) | _of_weight(plan, facts)
     values |= {
         "HAS_GRADIENT": plan.gradient is not None,
+        "RAW_GRADIENT": plan.gradient is None or plan.gradient.reads_raw_weight,
+        "HAS_PACKING": facts.packs,
+        "HAS_COPY": plan.tile.relayout,
+        "COPIED": copy_text(plan.spec),
+        "HAS_BOXES": facts.boxes,
+        "IS_TUNED": bool(plan.tuned),
         "CHECKS_SIZES": facts.checks,
         "CHECKS_GRADIENT": facts.checks_gradient,
         "REPEATS": facts.repeats,
         "UNPIPELINED": facts.unpipelined,
         "PRECOMPILED": facts.precompiled,
     }
-    words = {
-        f"{name}2d": f"{name}{plan.spec.rank}d" for name in ("conv_transpose", "ConvTranspose")
-    }
+    return values
+
+
+def glue_text(rank: int, values: Mapping[str, Value]) -> GlueText:
+    """Return the glue of a file for a layer of `rank` axes; `values` are those of `glue_values`."""
+    words = {f"{name}2d": f"{name}{rank}d" for name in ("conv_transpose", "ConvTranspose")}
     text = fold(read_source(runtime_text(), frozenset(values)), values, words)
     return GlueText(**{field.name: text[field.name] for field in fields(GlueText)})
 
@@ -144,6 +162,7 @@ def _defaults(spec: ConvTransposeSpec) -> dict[str, Value]:
         "DEFAULT_OUTPUT_PADDING": axes(spec.output_padding),
         "DEFAULT_GROUPS": spec.groups,
         "DEFAULT_DILATION": axes(spec.dilation),
+        "OPEN_CHANNELS": False,  # parameters without a default: Python checks that they are given
     }
 
 
@@ -153,6 +172,8 @@ def _of_weight(plan: KernelPlan, facts: GlueFacts) -> dict[str, Value]:
     dtypes = [row.name for row in DTYPES if row.itemsize <= 4] if half else [plan.spec.dtype]
     return {
         "RAW_WEIGHT": plan.reads_raw_weight,
+        "PACKS_BOTH_LAYOUTS": plan.spec.rank in MEMORY_FORMATS
+        and math.prod(plan.spec.kernel_size) > 1,
         "PACKED_TAPS": packed_taps(plan),
         "PACKED_DTYPES": f"{{{', '.join(f'torch.{name}' for name in dtypes)}}}",
         "PACKED_WEIGHT": _packed_weight(plan, facts),
@@ -161,6 +182,22 @@ def _of_weight(plan: KernelPlan, facts: GlueFacts) -> dict[str, Value]:
         "HAS_PLACES": places > 1,
         "PLACES": "SPAN.value" if places > 1 else "1",
     }
+
+
+def packed_text(plan: KernelPlan, lanes: str) -> str:
+    """Return taps of a packed weight, outputs of a group (`lanes`) and inputs of a group.
+
+    Empty if the kernel reads the weight as torch lays it.
+    """
+    if plan.reads_raw_weight:
+        return ""
+    return f"{packed_taps(plan)}, {lanes}, {'SPAN.value' if _places(plan) > 1 else '1'}"
+
+
+def lanes_text(plan: KernelPlan, sizes: Sizes) -> str:
+    """Return the outputs of a group of the packed weight, as Python; 1 if they are no factor."""
+    lanes = sizes.lanes
+    return "1" if packed_grouping(plan) is None or lanes == 1 else f"{lanes}.value"
 
 
 def _places(plan: KernelPlan) -> int:

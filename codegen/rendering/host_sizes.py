@@ -67,9 +67,7 @@ class HostNames:
         for axis in self.plan.grid:
             self.extent(axis)
         self.launch_sizes(arguments)  # printing records the names in `printer.read`
-        if not self.plan.prefix:
-            self.printer.read.discard("C_OUT")  # the wrapper assigns it elsewhere
-        return self.shape_lines("x.shape", "shape")
+        return self.shape_lines("x.shape", "y.shape")
 
     def shape_lines(self, inputs: str, outputs: str) -> tuple[str, ...]:
         """Return the lines that assign the sizes printed so far.

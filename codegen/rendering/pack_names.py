@@ -36,7 +36,6 @@ from ..kernels.packing import (
 )
 from ..kernels.stages import cast
 from ..kernels.texts import AccessText
-from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import KernelPlan
 from ..symbolic.access import Coordinate, Mask, masks_of, unflatten
 from ..symbolic.lines import call_text
@@ -70,19 +69,18 @@ class PackText:
         packed: access of the packed weight.
         w: access of a contiguous weight.
         w_last: access of a weight in channels_last; None if that is the same layout.
-        w_base: line that defines the tile's pointer for both; None if they share none.
+        w_common: lines of both, before what differs; w_sum: the line of both after that, if any.
         extent_lines: lines of the launch that choose the tile's extents by the weight's layout.
         zero_lines: lines that define the mask of elements that have a weight; empty if all do.
         masked: whether elements of a tile may be outside the weight.
         value: text of a packed element.
-        format: torch's name of the weight's channels_last format; empty if it has none.
         taps: number of taps (matrices) of the packed weight.
         rows, columns: factor of each channel in the rows and columns of a matrix, such as
             " * SPAN.value"; empty for 1.
         channels: names of the weight's first two axes.
         grid: line that defines the launch grid.
         launch: lines of the launch.
-        sizes: the sizes that the launch passes, as a tuple in text.
+        given: the arguments that the launch passes after the tensors, as a tuple in text.
     """
 
     kernel: str
@@ -100,21 +98,21 @@ class PackText:
     program_lines: tuple[str, ...]
     lane_lines: tuple[str, ...]
     packed: AccessText
-    w_base: str | None
+    w_common: tuple[str, ...]
+    w_sum: str | None
     w: AccessText
     w_last: AccessText | None
     extent_lines: tuple[str, ...]
     zero_lines: tuple[str, ...]
     masked: bool
     value: str
-    format: str
     taps: int
     rows: str
     columns: str
     channels: str
     grid: str
     launch: str
-    sizes: str
+    given: str
 
 
 def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
@@ -145,18 +143,18 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     zero_lines = kernel.scribe.mask_lines("w", zeros, ORDER)
     if zero_lines and first.masked:
         zero_lines.append("w_mask &= packed_mask")
-    base = weights[0].base if len({weight.base for weight in weights}) == 1 else None
-    if base is not None:  # once, before the branch
-        weights = [dataclasses.replace(weight, base=None) for weight in weights]
+    common = _common(weights)
+    w_sum = weights[0].lanes[-1] if weights[0].lanes[-1] in common else None  # of named parts
+    weights = [_without(weight, common) for weight in weights]
     host = HostNames(kernel.plan, sizes)
     _, arguments, local_lines = size_lines(sizes, kernel.scribe)
-    extents = (*host.launch_sizes(arguments), *["is_last"] * (tile.last is not None))
+    given = (*host.launch_sizes(arguments), *["last"] * (tile.last is not None))
     back, p = bool(plan.prefix), plan.prefix
     grouping, op = packed_grouping(plan), f"conv_transpose{plan.spec.rank}d"
     name = f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel"
     text = PackText(
         kernel=name,
-        function="_pack_for_gradient" if back else "_pack",
+        function="_start_pack_for_gradient" if back else "_start_pack",
         prefix=p,
         summary=_summary(plan),
         formula=_formula(plan),
@@ -170,14 +168,14 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         program_lines=tuple(program),
         lane_lines=tuple(lanes),
         packed=first,
-        w_base=base,
+        w_common=tuple(line for line in common if line != w_sum),
+        w_sum=w_sum,
         w=weights[0],
         w_last=weights[1] if tile.last else None,
         extent_lines=extent_lines(tile, p, host.extent(grid)),
         zero_lines=tuple(zero_lines),
         masked=first.masked,
         value=_value(plan),
-        format=MEMORY_FORMATS.get(plan.spec.rank, ""),
         taps=packed_taps(plan),
         rows=_times(sizes.lanes) if grouping else "",
         columns=_times(sizes.span) if grouping else "",
@@ -185,12 +183,25 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         grid=grid_text([host.extent(grid)], tuned=False),
         launch=call_text(
             f"compiled = {name}[grid]",
-            ("weight", "packed", *extents, "num_warps=4", "enable_fp_fusion=True"),
+            ("weight", "packed", *given, "num_warps=4", "enable_fp_fusion=True"),
             indent=8,
         ),
-        sizes=f"({', '.join(extents)}{',' * (len(extents) == 1)})",
+        given=f"({', '.join(given)}{',' * (len(given) == 1)})",
     )
     return text, kernel.scribe.used
+
+
+def _common(weights: list[AccessText]) -> tuple[str, ...]:
+    """Return the lines that all accesses have; but the last, none reads what another defines."""
+    lines = [[*([each.base] if each.base else []), *each.lanes] for each in weights]
+    return tuple(line for line in lines[0] if all(line in other for other in lines))
+
+
+def _without(access: AccessText, lines: tuple[str, ...]) -> AccessText:
+    """Return an access that needs lines before its own."""
+    base = None if access.base in lines else access.base
+    lanes = tuple(line for line in access.lanes if line not in lines)
+    return dataclasses.replace(access, base=base, lanes=lanes)
 
 
 def _lane(

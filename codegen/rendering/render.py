@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,10 @@ import jinja2
 from ..planning.plan import KernelPlan
 from ..version import __version__
 from .file_names import FileContext, file_context
+from .fold import Value
 from .header import _digest, with_hash
+
+RUNTIME = "_runtime.py"  # from which files import what they share (project/shared_runtime.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,15 @@ class KernelSource:
         text: its bytes as UTF-8 text, lines ended by newline characters.
         sha256: hash of all lines but the one that states it.
         plan: the plan it was rendered from.
+        helpers: names of the functions that its kernels call.
+        glue: what was put into the glue that files have in common, by name.
     """
 
     text: str
     sha256: str
     plan: KernelPlan
+    helpers: tuple[str, ...]
+    glue: Mapping[str, Value]
 
 
 @functools.cache
@@ -52,17 +60,24 @@ def environment(other: jinja2.BaseLoader | None = None) -> jinja2.Environment:
     )
 
 
-def render(plan: KernelPlan, *, precompiled: bool = False) -> KernelSource:
-    """Return the emitted file of `plan`; `precompiled` as in `compile_kernel`."""
-    context = file_context(plan, precompiled=precompiled)
+def render(plan: KernelPlan, *, precompiled: bool = False, shared: bool = False) -> KernelSource:
+    """Return the emitted file of `plan`; `precompiled` and `shared` as in `compile_kernel`."""
+    context, values = file_context(plan, precompiled=precompiled, shared=shared)
     templates = environment(plan.family.loader)
-    body = templates.get_template("module.py.jinja")
+    body = templates.get_template("shared_kernel.py.jinja" if shared else "module.py.jinja")
     # The operator's namespace is a hash of the file as it would be without one.
     unnamed = body.render(_names(context, ""))
     namespace = hashlib.sha256((__version__ + unnamed).encode()).hexdigest()[:16]
     text = body.render(_names(context, namespace))
     header = templates.get_template("parts/header.jinja").render(_names(context, namespace))
-    return KernelSource(with_hash(header, f"\n{text}"), _digest(header, f"\n{text}"), plan)
+    text = f"\n{text}"
+    return KernelSource(
+        text=with_hash(header, text),
+        sha256=_digest(header, text),
+        plan=plan,
+        helpers=context.helpers,
+        glue=values,
+    )
 
 
 def _names(context: FileContext, namespace: str) -> dict[str, Any]:

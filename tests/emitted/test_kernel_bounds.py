@@ -200,10 +200,9 @@ def problems_of(text, *rest):
 def copies_of(module):
     """Return a list that gets the copies of inputs that a file makes."""
     copies = []
-    for name in ("_in_channels_last", "_rounded"):
-        copied = getattr(module, name, None)
-        if copied is not None:
-            setattr(module, name, lambda x, copied=copied: copies.append(copied(x)) or copies[-1])
+    copied = getattr(module, "_copied", None)
+    if copied is not None:
+        module._copied = lambda x: copies.append(copied(x)) or copies[-1]
     return copies
 
 

@@ -37,7 +37,8 @@ from drawing import draw, each_form
 
 ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
-RENDERED = ("module.py.jinja", "parts/header.jinja")  # render() asks for these by name
+# render() asks for these by name.
+RENDERED = ("module.py.jinja", "shared_kernel.py.jinja", "parts/header.jinja")
 ADDED = {"namespace"}  # by render(), to the fields of FileContext
 LOOPED = {"kernel", "pack"}  # what module.py.jinja includes templates for, one after the other
 
@@ -74,7 +75,8 @@ def texts(plans):
 # ---- the contract ----
 
 
-PACKAGE = "package.py.jinja"
+# By test_package.py and test_shared_runtime.py.
+ELSEWHERE = {"package.py.jinja", "shared_runtime.py.jinja"}
 PARTS = (nodes.Include, nodes.FromImport)
 
 
@@ -113,7 +115,7 @@ def test_templates_use_the_names_of_the_context_and_no_other():
 def test_every_template_is_rendered():
     """A template that nothing includes is dead text that somebody will edit in vain."""
     listed = {name for name in ENVIRONMENT.list_templates() if name.endswith(".jinja")}
-    assert listed == {*TREES, PACKAGE}  # the latter by test_package.py
+    assert listed == {*TREES, *ELSEWHERE}
 
 
 class Reader:
@@ -241,7 +243,7 @@ SPELLING = {  # text, names and their fields, choices, repetition, macros, parts
 }
 
 
-@pytest.mark.parametrize("name", [*TREES, PACKAGE])
+@pytest.mark.parametrize("name", [*TREES, *sorted(ELSEWHERE)])
 def test_templates_compute_nothing(name):
     """What a template computes escapes the tests of the stages before it."""
     assert ENVIRONMENT.loader is not None
@@ -261,7 +263,7 @@ def test_a_misspelt_name_is_an_error():
 def test_contexts_hold_text_numbers_and_flags(plans):
     """A sympy expression would be printed by sympy's rules, not by the printer's."""
     for each in plans:
-        ahead: list[object] = [file_context(each)]
+        ahead: list[object] = [file_context(each)[0]]
         assert isinstance(ahead[0].kernels[0].body, each.family.context_type)
         while ahead:
             value = ahead.pop()

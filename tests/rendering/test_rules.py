@@ -70,7 +70,7 @@ def test_an_emitted_file_keeps_every_rule(spec):
 
 # Places of an edit. `\g<0>` in a replacement is the place itself.
 IMPORTS = r"^import torch$"
-CONSTANTS = r"^GROUPS = 1$"
+CONSTANTS = r"^GROUPS, DILATION = 1, .*$"
 CONFIGS = r'^CONFIGS = \[\n    triton\.Config\(\{"(\w+)"'
 KERNELS = r"^@triton\.jit$"
 KERNEL_BODY = r"^    # The tile of this program$"
@@ -112,7 +112,11 @@ ORDER = [
 HARNESS = [
     mutation("harness", catches, PLAIN, pattern, replacement)
     for catches, pattern, replacement in (
-        ("if __name__", CONSTANTS, r'\g<0>\nif __name__ == "__main__":\n    GROUPS = 1'),
+        (
+            "if __name__",
+            CONSTANTS,
+            r'\g<0>\nif __name__ == "__main__":\n    GROUPS, DILATION = 1, (1, 1)',
+        ),
         ("get_inputs", REGISTRATION, r"def get_inputs():\n    return []\n\n\n\g<0>"),
         ("get_init_inputs", REGISTRATION, r"def get_init_inputs():\n    return []\n\n\n\g<0>"),
         ("test function", REGISTRATION, r"def test_layer():\n    pass\n\n\n\g<0>"),
@@ -273,7 +277,7 @@ def test_a_breach_is_seen_by_its_rule_alone(rule, spec, pattern, replacement):
         ),
         pytest.param(r"^# spec: .*", "# spec: ", id="empty spec"),
         pytest.param(r"^# target: .*", r"\g<0>\n\g<0>", id="two targets"),
-        pytest.param(r"^GROUPS = 1$", "GROUPS = 2", id="edited body"),
+        pytest.param(r"^GROUPS, DILATION = 1, ", "GROUPS, DILATION = 2, ", id="edited body"),
         pytest.param(rf"^{HASH}.{{8}}", f"{HASH}01234567", id="edited hash"),
         pytest.param(r"\n\n", "\n # a line\n", id="line below the hash"),
     ],

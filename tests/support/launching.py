@@ -35,7 +35,7 @@ class Compiled:
         self.free = [name in free for name in names[: len(arguments)]]
 
     def run(self, *given: Any) -> None:
-        """Launch again: the grid, the stream, what `_repeated` hands over, and the arguments."""
+        """Launch again: the grid, the stream, what `_launched` hands over, and the arguments."""
         *programs, stream, function, metadata, _, _, _ = given[:9]
         arguments = given[9:]
         assert (function, metadata) == (self.function, self.packed_metadata)
@@ -80,6 +80,22 @@ class Kernel:
         self.kernel[grid](*arguments, **options)
 
 
+class Launches(dict):
+    """A file's `LAUNCHED`, empty at first, whose launches count on a card."""
+
+    def __init__(self, card: Card) -> None:
+        self.card = card
+
+    def __setitem__(self, call: Any, launch: tuple[Any, ...]) -> None:
+        shape, stride, run, *rest = launch
+
+        def counted(*arguments: Any) -> None:
+            self.card.repeated += 1
+            run(*arguments)
+
+        super().__setitem__(call, (shape, stride, counted, *rest))
+
+
 class Card:
     """Counts the launches of one file's kernels.
 
@@ -115,9 +131,7 @@ class Card:
         for name, kernel in list(vars(file).items()):
             if name.endswith("_kernel"):
                 patch.setattr(file, name, Kernel(self, name, kernel))
-            elif name.endswith(("LAUNCHED", "COPIED", "PACKED")) and isinstance(kernel, dict):
-                patch.setattr(file, name, {})
-        patch.setattr(file, "_repeated", functools.partial(self._repeated, file._repeated))
+        patch.setattr(file, "LAUNCHED", Launches(self))
         if self.real:
             return
         patch.setattr(file, "_empty_strided_cuda", self._empty)
@@ -126,15 +140,6 @@ class Card:
         patch.setattr(torch._C, stream, lambda device: self.stream, raising=False)
         patch.setattr(torch.cuda, "device_of", self.device_of)
         patch.setattr(torch.Tensor, "get_device", lambda tensor: self.tensors)
-
-    def _repeated(self, function: Any, compiled: Any, grid: Any) -> tuple[Any, ...]:
-        run, *rest = function(compiled, grid)
-
-        def counted(*arguments: Any) -> None:
-            self.repeated += 1
-            run(*arguments)
-
-        return counted, *rest
 
     @staticmethod
     def _empty(shape: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:

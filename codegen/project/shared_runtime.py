@@ -1,0 +1,160 @@
+"""The file `_runtime.py` that the kernels of a package share.
+
+Part of a build. Input: the emitted files of a package; output: the text of the runtime, which is
+`templates/runtime.py` as the body of a function that a kernel's file calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..rendering.fold import Value, fold, read_source
+from ..rendering.glue import runtime_text
+from ..rendering.header import HEADER_LINE, with_hash
+from ..rendering.render import KernelSource, environment
+from ..version import __version__
+
+# What a kernel's file always states.
+_REQUIRED = (
+    *("INPUT_SHAPE", "WEIGHT_SHAPE", "STRIDE", "PADDING", "OUTPUT_PADDING", "GROUPS", "DILATION"),
+    *("GEOMETRY", "DTYPE", "LAYOUT", "HAS_BIAS", "NAMESPACE", "_start"),
+)
+# What it has if its layer needs it.
+_OPTIONAL = (
+    *("CONFIGS", "_torch", "_start_pack", "_start_gradient", "_start_pack_for_gradient"),
+    *("_start_copy", "_descriptors", "_mismatch_of_sizes", "_serves_gradient"),
+)
+# What its lines import, by the name that they then read.
+_IMPORTS = (
+    {
+        "functools": "import functools",
+        "hashlib": "import hashlib",
+        "json": "import json",
+        "math": "import math",
+        "warnings": "import warnings",
+        "Path": "from pathlib import Path",
+    },
+    {
+        "torch": "import torch",
+        "nn": "import torch.nn as nn",
+        "F": "import torch.nn.functional as F",
+        "triton": "import triton",
+        "_empty_strided_cuda": "from torch._C._dynamo.guards import _empty_strided_cuda",
+        "get_cache_manager": "from triton.runtime.cache import get_cache_manager",
+    },
+)
+_TITLES = {
+    "derived": "what follows from it",
+    "devices": "devices, and launches that were made",
+    "functions": "functions",
+    "launch": "packing and launch",
+    "checks": "checks",
+    "modes": "modes",
+    "gradients": "gradients",
+    "backward": "gradients, as torch asks for them",
+    "operator": "operator",
+    "registration": "registration",
+    "layer": "layer",
+}
+_WORDS = {
+    "functional.conv_transpose2d": "functional.conv_transposeNd",
+    "conv_transpose2d": "conv_transpose",
+    "ConvTranspose2d": "ConvTransposeNd",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the runtime: what its ruler says, and its lines."""
+
+    title: str
+    text: str
+
+
+def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str:
+    """Return the text of the runtime for the files in `sources`, rendered to share it.
+
+    With `precompiled` some of them have machine code beside them.
+    """
+    values: dict[str, Value] = {
+        "REPEATS": True,
+        "UNPIPELINED": any(source.glue["UNPIPELINED"] for source in sources),
+        "PRECOMPILED": precompiled,
+        "INPUT_AXES": "[BATCH, C_IN, spatial axes]",
+        "KERNEL_AXES": "kernel size",
+        "BIAS_AXES": "[C_out], or None: as the kernel's file was generated",
+        "PACKED_WEIGHT": "Returns a new tensor, as the kernel that packs describes it.",
+        "STAGES": None,
+        "COPIED": "",
+    }
+    values = dict(_common_flags(sources)) | values
+    text = fold(read_source(runtime_text(), frozenset(values)), values, _WORDS)
+    text["derived"] = _read(text["derived"], [text[name] for name in _TITLES if name != "derived"])
+    helpers = sorted({name for source in sources for name in source.helpers})
+    body = (
+        environment()
+        .get_template("shared_runtime.py.jinja")
+        .render(
+            imports=_imports("".join(text[name] for name in _TITLES), device=bool(helpers)),
+            precompiled=precompiled,
+            interpreted="to_bfloat16" in helpers,
+            helpers=helpers,
+            stages=text["stages"],
+            required=[name for name in _REQUIRED if name not in values],
+            optional=[name for name in _OPTIONAL if _is_stated(name, sources)],
+            sections=[Section(title, _nested(text[name])) for name, title in _TITLES.items()],
+        )
+    )
+    return with_hash(f"{HEADER_LINE}{__version__}. DO NOT EDIT.\n", f"\n{body}")
+
+
+def _imports(text: str, *, device: bool) -> list[str]:
+    """Return the imports that lines read; `device`: there are functions for kernels beside them."""
+    standard, others = (
+        [line for name, line in group.items() if re.search(rf"\b{name}\b", text)]
+        for group in _IMPORTS
+    )
+    if device:
+        others.insert(others.index("import triton") + 1, "import triton.language as tl")
+    return [*standard, "", *others]
+
+
+def _common_flags(sources: Sequence[KernelSource]) -> dict[str, bool]:
+    """Return the flags that are the same for all kernels: the runtime needs no branch on them."""
+    first, *others = [_flags(source) for source in sources]
+    return {
+        name: value
+        for name, value in first.items()
+        if all(other[name] == value for other in others)
+    }
+
+
+def _flags(source: KernelSource) -> dict[str, bool]:
+    flags = {name: value for name, value in source.glue.items() if isinstance(value, bool)}
+    # A standalone file without these has parameters without defaults.
+    return flags | {"OPEN_CHANNELS": source.plan.spec.out_channels is None}
+
+
+def _is_stated(name: str, sources: Sequence[KernelSource]) -> bool:
+    """Whether a file defines a name."""
+    stated = (f"\ndef {name}(", f"\n{name} = ")
+    return any(text in source.text for source in sources for text in stated)
+
+
+def _read(text: str, others: Sequence[str]) -> str:
+    """Return lines without the assignments to names that neither they nor `others` read."""
+    lines = text.split("\n")
+    for line in lines[::-1]:  # what is left out may be what read an earlier one
+        name, _, value = line.partition(" = ")
+        rest = [other for other in lines if other != line]
+        found = any(re.search(rf"\b{name}\b", part) for part in (*rest, *others))
+        if value and name.isidentifier() and not found:
+            lines.remove(line)
+    return "\n".join(lines)
+
+
+def _nested(text: str) -> str:
+    """Return lines with one empty line between functions, as it is inside of a function."""
+    return text.replace("\n\n\n", "\n\n")
