@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import triton
 from torch._C._dynamo.guards import _empty_strided_cuda  # type: ignore[attr-defined]
 from triton.runtime.cache import get_cache_manager
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # ---- sample ----
 INPUT_SHAPE = (None, 16, None, None)
@@ -245,9 +246,10 @@ def _launch(input, packed_weight, bias):
     else:
         x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
         call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-        operands = x_ptr, w_ptr
-        if HAS_BOXES:
+        if HAS_BOXES:  # noqa: SIM108
             operands = _boxed(call, x, packed_weight)
+        else:
+            operands = x_ptr, w_ptr
         if HAS_BIAS:
             b_ptr = bias.data_ptr()
             call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
@@ -259,18 +261,16 @@ if HAS_BOXES:
 
     def _boxed(call, x, packed_weight):
         """Return the descriptors of a call's operands; of later ones Triton's checks are left out."""  # fmt: skip
-        described = BOXES.get(call)
-        if described is None:
+        if call not in BOXES:
             described = _descriptors(x, packed_weight)
             if len(BOXES) < MOST_LAUNCHED:
-                BOXES[call] = [(type(each), vars(each) | {"base": None}) for each in described]
+                BOXES[call] = [vars(each) | {"base": None} for each in described]
             return described
-        again = []
-        for (kind, fields), tensor in zip(described, (x, packed_weight), strict=True):
-            each = object.__new__(kind)
-            vars(each).update(fields, base=tensor)
-            again.append(each)
-        return again
+        x_fields, w_fields = BOXES[call]
+        x_desc, w_desc = object.__new__(TensorDescriptor), object.__new__(TensorDescriptor)
+        x_desc.__dict__ = {**x_fields, "base": x}
+        w_desc.__dict__ = {**w_fields, "base": packed_weight}
+        return x_desc, w_desc
 
 
 def _first(x, packed_weight, bias, c_out):

@@ -43,6 +43,7 @@ _IMPORTS = (
         "triton": "import triton",
         "_empty_strided_cuda": "from torch._C._dynamo.guards import _empty_strided_cuda",
         "get_cache_manager": "from triton.runtime.cache import get_cache_manager",
+        "TensorDescriptor": "from triton.tools.tensor_descriptor import TensorDescriptor",
     },
 )
 _TITLES = {
