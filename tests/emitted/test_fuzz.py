@@ -234,7 +234,7 @@ def test_the_script_counts_goes_on_and_says_how_to_run_a_spec_again(
     def broken(trial: Trial) -> KernelSource:
         """The first file launches nothing, the third is no Python."""
         source = compiled(trial)
-        faults = {0: ("if y.numel() == 0:", "if True:"), 2: ("import torch", "import torch as")}
+        faults = {0: ("if input.numel() == 0:", "if True:"), 2: ("import torch", "import torch as")}
         text = source.text.replace(*faults.get(next(drawn), ("", "")))
         # Files of one hash share an operator, which is then the whole file's.
         return dataclasses.replace(source, text=text.replace('"convgen_', '"broken_'))
