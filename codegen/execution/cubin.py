@@ -8,6 +8,7 @@ options are those of the launch in the file, read from its text.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import linecache
 import os
@@ -79,15 +80,23 @@ def module_name(source: KernelSource) -> str:
 
 def read_launches(text: str) -> tuple[Launch, ...]:
     """Return the launch of each kernel of the emitted file `text`, the layer's first."""
-    tree = ast.parse(text)
+    tree = _parsed(text)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     kernels = [node for node in functions if node.name.endswith(KERNEL)]
-    return tuple(_launch(tree, kernel) for kernel in kernels)
+    calls: dict[str | None, ast.Call] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            calls.setdefault(_launched(node), node)
+    return tuple(_launch(calls[kernel.name], kernel) for kernel in kernels)
 
 
-def _launch(tree: ast.Module, kernel: ast.FunctionDef) -> Launch:
-    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-    call = next(node for node in calls if _is_launch(node, kernel.name))
+@functools.lru_cache(maxsize=2)  # a file's kernels are compiled one after the other
+def _parsed(text: str) -> ast.Module:
+    """Return the tree of an emitted file; nobody changes it."""
+    return ast.parse(text)
+
+
+def _launch(call: ast.Call, kernel: ast.FunctionDef) -> Launch:
     given = kernel.args.args[: len(call.args)]
     options = {str(pair.arg): _option(pair.value) for pair in call.keywords}
     return Launch(kernel.name, tuple(argument.arg for argument in given), options)
@@ -99,10 +108,10 @@ def _option(value: ast.expr) -> Any:
     return ast.literal_eval(planned)
 
 
-def _is_launch(call: ast.Call, kernel: str) -> bool:
-    """Whether `call` is `kernel[grid](…)`."""
+def _launched(call: ast.Call) -> str | None:
+    """Return the name of the kernel if `call` is `kernel[grid](…)`."""
     value = call.func.value if isinstance(call.func, ast.Subscript) else None
-    return isinstance(value, ast.Name) and value.id == kernel
+    return value.id if isinstance(value, ast.Name) else None
 
 
 def compile_text(
@@ -185,8 +194,7 @@ def _device_part(text: str, name: str, shared: dict[str, Any]) -> dict[str, Any]
     `shared` has what they import from a runtime. The other statements, the wrapper, need torch.
     Line numbers stay, as Triton's key depends on them.
     """
-    tree = ast.parse(text)
-    body = [node for node in tree.body if _is_for_device(node)]
+    body = [node for node in _parsed(text).body if _is_for_device(node)]
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     names: dict[str, Any] = {**shared, "__name__": Path(name).stem}
     exec(compile(ast.Module(body, []), name, "exec"), names)
@@ -196,7 +204,7 @@ def _device_part(text: str, name: str, shared: dict[str, Any]) -> dict[str, Any]
 def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
     """Return the box of each descriptor in `text`, by name; sizes are looked up in `names`."""
     found = {}
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_parsed(text)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             made, (name,) = node.value, node.targets
             if isinstance(made.func, ast.Name) and made.func.id == "TensorDescriptor":
