@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,12 @@ import torch
 
 from building import Builder, download, once
 from convgen.execution.workers import SAFE
+from interpreting import leave_out_overflow_checks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
-    # The interpreter works out whether each sum and product of integers overflows, for an assert
-    # that it makes in debug mode alone: without it the tests take half of the time.
-    from triton.runtime import interpreter
-
-    options = interpreter.interpreter_builder.options
-    assert not options.debug
-    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+    leave_out_overflow_checks()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
