@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -43,17 +46,44 @@ def rows(*names: str, spec: str = SMALL) -> str:
     return 'output = "kernels"\n' + "".join(row.format(name, spec) for name in names)
 
 
-def worked(name: str, jobs: list[tuple[str, ...]]) -> list[Any]:
-    """Return what a worker beside this file, a process of its own, prints for each job."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    worker = Path(__file__).parent / name
-    done = subprocess.run(
-        [sys.executable, str(worker)],
-        input="\n".join(map(json.dumps, jobs)),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def worked(name: str, jobs: list[tuple[Any, ...]]) -> list[Any]:
+    """Return what a worker beside this file, a process of its own, prints for each job.
+
+    The process stays for later jobs of this one's tests: to start it, with Triton, takes longer
+    than to compile most kernels.
+    """
+    return [_worker(name).do(job) for job in jobs]
+
+
+@functools.cache
+def _worker(name: str) -> Worker:
+    return Worker(name)
+
+
+class Worker:
+    """A script beside this file that prints a line of JSON for each that it reads.
+
+    It ends when its input does, at the latest with this process. Its messages are among those that
+    pytest shows of a test that fails.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        )
+        atexit.register(self.process.__exit__, None, None, None)
+
+    def do(self, job: tuple[Any, ...]) -> Any:
+        """Return what it prints for a job; one that it dies of fails the test."""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(job), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            _worker.cache_clear()  # the next test starts another
+        assert line, f"{self.name} ended with {self.process.wait()} at {job}"
+        return json.loads(line)

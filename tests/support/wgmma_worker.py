@@ -8,6 +8,7 @@ the instructions that write a register which a product that may be running reads
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -90,6 +91,13 @@ def _width(name: str) -> int:
     return 2 if ".64" in name or "WIDE" in name else 1
 
 
+@functools.cache  # files for two cards may have the same kernel
+def examined(cubin: bytes) -> tuple[int, list[str]]:
+    """Return a kernel's number of matrix products, and what overwrites their operands."""
+    code = instructions(cubin)
+    return sum("HGMMA" in line for _, line in code), overwritten(code)
+
+
 def main() -> None:
     for line in sys.stdin:
         spec, target, tile, settled = json.loads(line)
@@ -99,13 +107,14 @@ def main() -> None:
             text = re.sub(r"settle\((tl\.dot\(.*\))\)\n", r"\1\n", text)
             text = text.replace("def _num_stages(", "def _planned_stages(")  # as for its own card
         dtype = parse(spec).dtype
-        codes = [
-            instructions(compile_text(text, dtype, "file.py", SM_90, number).cubin)
+        found = [
+            examined(compile_text(text, dtype, "file.py", SM_90, number).cubin)
             for number, launch in enumerate(read_launches(text))
-            if "_pack" not in launch.kernel  # it has no products
+            # Where the text has no product, as that of a packing kernel, neither has the code.
+            if "tl.dot(" in text and "_pack" not in launch.kernel
         ]
-        products = [sum("HGMMA" in line for _, line in code) for code in codes]
-        print(json.dumps([products, [line for code in codes for line in overwritten(code)]]))
+        lost = [line for _, lines in found for line in lines]
+        print(json.dumps([[products for products, _ in found], lost]), flush=True)
 
 
 if __name__ == "__main__":
