@@ -355,7 +355,7 @@ def test_the_tiles_that_take_most_shared_memory_fit() -> None:
                 shared = use_of(spec, form, candidate.tile, H100).shared
                 forms.setdefault(form, []).append((shared, candidate.tile))
         largest = [max(tiles, key=lambda t: t[0])[1] for tiles in forms.values()]
-        jobs += [(str(spec), "h100", dataclasses.asdict(tile)) for tile in largest]
+        jobs += [(str(spec), "h100", dataclasses.asdict(tile), False) for tile in largest]
     rows = worked("compile_worker.py", jobs)
     assert len(rows) >= 2 * len(LARGE)
     assert [(*job, row) for job, row in zip(jobs, rows, strict=True) if over(row)] == []

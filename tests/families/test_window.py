@@ -212,7 +212,7 @@ def test_tiles_take_what_was_estimated(dtype: str) -> None:
     An estimate far above leaves out tiles that fit: a buffer too many is 4 KB or more.
     """
     pairs = [pair for text in COMPILED for pair in drawn_tiles(f"{text}, dtype={dtype})")]
-    jobs = [(text, "h100", dataclasses.asdict(tile)) for text, tile in pairs]
+    jobs = [(text, "h100", dataclasses.asdict(tile), False) for text, tile in pairs]
     spare = []
     for (text, tile), row in zip(pairs, worked("compile_worker.py", jobs), strict=True):
         spec = parse(text)
