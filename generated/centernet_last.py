@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 89d235beb7c5c78508d5e36d15a9ce53b961a27d3b13771b24fbd8fc9a913a92
+# sha256 of the other lines: caeb6606315fe4c26f6ec0c19463fe78902ed825eba240cd79dc8c26c5b91946
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 C_IN = tl.constexpr(64)
 C_OUT = tl.constexpr(64)
@@ -154,9 +155,17 @@ def conv_transpose2d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -446,20 +455,28 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     y = y.contiguous(memory_format=torch.channels_last)
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == 4 else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -472,7 +489,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_1678b2c95f0eb21b"
+NAMESPACE = "convgen_001bc931dcbae727"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -484,6 +501,9 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(torch.ops, NAMESPACE).conv_transpose2d)(_flops)
+
+
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
 
 
@@ -554,6 +574,8 @@ class ModelNew(nn.ConvTranspose2d):
         if "bias" not in own:
             bias = self.bias
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# sha256 of the other lines: 1bd230acea37aada6ea595ac6d7d6c18e84ad19ae29ddd39233e4b8df43e7b0e
+# sha256 of the other lines: 54a275a4775c8010c6f84d63813ac88f399176fb7ec09bf1ecd5cb02a810c4be
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 C_IN = tl.constexpr(64)
 C_OUT = tl.constexpr(64)
@@ -434,9 +435,17 @@ def conv_transpose2d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -786,6 +795,11 @@ def _fake_input_gradient(grad, weight):
     return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
 
 
+def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
+    """Count what torch's FlopCounterMode counts for its own operator: as of the layer."""
+    return conv_flop_count(out_shape, weight_shape, grad_shape, transposed=True)
+
+
 def _save(ctx, inputs, output):
     """Save what the gradients need: that of the input the weight, that of the weight the input."""
     input, weight = inputs[:2]
@@ -809,6 +823,9 @@ def _backward(ctx, grad):
     for_input, *others = ctx.needs_input_grad[:3]
     # Not for a transform either: it knows torch's operator alone.
     own = for_input and not (torch.is_grad_enabled() or _is_transformed())
+    # Nor if torch computed the output.
+    own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
+    own = own and grad.dtype == torch.float32 and grad.device.type in DEVICES
     grads = None, None, None
     if any(others) or (for_input and not own):
         needed = for_input and not own, *others
@@ -825,19 +842,27 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == 4 else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -850,7 +875,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_b42252177407c3af"
+NAMESPACE = "convgen_2fd94b5eec49c38f"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -862,12 +887,17 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(torch.ops, NAMESPACE).conv_transpose2d)(_flops)
     LIBRARY.define("conv_transpose2d_input_gradient(Tensor grad, Tensor weight) -> Tensor")
     LIBRARY.impl("conv_transpose2d_input_gradient", _input_gradient, "CPU")
     LIBRARY.impl("conv_transpose2d_input_gradient", _input_gradient, "CUDA")
     torch.library.register_fake(
         f"{NAMESPACE}::conv_transpose2d_input_gradient", _fake_input_gradient, lib=LIBRARY
     )
+    packet = getattr(torch.ops, NAMESPACE).conv_transpose2d_input_gradient
+    register_flop_formula(packet)(_input_gradient_flops)
+
+
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
 INPUT_GRADIENT = getattr(torch.ops, NAMESPACE).conv_transpose2d_input_gradient
 
@@ -942,6 +972,8 @@ class ModelNew(nn.ConvTranspose2d):
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
             self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 55560 programs in about 145 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: bce14ec678d898f4a025a88fea1ca2d58cb1f64571962e1b6e2fb0911ba59783
+# sha256 of the other lines: afafc80c961a82f68e204dbc1635c5694cadfe99d90e6d6f6bc037cfe14a4afd
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 C_IN = tl.constexpr(48)
 C_OUT = tl.constexpr(48)
@@ -261,9 +262,17 @@ def conv_transpose3d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
@@ -594,19 +603,27 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 5 else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == 5 else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -619,7 +636,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_7261f67a1500f31b"
+NAMESPACE = "convgen_13ad2b0d227fcbea"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -631,6 +648,9 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose3d", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(torch.ops, NAMESPACE).conv_transpose3d)(_flops)
+
+
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose3d
 
 
@@ -704,6 +724,8 @@ class ModelNew(nn.ConvTranspose3d):
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
             self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 39c11af72ca2f809b7b139f3aeea20f5d4315e3e6a003226753122f47f4e8d6c
+# sha256 of the other lines: 2d25e4abae38c3a47b2326566b048cf049ca2fec536a56d9cfaf9517a95b541c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 C_IN = tl.constexpr(64)
@@ -241,9 +242,17 @@ def conv_transpose2d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -600,20 +609,28 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     y = y.contiguous(memory_format=torch.channels_last)
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == 4 else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -626,7 +643,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_d56e7de58b6cf4c1"
+NAMESPACE = "convgen_52928a02f8e4bbc9"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -638,6 +655,9 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(torch.ops, NAMESPACE).conv_transpose2d)(_flops)
+
+
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
 
 
@@ -711,6 +731,8 @@ class ModelNew(nn.ConvTranspose2d):
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
             self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

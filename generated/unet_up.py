@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: 7d03e20044ec5f414b9027a06f8dd7c61f0d9f7d9718f9e7f03d5495636a62e8
+# sha256 of the other lines: e3fee6a234d2f031abd3f9b27fe00b7728841f2f6b2f277ebe91f1cdbf49c2ab
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 C_IN = tl.constexpr(128)
 C_OUT = tl.constexpr(64)
@@ -215,9 +216,17 @@ def conv_transpose2d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -554,19 +563,27 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == 4 else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -579,7 +596,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_360c8a1984b08097"
+NAMESPACE = "convgen_7a36451a54e0f6c3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -591,6 +608,9 @@ if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     torch.library.register_autograd(
         f"{NAMESPACE}::conv_transpose2d", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(torch.ops, NAMESPACE).conv_transpose2d)(_flops)
+
+
 OPERATOR = getattr(torch.ops, NAMESPACE).conv_transpose2d
 
 
@@ -664,6 +684,8 @@ class ModelNew(nn.ConvTranspose2d):
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
             self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

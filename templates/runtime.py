@@ -20,6 +20,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import triton
 from torch._C._dynamo.guards import _empty_strided_cuda  # type: ignore[attr-defined]
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from triton.runtime.cache import get_cache_manager
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -170,9 +171,17 @@ def conv_transpose2d(input, weight, bias=None):
     tensors = (input, weight, bias)
     if _is_transformed():
         return _torch(*tensors)
-    if _is_watched(*tensors) or _is_recorded(*tensors) or _is_autocast(input):
+    watched = _is_watched(*tensors)
+    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
+    if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
-    return _forward(*tensors)
+    cast = _is_autocast(input)
+    call = _call(input, weight, weight.shape, bias, cast)
+    _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
+    if watched or cast or _is_recorded(*tensors):
+        return OPERATOR(*tensors)
+    return _launch(input, _pack(weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
@@ -640,6 +649,10 @@ if HAS_GRADIENT:
         else:
             return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
 
+    def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
+        """Count what torch's FlopCounterMode counts for its own operator: as of the layer."""
+        return conv_flop_count(out_shape, weight_shape, grad_shape, transposed=True)
+
 
 if HAS_STAGES:
 
@@ -687,6 +700,9 @@ else:
             for_input, *others = ctx.needs_input_grad[:3]
             # Not for a transform either: it knows torch's operator alone.
             own = for_input and not (torch.is_grad_enabled() or _is_transformed())
+            # Nor if torch computed the output.
+            own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
+            own = own and grad.dtype == DTYPE and grad.device.type in DEVICES
             if CHECKS_GRADIENT:
                 own = own and _serves_gradient(grad.shape, (grad.shape[0], *input.shape[-UNBATCHED:]))  # fmt: skip
             grads = None, None, None
@@ -714,21 +730,29 @@ if not HAS_STAGES:
 
 
 def _forward(input, weight, bias):
-    """Pack the weight and compute."""
+    """Compute for a graph, which may meet what this file was not generated for: by torch."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch(*call))
+    if _mismatch(*call) is not None:
+        return _torch(input, weight, bias)
     return _launch(input, _pack(weight), bias)
 
 
 def _fake(input, weight, bias):
     """Return an output with no numbers in it."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
-    _refuse(_mismatch.__wrapped__(*call))
+    if _mismatch.__wrapped__(*call) is not None:
+        return _torch(input, weight, bias)
     shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
     if CHANNELS_LAST:
         y = y.contiguous(memory_format=FORMAT)
     return y if input.dim() == BATCHED else y.squeeze(0)
+
+
+def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
+    """Count what torch's FlopCounterMode counts for its own operator."""
+    shape = input_shape if len(input_shape) == BATCHED else [1, *input_shape]
+    return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
@@ -751,6 +775,7 @@ if not hasattr(getattr(torch.ops, NAMESPACE), OP):
     torch.library.register_autograd(
         f"{NAMESPACE}::{OP}", _backward, setup_context=_save, lib=LIBRARY
     )
+    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), OP))(_flops)
     if HAS_GRADIENT:
         LIBRARY.define(f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor")
         LIBRARY.impl(f"{OP}_input_gradient", _input_gradient, "CPU")
@@ -758,6 +783,9 @@ if not hasattr(getattr(torch.ops, NAMESPACE), OP):
         torch.library.register_fake(
             f"{NAMESPACE}::{OP}_input_gradient", _fake_input_gradient, lib=LIBRARY
         )
+        packet = getattr(getattr(torch.ops, NAMESPACE), f"{OP}_input_gradient")
+        register_flop_formula(packet)(_input_gradient_flops)
+
 OPERATOR = getattr(getattr(torch.ops, NAMESPACE), OP)
 if HAS_GRADIENT:
     INPUT_GRADIENT = getattr(getattr(torch.ops, NAMESPACE), f"{OP}_input_gradient")
@@ -850,6 +878,8 @@ class ModelNew(getattr(nn, LAYER)):
             if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
                 self._frozen = None  # whoever computes: an optimizer may follow
         watched = _is_watched(input, weight, bias)
+        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+            return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # whose error names it
         cast = _is_autocast(input)

@@ -42,6 +42,9 @@ _IMPORTS = (
         "F": "import torch.nn.functional as F",
         "triton": "import triton",
         "_empty_strided_cuda": "from torch._C._dynamo.guards import _empty_strided_cuda",
+        "conv_flop_count": (
+            "from torch.utils.flop_counter import conv_flop_count, register_flop_formula"
+        ),
         "get_cache_manager": "from triton.runtime.cache import get_cache_manager",
         "TensorDescriptor": "from triton.tools.tensor_descriptor import TensorDescriptor",
     },
