@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# sha256 of the other lines: 163e352feb11799215ea4e766dc8546f47d9263daa4d7bf8f965f37408ae2028
+# sha256 of the other lines: 9b4ab33a9f275e8c5e2072126127246b850283056a6dfa4a8c8a6b271ba44b97
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -567,7 +567,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2cd5ed4d21457a43"
+NAMESPACE = "convgen_957e304126c0b3a5"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -608,13 +608,24 @@ class ModelNew(nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` with this file's spec as its defaults.
 
     It computes leaky_relu(0.1) | layer.
-    What this file was not generated for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with a warning that says why.
     """
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
-    _warned = False
+    _calls = None  # for convgen.report
+    _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
+    _strict = False  # what torch would have to compute is an error
+
+    class _Calls:
+        """How many calls the kernel computed, and torch for each kind of reason."""
+
+        def __init__(self):
+            self.kernel, self.torch = 0, {}  # kind: [its first reason, calls]
+
+        def __deepcopy__(self, memo):
+            return type(self)()  # a copy of the layer starts anew
 
     def __init__(
         self,
@@ -657,11 +668,14 @@ class ModelNew(nn.ConvTranspose1d):
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
+            if self._strict:
+                raise ValueError(self._notice.format(reason))
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not (self._warned or torch.compiler.is_compiling()):
-                self._warned = True
-                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            if not torch.compiler.is_compiling() and self._is_first(reason):
+                warnings.warn(self._notice.format(reason), stacklevel=self._stacklevel)
             return output
+        if not (watched and torch.compiler.is_compiling()):  # a graph cannot count
+            (self._calls or self._new_calls()).kernel += 1
         recorded = _is_recorded(input, weight, bias)
         if watched or (cast and recorded):
             return OPERATOR(input, weight, bias)
@@ -672,6 +686,21 @@ class ModelNew(nn.ConvTranspose1d):
             input = input.to(torch.float32)
             bias = bias.to(torch.float32)
         return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_calls": None, "_frozen": None}
+
+    def _new_calls(self):
+        """Start to count; not as torch's modules set an attribute, which takes longer."""
+        calls = self.__dict__["_calls"] = self._Calls()
+        return calls
+
+    def _is_first(self, reason):
+        """Count a call that torch computes; return whether its reason is the first of its kind."""
+        kind = reason.partition(", got ")[0]
+        counted = (self._calls or self._new_calls()).torch.setdefault(kind, [reason, 0])
+        counted[1] += 1
+        return counted[1] == 1
 
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
@@ -705,9 +734,6 @@ class ModelNew(nn.ConvTranspose1d):
     def _apply(self, fn, recurse=True):
         self._frozen = None
         return super()._apply(fn, recurse)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""

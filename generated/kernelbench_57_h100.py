@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# sha256 of the other lines: 54a275a4775c8010c6f84d63813ac88f399176fb7ec09bf1ecd5cb02a810c4be
+# sha256 of the other lines: 4aa6b2a006999f700175cb8c7d4a67c88df4fbf4226318ac0ce15068c7e0f552
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -875,7 +875,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2fd94b5eec49c38f"
+NAMESPACE = "convgen_d117bc9f14d989f7"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -924,13 +924,24 @@ RECORDED = super(torch.autograd.Function, Recorded).apply
 class ModelNew(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
-    What this file was not generated for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with a warning that says why.
     """
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
-    _warned = False
+    _calls = None  # for convgen.report
+    _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
+    _strict = False  # what torch would have to compute is an error
+
+    class _Calls:
+        """How many calls the kernel computed, and torch for each kind of reason."""
+
+        def __init__(self):
+            self.kernel, self.torch = 0, {}  # kind: [its first reason, calls]
+
+        def __deepcopy__(self, memo):
+            return type(self)()  # a copy of the layer starts anew
 
     def __init__(
         self,
@@ -979,11 +990,14 @@ class ModelNew(nn.ConvTranspose2d):
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
+            if self._strict:
+                raise ValueError(self._notice.format(reason))
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not (self._warned or torch.compiler.is_compiling()):
-                self._warned = True
-                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            if not torch.compiler.is_compiling() and self._is_first(reason):
+                warnings.warn(self._notice.format(reason), stacklevel=self._stacklevel)
             return output
+        if not (watched and torch.compiler.is_compiling()):  # a graph cannot count
+            (self._calls or self._new_calls()).kernel += 1
         recorded = _is_recorded(input, weight, bias)
         if watched or (cast and recorded):
             return OPERATOR(input, weight, bias)
@@ -993,6 +1007,21 @@ class ModelNew(nn.ConvTranspose2d):
         if cast:  # a dtype that is another than this file's becomes this
             input = input.to(torch.float32)
         return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_calls": None, "_frozen": None}
+
+    def _new_calls(self):
+        """Start to count; not as torch's modules set an attribute, which takes longer."""
+        calls = self.__dict__["_calls"] = self._Calls()
+        return calls
+
+    def _is_first(self, reason):
+        """Count a call that torch computes; return whether its reason is the first of its kind."""
+        kind = reason.partition(", got ")[0]
+        counted = (self._calls or self._new_calls()).torch.setdefault(kind, [reason, 0])
+        counted[1] += 1
+        return counted[1] == 1
 
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
@@ -1026,9 +1055,6 @@ class ModelNew(nn.ConvTranspose2d):
     def _apply(self, fn, recurse=True):
         self._frozen = None
         return super()._apply(fn, recurse)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""

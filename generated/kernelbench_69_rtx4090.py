@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 33856 programs in about 132 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 25e4ea20c05ae71735dc218ffc8dd58befc380b16f2092ffe819ef916519dc3f
+# sha256 of the other lines: d02ba3b9cad7926f112913c97b519713c29df0d21a75e89a8f95ecff49693e8c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -565,7 +565,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_f0450c023b8ce637"
+NAMESPACE = "convgen_0f0caa9ab3d1dffc"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -605,13 +605,24 @@ RECORDED = super(torch.autograd.Function, Recorded).apply
 class ModelNew(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
-    What this file was not generated for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with a warning that says why.
     """
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
-    _warned = False
+    _calls = None  # for convgen.report
+    _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
+    _strict = False  # what torch would have to compute is an error
+
+    class _Calls:
+        """How many calls the kernel computed, and torch for each kind of reason."""
+
+        def __init__(self):
+            self.kernel, self.torch = 0, {}  # kind: [its first reason, calls]
+
+        def __deepcopy__(self, memo):
+            return type(self)()  # a copy of the layer starts anew
 
     def __init__(
         self,
@@ -660,11 +671,14 @@ class ModelNew(nn.ConvTranspose2d):
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
+            if self._strict:
+                raise ValueError(self._notice.format(reason))
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not (self._warned or torch.compiler.is_compiling()):
-                self._warned = True
-                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            if not torch.compiler.is_compiling() and self._is_first(reason):
+                warnings.warn(self._notice.format(reason), stacklevel=self._stacklevel)
             return output
+        if not (watched and torch.compiler.is_compiling()):  # a graph cannot count
+            (self._calls or self._new_calls()).kernel += 1
         recorded = _is_recorded(input, weight, bias)
         if watched or (cast and recorded):
             return OPERATOR(input, weight, bias)
@@ -674,6 +688,21 @@ class ModelNew(nn.ConvTranspose2d):
         if cast:  # a dtype that is another than this file's becomes this
             input = input.to(torch.float32)
         return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_calls": None, "_frozen": None}
+
+    def _new_calls(self):
+        """Start to count; not as torch's modules set an attribute, which takes longer."""
+        calls = self.__dict__["_calls"] = self._Calls()
+        return calls
+
+    def _is_first(self, reason):
+        """Count a call that torch computes; return whether its reason is the first of its kind."""
+        kind = reason.partition(", got ")[0]
+        counted = (self._calls or self._new_calls()).torch.setdefault(kind, [reason, 0])
+        counted[1] += 1
+        return counted[1] == 1
 
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
@@ -707,9 +736,6 @@ class ModelNew(nn.ConvTranspose2d):
     def _apply(self, fn, recurse=True):
         self._frozen = None
         return super()._apply(fn, recurse)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 8014302342a7cc3a2a0e9fdd9c1ae6fb7c4ff5d864b1aded82e670717af749c4
+# sha256 of the other lines: 0fc297e1e377b18a9022ff49dc22614b61ed53cf42f032a979c502c9cd607a02
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -643,7 +643,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_975a560fa574032d"
+NAMESPACE = "convgen_54eb4ccd4e31924c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -683,13 +683,24 @@ RECORDED = super(torch.autograd.Function, Recorded).apply
 class ModelNew(nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` with this file's spec as its defaults.
 
-    What this file was not generated for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with a warning that says why.
     """
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
-    _warned = False
+    _calls = None  # for convgen.report
+    _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
+    _strict = False  # what torch would have to compute is an error
+
+    class _Calls:
+        """How many calls the kernel computed, and torch for each kind of reason."""
+
+        def __init__(self):
+            self.kernel, self.torch = 0, {}  # kind: [its first reason, calls]
+
+        def __deepcopy__(self, memo):
+            return type(self)()  # a copy of the layer starts anew
 
     def __init__(
         self,
@@ -738,11 +749,14 @@ class ModelNew(nn.ConvTranspose3d):
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
+            if self._strict:
+                raise ValueError(self._notice.format(reason))
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not (self._warned or torch.compiler.is_compiling()):
-                self._warned = True
-                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            if not torch.compiler.is_compiling() and self._is_first(reason):
+                warnings.warn(self._notice.format(reason), stacklevel=self._stacklevel)
             return output
+        if not (watched and torch.compiler.is_compiling()):  # a graph cannot count
+            (self._calls or self._new_calls()).kernel += 1
         recorded = _is_recorded(input, weight, bias)
         if watched or (cast and recorded):
             return OPERATOR(input, weight, bias)
@@ -752,6 +766,21 @@ class ModelNew(nn.ConvTranspose3d):
         if cast:  # a dtype that is another than this file's becomes this
             input = input.to(torch.float32)
         return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_calls": None, "_frozen": None}
+
+    def _new_calls(self):
+        """Start to count; not as torch's modules set an attribute, which takes longer."""
+        calls = self.__dict__["_calls"] = self._Calls()
+        return calls
+
+    def _is_first(self, reason):
+        """Count a call that torch computes; return whether its reason is the first of its kind."""
+        kind = reason.partition(", got ")[0]
+        counted = (self._calls or self._new_calls()).torch.setdefault(kind, [reason, 0])
+        counted[1] += 1
+        return counted[1] == 1
 
     def freeze(self):
         """Pack the weight once, for calls to come: their kernel is then the only one they launch.
@@ -785,9 +814,6 @@ class ModelNew(nn.ConvTranspose3d):
     def _apply(self, fn, recurse=True):
         self._frozen = None
         return super()._apply(fn, recurse)
-
-    def __getstate__(self):
-        return self.__dict__ | {"_frozen": None}
 
     def _frozen_weight(self, weight):
         """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""

@@ -818,14 +818,25 @@ class ModelNew(getattr(nn, LAYER)):
     """`torch.nn.ConvTranspose2d` with this file's spec as its defaults.
 
     It computes {STAGES}.
-    What this file was not generated for is computed by torch, with one warning that says why.
+    What this file was not generated for is computed by torch, with a warning that says why.
     """
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     if not RAW_WEIGHT:
         _frozen = None  # (weight, alias of it, its mark, packed weight)
-    _warned = False
+    _calls = None  # for convgen.report
+    _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
+    _strict = False  # what torch would have to compute is an error
+
+    class _Calls:
+        """How many calls the kernel computed, and torch for each kind of reason."""
+
+        def __init__(self):
+            self.kernel, self.torch = 0, {}  # kind: [its first reason, calls]
+
+        def __deepcopy__(self, memo):
+            return type(self)()  # a copy of the layer starts anew
 
     def __init__(
         self,
@@ -859,10 +870,7 @@ class ModelNew(getattr(nn, LAYER)):
         def __prepare_scriptable__(self):
             """Return torch's own layer with the same parameters, for `torch.jit.script`."""
             layer = getattr(nn, LAYER).__new__(getattr(nn, LAYER))
-            if RAW_WEIGHT:
-                layer.__dict__.update(self.__dict__)
-            else:
-                layer.__dict__.update(self.__getstate__())
+            layer.__dict__.update(self.__getstate__())
             return layer
 
     def forward(self, input, output_size=None):
@@ -885,11 +893,14 @@ class ModelNew(getattr(nn, LAYER)):
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
+            if self._strict:
+                raise ValueError(self._notice.format(reason))
             output = self._forward_torch(input, weight, bias, output_size)  # or torch's error
-            if not (self._warned or torch.compiler.is_compiling()):
-                self._warned = True
-                warnings.warn(f"computed by torch: {reason}", stacklevel=self._stacklevel)
+            if not torch.compiler.is_compiling() and self._is_first(reason):
+                warnings.warn(self._notice.format(reason), stacklevel=self._stacklevel)
             return output
+        if not (watched and torch.compiler.is_compiling()):  # a graph cannot count
+            (self._calls or self._new_calls()).kernel += 1
         recorded = _is_recorded(input, weight, bias)
         if watched or (cast and recorded):
             return OPERATOR(input, weight, bias)
@@ -908,6 +919,24 @@ class ModelNew(getattr(nn, LAYER)):
             return _launch(input, _pack(weight), bias)
         else:
             return _launch(input, _pack(weight) if packed is None else packed, bias)
+
+    def __getstate__(self):
+        if RAW_WEIGHT:
+            return self.__dict__ | {"_calls": None}
+        else:
+            return self.__dict__ | {"_calls": None, "_frozen": None}
+
+    def _new_calls(self):
+        """Start to count; not as torch's modules set an attribute, which takes longer."""
+        calls = self.__dict__["_calls"] = self._Calls()
+        return calls
+
+    def _is_first(self, reason):
+        """Count a call that torch computes; return whether its reason is the first of its kind."""
+        kind = reason.partition(", got ")[0]
+        counted = (self._calls or self._new_calls()).torch.setdefault(kind, [reason, 0])
+        counted[1] += 1
+        return counted[1] == 1
 
     if RAW_WEIGHT:
 
@@ -953,9 +982,6 @@ class ModelNew(getattr(nn, LAYER)):
         def _apply(self, fn, recurse=True):
             self._frozen = None
             return super()._apply(fn, recurse)
-
-        def __getstate__(self):
-            return self.__dict__ | {"_frozen": None}
 
         def _frozen_weight(self, weight):
             """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""  # fmt: skip
