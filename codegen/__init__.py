@@ -1,21 +1,26 @@
 """convgen: a compiler from a description of a transposed convolution to a Triton kernel.
 
 `parse(text)` reads a description, `emit(spec)` returns the text of the file,
-`replace_layers(model)` lets the layers of a torch model run such files, and `freeze(model)` speeds
-up a model whose weights no longer change. Importing this package imports none of sympy, jinja2,
-torch and triton: the functions that need them import them when called.
+`replace_layers(model)` lets the layers of a torch model run such files, `report(model)` says what
+became of them, `restore_layers(model)` undoes it, and `freeze(model)` speeds up a model whose
+weights no longer change. Importing this package imports none of sympy, jinja2, torch and triton:
+the functions that need them import them when called.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import ConvgenError, SpecError
 from .language.parser import parse
 from .language.spec import ConvTransposeSpec, check_target
 from .tables.targets import TARGETS, GpuTarget, find_target
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .execution.report import Report
 
 __all__ = [
     "TARGETS",
@@ -29,6 +34,8 @@ __all__ = [
     "freeze",
     "parse",
     "replace_layers",
+    "report",
+    "restore_layers",
     "unfreeze",
 ]
 
@@ -60,8 +67,11 @@ def replace_layers(
     precision: str | None = None,
     dtype: str | None = None,
     folder: str | os.PathLike[str] | None = None,
+    include: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
+    exclude: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
+    strict: bool = False,
 ) -> dict[str, str]:
-    """Let every transposed convolution of a torch model run an emitted kernel.
+    """Let the transposed convolutions of a torch model run emitted kernels.
 
     Layers change in place; `model` itself may be such a layer. Each layer stays the same object
     with the same parameters, hooks, parametrizations and attributes; only its class becomes an
@@ -69,26 +79,46 @@ def replace_layers(
     The specs leave batch and spatial sizes to run time, so that a layer takes inputs
     [N, C_in, spatial...] or [C_in, spatial...] of any size.
 
-    Layers that cannot be replaced stay torch's, and a warning names them: subclasses of torch's
-    layers, layers on devices other than CPU and CUDA, and layers that no spec can express (complex
-    numbers, for example).
+    Layers of a subclass of torch's layers are replaced if it overrides nothing that the kernel
+    relies on (`forward`, for example), and stay instances of that subclass.
+
+    Layers that cannot be replaced stay torch's, and a warning names them: those of subclasses that
+    do override such an attribute, layers on devices other than CPU and CUDA, and layers that no
+    spec can express (complex numbers, for example).
+
+    A second call plans anew what has changed: the dtype, device, layout or geometry of a layer, or
+    the arguments of the call. Layers whose spec is the same stay as they are. `restore_layers`
+    undoes the call, `report` says what became of it.
+
+    A call that the kernel cannot compute (another dtype than the layer's, for example) is computed
+    by torch, with a warning for each layer and kind of reason.
 
     Args:
         model: a `torch.nn.Module`.
         target: the GPU to plan for; None means the target nearest to the GPU of this machine, or
             the RTX 4090 if it has no GPU.
-        precision: precision of the float32 layers; None means tf32.
+        precision: precision of the float32 layers; None means tf32, or ieee if
+            `torch.backends.cudnn.allow_tf32` is False at the time of the call.
         dtype: "float16" or "bfloat16" if float32 layers will run under autocast of that dtype;
             None means the dtype of each layer's parameters.
         folder: folder for the files; None means a folder that is removed when the process ends.
             Unpickling a whole model imports the files, so it needs a folder on the import path
-            that nobody else may write to. Checkpoints (state_dict) do not need the files.
+            that nobody else may write to; layers of a subclass need convgen too. Checkpoints
+            (state_dict) do not need the files.
+        include: the layers to replace: a name in `named_modules()`, a list of names, or a function
+            (name, layer) -> bool; names may be patterns ("decoder.*"). None means all.
+        exclude: layers that the call leaves as they are, given in the same ways.
+        strict: a layer that cannot be replaced is an error, and so is, later, a call of a replaced
+            layer that the kernel cannot compute (a ValueError).
 
     Returns:
-        The text of the spec of each replaced layer, by the layer's name in `named_modules()`.
+        The text of the spec of each layer that now runs an emitted file, by the layer's name in
+        `named_modules()`.
 
     Raises:
-        SpecError: an argument is not one of the above, or a lazy layer is not initialised.
+        SpecError: an argument is not one of the above, `include` or `exclude` names no transposed
+            convolution of the model, a lazy layer is not initialised, or with `strict` a layer
+            cannot be replaced.
         ProjectError: a file in `folder` was edited, or other users may write to the folder.
         MachineError: the folder cannot be written. On any error the model is unchanged.
 
@@ -97,7 +127,61 @@ def replace_layers(
     """
     from .execution.replace import replace_layers as replace
 
-    return replace(model, target, precision, dtype, folder)
+    return replace(
+        model,
+        target=target,
+        precision=precision,
+        dtype=dtype,
+        folder=folder,
+        include=include,
+        exclude=exclude,
+        strict=strict,
+    )
+
+
+def restore_layers(model: Any) -> list[str]:
+    """Undo `replace_layers`: every layer that it replaced gets back the class that it had.
+
+    Layers change in place: each stays the same object with the same parameters, hooks,
+    parametrizations and attributes; packed weights and counts of calls are dropped. Emitted layers
+    that somebody built from a file stay what they are. It is for code that looks up `type(layer)`
+    (`torch.ao.quantization`, some counters of FLOPs).
+
+    Args:
+        model: a `torch.nn.Module`; a compiled one or one inside of DistributedDataParallel, too.
+
+    Returns:
+        The names in `named_modules()` of the layers that were restored.
+
+    Raises:
+        SpecError: `model` is not a torch module, or something else has changed the class of a
+            replaced layer since (FSDP2, for example). Nothing is changed then.
+    """
+    from .execution.restore import restore_layers as restore
+
+    return restore(model)
+
+
+def report(model: Any) -> Report:
+    """Return which transposed convolutions of a torch model ran kernels, how often, and why not.
+
+    Calls are counted since a layer was replaced, built or copied. Compiled and captured graphs do
+    not count theirs.
+
+    Args:
+        model: a `torch.nn.Module`.
+
+    Returns:
+        A report: `str()` is a table, `as_dict()` is for JSON, `layers` has a row for each layer:
+        its name and spec, whether it is emitted or torch's and why, the calls that its kernel
+        computed, and those that torch did, by the reason.
+
+    Raises:
+        SpecError: `model` is not a torch module.
+    """
+    from .execution.report import report as made
+
+    return made(model)
 
 
 def freeze(model: Any) -> list[str]:

@@ -268,12 +268,17 @@ def test_replacing_with_other_texts(tmp_path, text):
     def replaced(folder, word):
         model = torch.nn.Sequential(torch.nn.ConvTranspose1d(4, 2, 4))
         done = convgen.replace_layers(
-            model, target=word("h100"), precision=None, dtype=word("float16"), folder=folder
+            model,
+            target=word("h100"),
+            precision=None,
+            dtype=word("float16"),
+            folder=folder,
+            include=word("0"),
         )
         return done, [path.read_text() for path in sorted(folder.glob("*.py"))]
 
     assert replaced(tmp_path / "a", made) == replaced(tmp_path / "b", str)
-    for name in ("target", "precision", "dtype"):
+    for name in ("target", "precision", "dtype", "include", "exclude"):
         with pytest.raises(SpecError, match=name):
             convgen.replace_layers(torch.nn.Sequential(), **{name: LyingText("zap")})
 
@@ -282,8 +287,8 @@ def test_the_doors_are_these():
     """Another public function needs its test here."""
     callables = {name for name in convgen.__all__ if callable(getattr(convgen, name))}
     functions = {name for name in callables if not inspect.isclass(getattr(convgen, name))}
-    # freeze and unfreeze take a model alone.
-    assert functions == {"emit", "find_target", "freeze", "parse", "replace_layers", "unfreeze"}
+    of_a_model_alone = {"freeze", "report", "restore_layers", "unfreeze"}
+    assert functions == {"emit", "find_target", "parse", "replace_layers"} | of_a_model_alone
 
 
 # ---- what messages show ----

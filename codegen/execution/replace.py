@@ -2,85 +2,105 @@
 
 Beside the stages; needs torch and triton, imported when a function is called. Input: a model;
 output: the same model, whose layers run emitted files.
-
-A layer stays the same object and changes its class, as with torch's parametrizations, so that
-references to it (in parents, hooks and optimizers) and its attributes stay valid.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import dataclasses
-import hashlib
 import os
-import shutil
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compiler import compile_kernel
-from ..errors import EditedError, ProjectError, SpecError, shown, text_of, visible
-from ..files import check_private, is_regular, make_folder, on_disk, write_text
+from ..errors import SpecError, shown, text_of
 from ..language.spec import ConvTransposeSpec
-from .loading import module_of
-from .local_gpu import local_target
+from .layers import (
+    LeftError,
+    Selection,
+    Wishes,
+    check_module,
+    chosen,
+    is_emitted,
+    original_of,
+    record_of,
+    spec_of,
+    spec_text,
+    transposed,
+    where,
+)
+from .loading import kept_module
+from .restore import become, restore
 
-DEVICES = ("cpu", "cuda", "meta")  # allowed devices of a layer now; its kernel runs on CUDA
-# Folder by process id: a fork inherits the entry of its parent, whose folder may be removed first.
-_OWN: dict[int, Path] = {}
+IEEE = "ieee: torch.backends.cudnn.allow_tf32 was False"
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What becomes of a layer.
+
+    Attributes:
+        spec: of its file.
+        note: how the spec came about, if that needs saying.
+        made: the emitted class; None if the layer has it already.
+        original: the class without it.
+    """
+
+    spec: ConvTransposeSpec
+    note: str
+    made: type | None
+    original: type
 
 
 def replace_layers(
     model: Any,
+    *,
     target: str | None,
     precision: str | None,
     dtype: str | None,
     folder: str | os.PathLike[str] | None,
+    include: Selection,
+    exclude: Selection,
+    strict: bool,
 ) -> dict[str, str]:
     """Implement `convgen.replace_layers`, which documents it; on an error nothing is changed."""
-    target, precision, dtype = _checked_arguments(model, target, precision, dtype, folder)
-    specs: dict[str, ConvTransposeSpec] = {}
+    check_module(model)
+    wishes = _checked_arguments(target, precision, dtype, folder, strict)
+    layers = chosen(model, include, exclude)
+    files: dict[ConvTransposeSpec, type] = {}
+    plans: dict[str, _Planned] = {}
     left: dict[str, str] = {}
-    classes: dict[ConvTransposeSpec, type] = {}
-    layers = _transposed(model)
     for name, layer in layers.items():
+        if is_emitted(layer) and record_of(layer) is None:
+            continue  # its owner's, from a file of theirs
         try:
-            spec = _spec_of(layer, target, precision, dtype)
-            if spec not in classes:
-                classes[spec] = _load(spec, folder).ModelNew
-            specs[name] = spec
-        except _LeftError as error:
+            plans[name] = _planned(layer, wishes, folder, files)
+        except LeftError as error:
             left[name] = str(error)
     if left:
-        reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
-        warnings.warn(f"left as they are: {reasons}", stacklevel=3)
-    for name, spec in specs.items():
-        _become(layers[name], classes[spec])
-    return {name: str(spec) for name, spec in specs.items()}
+        _tell(left, strict)
+    for name, plan in plans.items():
+        _apply(layers[name], name, plan, strict)
+    for name in left:
+        _give_back(layers[name])
+    return {
+        name: spec_text(layer) for name, layer in transposed(model).items() if is_emitted(layer)
+    }
 
 
 def freeze_layers(model: Any, *, frozen: bool) -> list[str]:
     """Implement `convgen.freeze` and `convgen.unfreeze`, which document it."""
-    _check_module(model)
-    layers = {name: each for name, each in model.named_modules() if hasattr(each, "_convgen")}
+    check_module(model)
+    layers = {name: each for name, each in model.named_modules() if is_emitted(each)}
     for layer in layers.values():
         layer.freeze() if frozen else layer.unfreeze()
     return list(layers)
 
 
-class _LeftError(Exception):
-    """A layer stays torch's; the message says why."""
-
-
 def _checked_arguments(
-    model: Any, target: str | None, precision: str | None, dtype: str | None, folder: object
-) -> tuple[str | None, str | None, str | None]:
+    target: str | None, precision: str | None, dtype: str | None, folder: object, strict: object
+) -> Wishes:
     """Return target, precision and dtype, each None or an exact str."""
-    _check_module(model)
     if dtype is not None and text_of(dtype) not in ("float16", "bfloat16"):
         raise SpecError(
             f"dtype must be None (that of the parameters), float16 or bfloat16 (for autocast), "
@@ -89,11 +109,13 @@ def _checked_arguments(
         )
     if folder is not None and not _is_path(folder):
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
+    if not isinstance(strict, bool):
+        raise SpecError(f"strict must be True or False, got {shown(strict)}", "strict")
     # Reuse the checks and messages of a spec; the layer does not matter.
     checked = ConvTransposeSpec(
         rank=1, kernel_size=(1,), target=target, precision=precision, dtype=dtype or "float32"
     )
-    return (
+    return Wishes(
         checked.target,
         None if precision is None else checked.precision,
         None if dtype is None else checked.dtype,
@@ -109,169 +131,72 @@ def _is_path(value: object) -> bool:
         return False
 
 
-def _check_module(model: object) -> None:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise SpecError(f"model must be a torch.nn.Module, got {shown(model)}", "model")
-
-
-def _transposed(model: Any) -> dict[str, Any]:
-    """Return torch's transposed convolutions of a model by their names, each once."""
-    from torch import nn
-    from torch.nn.parameter import is_lazy
-
-    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, kinds) and not hasattr(layer, "_convgen")
-    }
-    for name, layer in layers.items():
-        if any(map(is_lazy, layer.parameters())):
-            raise SpecError(
-                f"layer {name!r} is lazy and not initialised: run the model once first", "model"
-            )
-    return layers
-
-
-def _spec_of(
-    layer: Any, target: str | None, precision: str | None, dtype: str | None
-) -> ConvTransposeSpec:
-    """Return the spec of a layer; raises _LeftError if it must stay torch's."""
-    from torch import Tensor, nn
-    from torch.nn.utils.parametrize import type_before_parametrizations
-
-    kind = type_before_parametrizations(layer)
-    if kind not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-        raise _LeftError(f"{kind.__name__} is a subclass of torch's layer")
-    if "forward" in vars(layer):
-        raise _LeftError("its forward was set on the layer itself")
-    with _at_rest(layer):
-        weight = layer.weight
-        if type(weight) not in (Tensor, nn.Parameter):
-            raise _LeftError(f"its weight is a {type(weight).__name__}")
-        if weight.device.type not in DEVICES:
-            raise _LeftError(f"it lies on {weight.device}, not on {' or '.join(DEVICES[:2])}")
+def _planned(
+    layer: Any,
+    wishes: Wishes,
+    folder: str | os.PathLike[str] | None,
+    files: dict[ConvTransposeSpec, type],
+) -> _Planned:
+    """Return what becomes of a layer; `files` has the classes that were made, and gets its."""
+    original, note = original_of(layer), ""
+    if wishes.precision is None and wishes.dtype is None and not _allows_tf32():
+        wishes, note = replace(wishes, precision="ieee"), IEEE
+    spec = spec_of(layer, wishes)
+    note = note if spec.dtype == "float32" else ""
+    record = record_of(layer)
+    if record is not None and record["spec"] == str(spec) and folder is None:
+        return _Planned(spec, note, None, original)
+    if spec not in files:
         try:
-            spec: ConvTransposeSpec = ConvTransposeSpec.from_module(layer)
-        except SpecError as error:
-            raise _LeftError(str(error)) from None
-    spec = dataclasses.replace(spec, target=target or _target_at(weight.device))
-    if spec.dtype != "float32":
-        return spec
-    return dataclasses.replace(spec, precision=precision, dtype=dtype or spec.dtype)
+            text = compile_kernel(spec).text
+        except SpecError as error:  # no launch grid holds it
+            raise LeftError(str(error)) from None
+        files[spec] = kept_module(spec, text, folder).ModelNew
+    made = None if record is not None and isinstance(layer, files[spec]) else files[spec]
+    return _Planned(spec, note, made, original)
 
 
-@contextlib.contextmanager
-def _at_rest(layer: Any) -> Iterator[None]:
-    """Set parametrizations to eval mode: in training, spectral_norm updates when it is read."""
-    import torch
-    from torch.nn.utils.parametrize import is_parametrized
+def _allows_tf32() -> bool:
+    """Whether torch's own convolutions may round float32 to TF32."""
+    from torch.backends import cudnn
 
-    parts = list(layer.parametrizations.modules()) if is_parametrized(layer) else []
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.training = False
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
+        return bool(cudnn.allow_tf32)
+    except RuntimeError:  # settings of convolutions and of recurrent layers differ
+        return bool(cudnn.conv.fp32_precision == "tf32")
 
 
-def _target_at(device: Any) -> str | None:
-    """Return the target nearest to a device's GPU, or to the current one; None without a GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    with torch.cuda.device(device if device.type == "cuda" else None):
-        return local_target().name
+def _tell(left: dict[str, str], strict: bool) -> None:
+    """Say which layers stay torch's, as a warning or an error."""
+    reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
+    if strict:
+        raise SpecError(f"strict=True, and layers cannot be replaced: {reasons}", "strict")
+    warnings.warn(f"left as they are: {reasons}", stacklevel=4)
 
 
-def _load(spec: ConvTransposeSpec, folder: str | os.PathLike[str] | None) -> Any:
-    """Return the module of a spec's file; write the file and load it where not yet done.
-
-    Raises:
-        EditedError: the file exists with another content.
-        ProjectError: other users may change it.
-        MachineError: it cannot be written.
-    """
-    try:
-        text = compile_kernel(spec).text
-    except SpecError as error:  # no launch grid holds it
-        raise _LeftError(str(error)) from None
-    try:
-        home = Path(folder or _own_folder()).resolve()
-    except (OSError, RuntimeError) as error:  # a link in a circle
-        raise ProjectError(f"cannot write {folder}: {visible(str(error))}") from None
-    make_folder(home)
-    check_private(home)
-    path = home / f"{_stem(spec, text)}.py"
-    if not os.path.lexists(path):
-        write_text(path, text, private=True)
-    elif not is_regular(path) or on_disk(path) != text:
-        raise EditedError(f"{path} was edited: move it, or give another folder")
-    check_private(path)  # unpickling imports this file
-    name = _module_name(path) if folder else path.stem
-    if name not in sys.modules:
-        sys.modules[name] = module_of(text, path, name)  # where pickle looks classes up
-    return sys.modules[name]
-
-
-def _own_folder() -> Path:
-    """Return a folder that is removed when this process ends; a new one if it has vanished."""
-    process = os.getpid()
-    try:
-        check_private(_OWN[process])
-    except (KeyError, ProjectError):
-        _OWN[process] = Path(tempfile.mkdtemp(prefix="convgen_"))
-        atexit.register(_remove, _OWN[process], process)
-    return _OWN[process]
-
-
-def _remove(folder: Path, process: int) -> None:
-    """Remove the folder of a process when it ends, but not when a fork of it ends."""
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _stem(spec: ConvTransposeSpec, text: str) -> str:
-    """Return a readable file name, made unique by a hash."""
-
-    def axes(values: tuple[int, ...]) -> str:
-        return "x".join(map(str, values if len(set(values)) > 1 else values[:1]))
-
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return (
-        f"conv_transpose{spec.rank}d_{spec.in_channels}_{spec.out_channels}"
-        f"_k{axes(spec.kernel_size)}_s{axes(spec.stride)}_{spec.dtype}_{digest}"
+def _apply(layer: Any, name: str, plan: _Planned, strict: bool) -> None:
+    """Change a layer as planned."""
+    if plan.made is not None:
+        become(layer, plan.made, plan.original)
+    vars(layer).update(
+        _replaced={"spec": str(plan.spec), "note": plan.note},
+        _strict=strict,
+        _notice=_notice(name, strict),
     )
 
 
-def _module_name(path: Path) -> str:
-    """Return the shortest name by which a file can be imported, its stem if there is none."""
-    names = []
-    for root in (Path(entry).resolve() for entry in sys.path):
-        if path.is_relative_to(root):
-            parts = path.relative_to(root).with_suffix("").parts
-            if all(part.isidentifier() for part in parts):
-                names.append(".".join(parts))
-    return min(names, key=lambda name: name.count("."), default=path.stem)
+def _give_back(layer: Any) -> None:
+    """Make a layer torch's again that was replaced before and can no longer be."""
+    if record_of(layer) is not None:
+        with contextlib.suppress(LeftError):  # something else has changed its class
+            restore(layer, original_of(layer))
 
 
-def _become(layer: Any, made: type) -> None:
-    """Make a layer an instance of an emitted class; its parameters are not touched."""
-    from torch import nn
-    from torch.nn.utils.parametrize import is_parametrized
-
-    fresh = made(device="meta")  # which draws no random number
-    own = vars(nn.Module())
-    vars(layer).update({name: value for name, value in vars(fresh).items() if name not in own})
-    if is_parametrized(layer):  # keep the class's properties, which compute the tensors
-        mixed = {name: value for name, value in vars(type(layer)).items() if name != "__dict__"}
-        mixed.pop("__weakref__", None)
-        made = type(f"Parametrized{made.__name__}", (made,), mixed)
-    layer.__class__ = made
+def _notice(name: str, strict: bool) -> str:
+    """Return what a layer says when torch has to compute; the reason takes the place of `{}`."""
+    of = where(name).replace("{", "{{").replace("}", "}}")
+    what = "strict=True, and this call needs torch" if strict else "computed by torch"
+    return (
+        f"{of}: {what}: {{}}; convgen.replace_layers(model) again plans for what the layer is now "
+        '(with dtype="float16", for example, for autocast), convgen.report(model) lists all'
+    )

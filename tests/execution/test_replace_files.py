@@ -20,7 +20,7 @@ import torch.nn as nn
 import convgen
 from convgen import ConvgenError
 from convgen.errors import EditedError, ProjectError
-from convgen.execution import replace
+from convgen.execution import loading
 from convgen.files import check_private
 
 pytestmark = pytest.mark.interpreter
@@ -118,14 +118,14 @@ def test_what_runs_is_the_text_that_was_compared(tmp_path, x, device, monkeypatc
     fresh(tmp_path, monkeypatch)
     model = nn.Sequential(up(device))
     want = model(x)
-    real = replace.on_disk
+    real = loading.on_disk
 
     def then_swapped(name):
         text = real(name)
         name.write_text(PLANTED)
         return text
 
-    monkeypatch.setattr(replace, "on_disk", then_swapped)
+    monkeypatch.setattr(loading, "on_disk", then_swapped)
     convgen.replace_layers(model, folder=tmp_path)
     assert path.read_text() == PLANTED
     linecache.checkcache()

@@ -21,6 +21,7 @@ import pytest
 import torch
 from jinja2 import meta
 
+import convgen
 from convgen import parse
 from convgen.errors import ProjectError
 from convgen.execution import oracle
@@ -158,6 +159,26 @@ def test_the_package_s_layer_follows_its_attributes(
         torch.manual_seed(7)
         each.reset_parameters()
     assert torch.equal(layer.weight, torch_layer.weight)
+
+
+@pytest.mark.interpreter
+def test_a_report_has_the_calls_of_the_package_s_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """It hands each call to the layer of the file that is nearest to the input's device."""
+    package = imported(tmp_path, SEVERAL, monkeypatch)
+    layer, x = package.Up().to(device), torch.randn(1, 4, 5, device=device)
+    (row,) = convgen.report(layer).layers
+    assert (row.kernel_calls, row.torch_calls) == (0, {})
+    layer(x), layer(x)
+    with pytest.warns(UserWarning, match="^computed by torch: "):
+        layer.double()(x.double())
+    (row,) = convgen.report(layer).layers
+    assert row.spec == "ConvTranspose1d(4, 2, kernel_size=4, stride=2)"
+    assert (row.kernel_calls, [*row.torch_calls.values()]) == (2, [1])
+    (row,) = convgen.report(copy.deepcopy(layer)).layers
+    assert (row.kernel_calls, row.torch_calls) == (0, {})
+    assert convgen.restore_layers(layer) == []
 
 
 def test_the_file_is_chosen_at_the_first_call(
