@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: a1ffb7b0f3a851131ad4827e06f23d0915b0debf0db2c4a86db697a09ca9566e
+# sha256 of the other lines: cc18a7a84760eff4bbe52fa50b34b4d9c471fedd4ffc01d2ad5b51cb1a7e8f3d
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -505,7 +505,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_2ba3ea7a4eaf5b8c"
+NAMESPACE = "convgen_02feab2c58a4caf5"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -550,6 +550,7 @@ class ModelNew(nn.ConvTranspose2d):
 
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -588,7 +589,9 @@ class ModelNew(nn.ConvTranspose2d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose2d.__new__(nn.ConvTranspose2d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

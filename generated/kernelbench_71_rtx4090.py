@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 33096 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: b428e61dd512e5c1703477c70447b9960455cc7ab1e61ad40d18831c5f9bac5f
+# sha256 of the other lines: 2909bc638d9e0dfab66e171b0d3c50a5a6e65a47f6efa40db266dd0b97415734
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -615,7 +615,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_64c2b643b26f4bdd"
+NAMESPACE = "convgen_2fe18241b9845b7a"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -661,6 +661,7 @@ class ModelNew(nn.ConvTranspose2d):
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -699,7 +700,9 @@ class ModelNew(nn.ConvTranspose2d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose2d.__new__(nn.ConvTranspose2d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

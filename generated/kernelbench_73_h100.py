@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: ae21b6ca1f2f4e9fc7c27305429cd84390e069eda660ffa89385bb9d31cb06fb
+# sha256 of the other lines: eed48b695059e623d97878cac4c83ac4f6dd5ecf67b21d9212dfeb8ff6d20873
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -666,7 +666,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_674d3d7aaeefb14c"
+NAMESPACE = "convgen_14f6060ea2df68e0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -712,6 +712,7 @@ class ModelNew(nn.ConvTranspose3d):
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -750,7 +751,9 @@ class ModelNew(nn.ConvTranspose3d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose3d.__new__(nn.ConvTranspose3d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: 57ccd50b3dcff36d06119ebed5b801ceef872752965ab93f02ee405f655273f8
+# sha256 of the other lines: 8edea29389bc9c6e54d7c45c4da0fd45e085b6a02305c3f32f2539d0906cb511
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -661,7 +661,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_62fe872dab61755a"
+NAMESPACE = "convgen_737527f246decabf"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -716,6 +716,7 @@ class ModelNew(nn.ConvTranspose1d):
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -754,7 +755,9 @@ class ModelNew(nn.ConvTranspose1d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose1d.__new__(nn.ConvTranspose1d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

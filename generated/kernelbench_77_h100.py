@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# sha256 of the other lines: 2d4a2859feb2ba214a9fc936aa03666b81dc807ac416a560a7eb2350ada2a76f
+# sha256 of the other lines: 87986d56d92a9260670853771493dfced6cdd210c059c4b31747741ff44dace6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -706,7 +706,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_8a2bfecdfff237ad"
+NAMESPACE = "convgen_16322f8491acbd92"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -752,6 +752,7 @@ class ModelNew(nn.ConvTranspose3d):
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -790,7 +791,9 @@ class ModelNew(nn.ConvTranspose3d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose3d.__new__(nn.ConvTranspose3d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

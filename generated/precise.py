@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# sha256 of the other lines: 87e151554f56321b30679e080f4aace2c498a6145f25474265cac9968f3331e9
+# sha256 of the other lines: ded1e80ab2674ddd9cebca12ca979bf079c8bffff4185f086e51ae455f8872f5
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -507,7 +507,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated, so that copies share an operator and
 # other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_c7ff9cedd719ca75"
+NAMESPACE = "convgen_582a8d57c8994dd0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -553,6 +553,7 @@ class ModelNew(nn.ConvTranspose1d):
     _convgen = True  # by which convgen.freeze finds it
     _stacklevel = 4  # between a warning and the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -591,7 +592,9 @@ class ModelNew(nn.ConvTranspose1d):
     def __prepare_scriptable__(self):
         """Return torch's own layer with the same parameters, for `torch.jit.script`."""
         layer = nn.ConvTranspose1d.__new__(nn.ConvTranspose1d)
-        layer.__dict__.update(self.__getstate__())
+        # Without what the class declares: counts, for example, are this layer's alone.
+        own = vars(ModelNew)
+        layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
         return layer
 
     def forward(self, input, output_size=None):

@@ -825,6 +825,7 @@ class ModelNew(getattr(nn, LAYER)):
     _stacklevel = 4  # between a warning and the line that calls the layer
     if not RAW_WEIGHT:
         _frozen = None  # (weight, alias of it, its mark, packed weight)
+    _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
     _notice = "computed by torch: {}"  # in a model the layer's name too, and what to do
     _strict = False  # what torch would have to compute is an error
@@ -870,7 +871,9 @@ class ModelNew(getattr(nn, LAYER)):
         def __prepare_scriptable__(self):
             """Return torch's own layer with the same parameters, for `torch.jit.script`."""
             layer = getattr(nn, LAYER).__new__(getattr(nn, LAYER))
-            layer.__dict__.update(self.__getstate__())
+            # Without what the class declares: counts, for example, are this layer's alone.
+            own = vars(ModelNew)
+            layer.__dict__.update((k, v) for k, v in self.__dict__.items() if k not in own)
             return layer
 
     def forward(self, input, output_size=None):

@@ -26,8 +26,8 @@ DEVICES = ("cpu", "cuda", "meta")  # allowed devices of a layer now; its kernel 
 RELIED = (
     *("forward", "_output_padding", "_forward_torch", "_reason_for_torch", "_is_first", "weight"),
     *("bias", "freeze", "unfreeze", "_frozen", "_frozen_weight", "_calls", "_Calls", "_new_calls"),
-    *("_convgen", "_notice", "_strict", "_stacklevel", "__prepare_scriptable__", "__getstate__"),
-    *("__reduce__", "__reduce_ex__", "__init_subclass__", "__slots__"),
+    *("_convgen", "_notice", "_strict", "_stacklevel", "_replaced", "__prepare_scriptable__"),
+    *("__getstate__", "__reduce__", "__reduce_ex__", "__init_subclass__", "__slots__"),
 )
 Selection = str | Iterable[str] | Callable[[str, Any], bool] | None
 

@@ -197,6 +197,6 @@ def _notice(name: str, strict: bool) -> str:
     of = where(name).replace("{", "{{").replace("}", "}}")
     what = "strict=True, and this call needs torch" if strict else "computed by torch"
     return (
-        f"{of}: {what}: {{}}; convgen.replace_layers(model) again plans for what the layer is now "
-        '(with dtype="float16", for example, for autocast), convgen.report(model) lists all'
+        f"{of}: {what}: {{}}. If the layer has changed, convgen.replace_layers(model) again plans "
+        "for what it is now (for autocast, with dtype=); convgen.report(model) lists all such calls"
     )

@@ -60,14 +60,22 @@ def become(layer: Any, made: type, original: type) -> None:
 @functools.cache
 def derived(made: type, original: type) -> type:
     """Return a user's subclass of torch's layer that computes as an emitted class."""
+    emitted: Any = made
+    torchs: Any = original
 
     def reduced(layer: Any, protocol: Any) -> tuple[Any, ...]:
         return _unpickled, (made, original), layer.__getstate__()
+
+    def scriptable(layer: Any) -> Any:
+        plain = torchs.__new__(torchs)
+        vars(plain).update(vars(emitted.__prepare_scriptable__(layer)))
+        return plain
 
     def fill(names: dict[str, Any]) -> None:
         names |= {name: getattr(original, name) for name in ("__init__", "__doc__", "_get_name")}
         names |= {"__module__": original.__module__, "__qualname__": original.__qualname__}
         names["__reduce_ex__"] = reduced  # this class has no name that pickle could look up
+        names["__prepare_scriptable__"] = scriptable
 
     return types.new_class(original.__name__, (made, original), exec_body=fill)
 

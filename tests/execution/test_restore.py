@@ -19,6 +19,7 @@ import convgen
 from convgen import SpecError
 from convgen.execution.layers import RELIED
 from convgen.execution.loading import load_module
+from convgen.execution.restore import OWN
 
 pytestmark = pytest.mark.interpreter
 
@@ -207,6 +208,21 @@ def test_a_class_that_changed_since_is_an_error(make, device):
         convgen.replace_layers(model, target="h100")
     with pytest.raises(SpecError, match="model must be a torch"):
         convgen.restore_layers([model])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script.*:DeprecationWarning")
+def test_a_script_has_torch_s_layers_alone(make, x):
+    """Torch puts what it scripts into the model, too: what was noted would be no longer true."""
+    model = nn.Sequential(make())
+    reference = copy.deepcopy(model)
+    convgen.replace_layers(model)
+    model(x)
+    scripted = torch.jit.script(model)
+    assert close(scripted(x), reference(x))
+    assert not hasattr(scripted[0], "_replaced")
+    assert type(model[0]) is type(make())
+    assert {*vars(model[0])}.isdisjoint(OWN)
+    assert convgen.restore_layers(model) == []
 
 
 # ---- subclasses ----
