@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# sha256 of the other lines: ca298c8108527bc56398c4a64b336facbc1af9861341b14f49cde24afbca2597
+# sha256 of the other lines: 831180d2a7cfc5039b3a43ae5a161e98aa1bcefa11bf80dd8e32de18c535f9cf
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -14,8 +14,8 @@
 It needs torch 2.11 and Triton 3.6, or newer.
 
 From top to bottom: sizes; kernels; functions that pack the weight and launch; checks of a call;
-and what makes it torch's: gradients, operator and layer. An eager call of the layer goes through
-`ModelNew.forward`, `_pack` and `_launch`.
+and its place in torch: gradients, operator and layer. An eager call of the layer goes through
+`ModelNew.forward`, `_pack`, `_launch` and `_launched`.
 
 An infinity or NaN of the input also reaches neighbours, in their row, of the outputs that it has
 weights for: they are computed together, and what has no weight is multiplied by zero.
@@ -87,13 +87,13 @@ STRIDE, PADDING, OUTPUT_PADDING = (1, 1), (0, 0), (0, 0)
 GROUPS, DILATION = 1, (1, 1)
 GEOMETRY = (STRIDE, PADDING, OUTPUT_PADDING, GROUPS, DILATION)
 
-# Devices that have the kernel: the CPU only in Triton's interpreter.
+# Device types that the kernel runs on; the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-# Tensor types that the fast path accepts; subclasses may override torch's functions.
+# Tensor types of the fast path: subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
-# Launches that were made, by kind of call, with what `_launched` needs to make them again.
+# Earlier launches by kind of call: what `_launched` needs to repeat them.
 LAUNCHED = {}
-MOST_LAUNCHED = 1024  # what comes later is launched by Triton
+MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
 
 # ---- kernels ----
 
@@ -436,7 +436,7 @@ def conv_transpose2d(input, weight, bias=None):
     if _is_transformed():
         return _torch(*tensors)
     watched = _is_watched(*tensors)
-    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    # The operator's error names arguments that are no tensors; a trace would record the checks.
     given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
     if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
@@ -522,14 +522,14 @@ def _start_pack_for_gradient(weight, last):
 
 
 def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
+    """Return the output; the arguments were checked."""
     c_out = packed_weight.shape[1]
     c_out //= PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
     x = input if batched else input.unsqueeze(0)
-    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    # Copies only an input that is not dense in this layout or is lazily negated.
     x = x.resolve_neg().contiguous()
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
@@ -539,21 +539,21 @@ def _launch(input, packed_weight, bias):
 
 
 def _first(x, packed_weight, bias, c_out):
-    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
     y = x.new_empty(shape)
     return y, *_start(x, packed_weight, bias, y)
 
 
 def _pack(weight):
-    """Return a weight packed for the kernel, by another that is launched at every call."""
+    """Return the packed weight; a kernel packs it at every call."""
     return _packed(weight, _start_pack)
 
 
 def _packed(weight, start):
     """Return a weight packed by the kernel that `start` launches."""
     weight = weight.resolve_neg()
-    # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
+    # Copies only a weight that is dense in neither layout or is lazily negated.
     last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
     weight = weight if last else weight.contiguous()
     w_ptr = weight.data_ptr()
@@ -562,18 +562,18 @@ def _packed(weight, start):
 
 
 def _launched(call, operands, arguments):
-    """Return the result of a kernel, launched as an earlier one if there was such a call.
+    """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
-    That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
-    device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
-    pointers are aligned.
+    A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
+    device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
+    and the alignment of pointers.
     """
     device, start = call[:2]
     again = LAUNCHED.get(call)
     if again is None or torch._C._cuda_getDevice() != device:
         y, compiled, grid, sizes = start(*arguments)
         if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-            # Neither metadata for hooks nor hooks: the last three.
+            # The last three are metadata for launch hooks, and the hooks: none.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
             LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
@@ -587,7 +587,7 @@ def _launched(call, operands, arguments):
 
 # ---- checks ----
 def _call(input, weight, weight_shape, bias, cast):
-    """Return the metadata of a call (no data): the cache key and arguments of `_mismatch`."""
+    """Return the arguments of `_mismatch` for a call: shapes, strides, dtypes, devices."""
     if bias is None:
         bias_shape, tensors = None, (input, weight)
         dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
@@ -595,7 +595,7 @@ def _call(input, weight, weight_shape, bias, cast):
         bias_shape, tensors = bias.shape, (input, weight, bias)
         dtypes = input.dtype, weight.dtype, bias.dtype
         devices = input.device, weight.device, bias.device
-    if cast:  # to what autocast gives
+    if cast:  # autocast changes them
         dtypes = tuple(map(_autocast_dtype, tensors))
     return input.shape, input.stride(), weight_shape, bias_shape, dtypes, devices
 
@@ -616,7 +616,7 @@ def _output_shape(input_shape, c_out):
 
 
 def _is_dense(shape, stride, axes):
-    """Whether a tensor is dense with its axes in an order, the innermost first."""
+    """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
     step = 1
     for axis in axes:
         if shape[axis] != 1 and stride[axis] != step:
@@ -626,7 +626,7 @@ def _is_dense(shape, stride, axes):
 
 
 def _is_channels_last(shape, stride):
-    """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+    """Whether torch's convolutions treat a tensor with these strides as channels_last."""
     if len(shape) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -638,13 +638,13 @@ def _is_channels_last(shape, stride):
 
 
 def _refuse(mismatch):
-    """Raise the error of a call that this file was not generated for."""
+    """Raise ValueError if there is a mismatch with what this file was generated for."""
     if mismatch is not None:
         raise ValueError(f"this file was generated for {mismatch}")
 
 
 def _check_as_torch(input_shape, weight_shape, bias_shape):
-    """Raise torch's own error, whatever the device, for shapes that no such layer has."""
+    """Raise torch's own error, on any device, for shapes that torch's layer would not accept."""
     shape = input_shape if len(input_shape) == 4 else (1, *input_shape)
     if (
         len(shape) == 4
@@ -664,7 +664,7 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
 def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
-    A bias that is not given has no shape. What no layer accepts raises torch's own error.
+    The layout is not compared. `bias_shape` is None without a bias. Raises torch's own errors.
     """
     _check_as_torch(input_shape, weight_shape, bias_shape)
     shape = tuple(input_shape) if len(input_shape) == 4 else (1, *input_shape)
@@ -675,18 +675,18 @@ def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
     return _mismatch_of_weight(weight_shape, dtypes, devices)
 
 
-# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+# Cached, as calls repeat. Symbolic sizes cannot be cached: `__wrapped__` is for those.
 @functools.lru_cache(maxsize=1024)
 def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):
-    """As `_mismatch_but_layout`, and the layout: of input and weight if a layer gives both."""
+    """Return the mismatch of a call; layers give the weight's strides, which count in torch too."""
     mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
     if mismatch is not None:
         return mismatch
     batched = len(input_shape) == 4
-    if weight_stride is not None:  # torch goes by the strides of both
+    if weight_stride is not None:  # torch's rule looks at both strides
         other = _is_channels_last(input_shape, stride)
         other = other or _is_channels_last(weight_shape, weight_stride)
-    else:  # dense in neither layout it is copied
+    else:  # an input that is dense in neither layout is copied
         other = batched and 0 not in input_shape
         other = other and not _is_dense(input_shape, stride, (3, 2, 1, 0))
         other = other and _is_dense(input_shape, stride, (1, 3, 2, 0))
@@ -706,27 +706,27 @@ def _mismatch_of_weight(shape, dtypes, devices):
 
 
 def _is_autocast(tensor):
-    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
+    """Whether autocast is on for the device type of a tensor; meta tensors have none."""
     kind = "cuda" if tensor.is_cuda else "cpu"
     return torch.is_autocast_enabled(kind) and not tensor.is_meta
 
 
 def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    """Return the dtype to which autocast converts an argument of a convolution."""
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
-    """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
+    """Whether torch.func or forward-mode differentiation is active: torch computes then."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def _is_watched(input, weight, bias):
-    """Whether a compiler, a tracer, a mode or a class of tensors is to see the operator."""
-    if input is None or weight is None:  # for the operator an empty tensor, for torch an error
+    """Whether a compiler, tracer, dispatch mode or tensor subclass must see the operator."""
+    if input is None or weight is None:  # the operator would accept None; torch raises
         F.conv_transpose2d(input, weight)
     return (
         torch.compiler.is_compiling()
@@ -739,19 +739,19 @@ def _is_watched(input, weight, bias):
 
 
 def _is_recorded(input, weight, bias):
-    """Whether a gradient of the call may be asked for."""
+    """Whether autograd records the call."""
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
 
 
 def _mark(weight):
-    """Return what tells the states of a weight apart, as far as torch reports its changes."""
+    """Return what changes with every edit of a weight that torch reports."""
     return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
 
 def _can_freeze(weight):
-    """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+    """Whether the kernel can pack a weight, and torch reports its edits."""
     return (
         not _is_watched(weight, weight, None)
         and _fits(weight.shape, WEIGHT_SHAPE)
@@ -765,7 +765,7 @@ def _can_freeze(weight):
 
 # ---- torch: gradients ----
 def _input_shape(output_shape, c_in):
-    """Return the shape of the input that leads to an output."""
+    """Return the shape of the input for the shape of an output."""
     axes = zip(output_shape[2:], WEIGHT_SHAPE[2:], PADDING, DILATION, strict=True)
     return (output_shape[0], c_in, *(o + 2 * p - d * (k - 1) for o, k, p, d in axes))
 
@@ -775,7 +775,7 @@ def _input_gradient(grad, weight):
     c_in = weight.shape[0]
     if grad.numel() == 0:
         return grad.new_zeros(_input_shape(grad.shape, c_in))
-    # Copies only what is not dense in the layout or has torch's lazy negative bit set.
+    # Copies only a gradient that is not dense in this layout or is lazily negated.
     x = grad.resolve_neg().contiguous()
     packed_weight = _packed(weight, _start_pack_for_gradient)
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
@@ -791,17 +791,17 @@ def _first_gradient(x, packed_weight, c_in):
 
 
 def _fake_input_gradient(grad, weight):
-    """Return a gradient of the input with no numbers in it."""
+    """Return an uninitialised gradient of the input, for tracing."""
     return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
-    """Count what torch's FlopCounterMode counts for its own operator: as of the layer."""
+    """Return the operations that torch's FlopCounterMode counts for its own operator."""
     return conv_flop_count(out_shape, weight_shape, grad_shape, transposed=True)
 
 
 def _save(ctx, inputs, output):
-    """Save what the gradients need: that of the input the weight, that of the weight the input."""
+    """Save the weight for the input's gradient, the input for the weight's."""
     input, weight = inputs[:2]
     for_input, for_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
@@ -809,8 +809,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """Return the gradients: all by torch's own operator where they are differentiated in turn."""
-    # One element stands for a tensor of which only the shape is read.
+    """Return the gradients; torch computes all of them if they are differentiated again."""
+    # Of a tensor that was not saved only the shape is read: one element is enough.
     input, weight = (
         grad.new_empty(1).expand(shape) if tensor is None else tensor
         for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
@@ -821,9 +821,9 @@ def _backward(ctx, grad):
     geometry = STRIDE, PADDING, DILATION, True, OUTPUT_PADDING, GROUPS  # True: transposed
     of_bias = [GROUPS * weight.shape[1]]  # read if its gradient is needed
     for_input, *others = ctx.needs_input_grad[:3]
-    # Not for a transform either: it knows torch's operator alone.
+    # torch.func and double backward know only torch's operator.
     own = for_input and not (torch.is_grad_enabled() or _is_transformed())
-    # Nor if torch computed the output.
+    # If torch computed the output, it computes this too.
     own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
     own = own and grad.dtype == torch.float32 and grad.device.type in DEVICES
     grads = None, None, None
@@ -832,7 +832,7 @@ def _backward(ctx, grad):
         grads = torch.ops.aten.convolution_backward(grad, input, weight, of_bias, *geometry, needed)
     for_input = INPUT_GRADIENT(grad, weight) if own else grads[0]
     for_input = for_input if batched or for_input is None else for_input.squeeze(0)
-    return for_input, *grads[1:], None  # of a packed weight
+    return for_input, *grads[1:], None  # for the packed weight
 
 
 # ---- torch: operator ----
@@ -842,7 +842,7 @@ def _torch(input, weight, bias, geometry=GEOMETRY):
 
 
 def _forward(input, weight, bias):
-    """Compute for a graph, which may meet what this file was not generated for: by torch."""
+    """Compute in a graph; torch computes calls that this file was not generated for."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     if _mismatch(*call) is not None:
         return _torch(input, weight, bias)
@@ -850,7 +850,7 @@ def _forward(input, weight, bias):
 
 
 def _fake(input, weight, bias):
-    """Return an output with no numbers in it."""
+    """Return an uninitialised output, for tracing."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
@@ -860,22 +860,22 @@ def _fake(input, weight, bias):
 
 
 def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
-    """Count what torch's FlopCounterMode counts for its own operator."""
+    """Return the operations that torch's FlopCounterMode counts for its own operator."""
     shape = input_shape if len(input_shape) == 4 else [1, *input_shape]
     return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
-    """Compute in autocast's dtype, as torch's own layers do."""
+    """Convert to autocast's dtype, then compute, as torch's convolutions do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
         return OPERATOR(*cast)
 
 
-# The operator's namespace is a hash of this file as generated, so that copies share an operator and
-# other files do not collide. Edit it with the file: a process runs the one that it loaded first.
-NAMESPACE = "convgen_ca4c17d05777da70"
+# The operator's namespace is a hash of this file as generated: copies share an operator, other
+# files have their own. Change it if you edit the file: a process keeps what it loaded first.
+NAMESPACE = "convgen_a0ba19182538a9dc"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -903,11 +903,11 @@ INPUT_GRADIENT = getattr(torch.ops, NAMESPACE).conv_transpose2d_input_gradient
 
 
 class Recorded(torch.autograd.Function):
-    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+    """The call while only autograd records it; `OPERATOR` takes longer."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        """Compute; torch is slower to set the context by a function of its own."""
+        """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
         output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
         _save(ctx, inputs, output)
@@ -916,7 +916,7 @@ class Recorded(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-# torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
+# torch's apply in C++: the one in Python only handles torch.func, which `_is_transformed` excludes.
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
@@ -927,8 +927,8 @@ class ModelNew(nn.ConvTranspose2d):
     What this file was not generated for is computed by torch, with a warning that says why.
     """
 
-    _convgen = True  # by which convgen.freeze finds it
-    _stacklevel = 4  # between a warning and the line that calls the layer
+    _convgen = True  # convgen.freeze looks for it
+    _stacklevel = 4  # from a warning to the line that calls the layer
     _frozen = None  # (weight, alias of it, its mark, packed weight)
     _replaced = None  # what convgen.replace_layers noted of it
     _calls = None  # for convgen.report
@@ -976,7 +976,7 @@ class ModelNew(nn.ConvTranspose2d):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        # A parametrization, pruning or a replica has them elsewhere.
+        # With a parametrization, pruning or DataParallel they are not in _parameters.
         own = self._parameters
         weight, bias = own.get("weight"), own.get("bias")
         if weight is None:
@@ -984,12 +984,12 @@ class ModelNew(nn.ConvTranspose2d):
         if "bias" not in own:
             bias = self.bias
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
-            self._frozen = None  # whoever computes: an optimizer may follow
+            self._frozen = None  # an optimizer may change the weight next
         watched = _is_watched(input, weight, bias)
-        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+        if watched and torch.onnx.is_in_onnx_export():  # it translates torch's operators only
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
-            return OPERATOR(input, weight, bias)  # whose error names it
+            return OPERATOR(input, weight, bias)  # its error names what is no tensor
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -1007,7 +1007,7 @@ class ModelNew(nn.ConvTranspose2d):
         packed = None if self._frozen is None else self._frozen_weight(weight)
         if recorded:
             return RECORDED(input, weight, bias, packed)
-        if cast:  # a dtype that is another than this file's becomes this
+        if cast:  # the weight is converted while it is packed
             input = input.to(torch.float32)
         return _launch(input, _pack(weight) if packed is None else packed, bias)
 
@@ -1027,7 +1027,7 @@ class ModelNew(nn.ConvTranspose2d):
         return counted[1] == 1
 
     def freeze(self):
-        """Pack the weight once, for calls to come: their kernel is then the only one they launch.
+        """Pack the weight now, so that later calls need not.
 
         An edit that torch does not report, through `weight.data` or by a fused optimizer, is not
         seen while it lasts. It ends with `unfreeze()`, `train()`, a move to another device or
@@ -1038,9 +1038,9 @@ class ModelNew(nn.ConvTranspose2d):
         weight = self._parameters.get("weight")
         if weight is not None and _can_freeze(weight):
             packed = _pack(weight.detach())
-            if weight.is_cuda:  # for whatever stream calls first
+            if weight.is_cuda:  # the next call may be on another stream
                 torch.cuda.current_stream(weight.device).synchronize()
-            # The alias keeps the storage alive: another weight cannot come to lie there.
+            # The alias keeps the memory: no other weight can get the same address.
             self._frozen = weight, weight.detach(), _mark(weight), packed
         return self
 
@@ -1066,11 +1066,11 @@ class ModelNew(nn.ConvTranspose2d):
             self._frozen = None
             return None
         if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-            return None  # the graph may outlive it
+            return None  # the graph may outlive the packed weight
         return packed
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
-        """Return why torch has to compute, None if it has not."""
+        """Return why torch must compute a call, None if the kernel can."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
         wanted = "this file was generated for"

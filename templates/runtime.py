@@ -37,14 +37,14 @@ DTYPE = torch.float32
 LAYOUT = "channels_first"
 HAS_BIAS = True
 NAMESPACE = "convgen_sample"  # of the operator
-# Of a packed weight: its matrices; outputs of a group, which are columns of those; inputs, rows.
+# The packed weight: number of matrices, outputs and inputs of a group (rows and columns of each).
 PACKED_TAPS, LANES, PLACES = 16, 1, 1
-CONFIGS = None  # what Triton times at the first call, if the file is tuned at run time
-_torch = None  # the layer between pointwise stages, if it has some
+CONFIGS = None  # configs for Triton's autotuner; None if the tile is fixed
+_torch = None  # the layer with its pointwise stages in torch; None without stages
 
 
 def _start(x, packed_weight, bias, y):
-    """Launch the kernel, which a file has and the sample has not."""
+    """Launch the kernel; the sample has none."""
     raise NotImplementedError
 
 
@@ -74,18 +74,18 @@ def _descriptors(x, packed_weight):
 
 
 def _mismatch_of_sizes(shape, output):
-    """Return which size is too large for the kernel's indices."""
+    """Return which size exceeds the range of the kernel's indices, None if all fit."""
     return None
 
 
 def _serves_gradient(shape, output):
-    """Whether the kernel of the input's gradient serves those shapes."""
+    """Whether the kernel of the input's gradient supports these shapes."""
     return True
 
 
-# Flags of a text that is made; a text without them has both branches' names.
-REPEATS = True  # launches are repeated without Triton
-UNPIPELINED = True  # the kernel is for no Hopper
+# Flags that have a value in every emitted text.
+REPEATS = True  # repeated launches bypass Triton's own launch code
+UNPIPELINED = True  # planned for another GPU than a Hopper
 PRECOMPILED = True  # machine code may ship beside the file
 
 # ---- derived ----
@@ -94,7 +94,7 @@ BATCHED = RANK + 2  # dimensions of an input with its batch axis
 UNBATCHED = RANK + 1  # and without it
 OP = f"conv_transpose{RANK}d"
 LAYER = f"ConvTranspose{RANK}d"
-HALF = {torch.float32, torch.float16, torch.bfloat16}  # under autocast one becomes another
+HALF = {torch.float32, torch.float16, torch.bfloat16}  # autocast converts between these
 PACKED_DTYPES = {DTYPE} if DTYPE.itemsize > 2 else HALF
 CHANNELS_LAST = LAYOUT == "channels_last"
 OTHER_LAYOUT = "channels_last" if LAYOUT == "channels_first" else "channels_first"
@@ -104,8 +104,8 @@ LAST_AXES = (1, *range(RANK + 1, 1, -1), 0)  # and in channels_last
 OWN_AXES, OTHER_AXES = FIRST_AXES, LAST_AXES
 if CHANNELS_LAST:
     OWN_AXES, OTHER_AXES = LAST_AXES, FIRST_AXES
-RAW_WEIGHT = _start_pack is None  # the kernel reads a weight as torch lays it
-RAW_GRADIENT = _start_pack_for_gradient is None  # and so does that of the input's gradient
+RAW_WEIGHT = _start_pack is None  # the kernel reads torch's weight without packing
+RAW_GRADIENT = _start_pack_for_gradient is None  # the same for the kernel of the input's gradient
 HAS_PACKING = not (RAW_WEIGHT and RAW_GRADIENT)
 PACKS_BOTH_LAYOUTS = RANK > 1 and math.prod(WEIGHT_SHAPE[2:]) > 1
 HAS_LANES = LANES > 1
@@ -120,7 +120,7 @@ CHECKS_GRADIENT = _serves_gradient is not None
 
 
 def _default(values):
-    """Return values of the axes as a layer may be given them."""
+    """Return one value for all axes if they are equal, as torch's layers accept it."""
     return values[0] if len(set(values)) == 1 else values
 
 
@@ -131,16 +131,16 @@ DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
 OPEN_CHANNELS = OUT_CHANNELS is None
 
 # ---- devices ----
-# Devices that have the kernel: the CPU only in Triton's interpreter.
+# Device types that the kernel runs on; the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
-# Tensor types that the fast path accepts; subclasses may override torch's functions.
+# Tensor types of the fast path: subclasses may override torch's functions.
 EAGER = {torch.Tensor, nn.Parameter}
 if REPEATS:
-    # Launches that were made, by kind of call, with what `_launched` needs to make them again.
+    # Earlier launches by kind of call: what `_launched` needs to repeat them.
     LAUNCHED = {}
-    MOST_LAUNCHED = 1024  # what comes later is launched by Triton
+    MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
     if HAS_BOXES:
-        BOXES = {}  # by kind of call, the descriptors of its tensors without those
+        BOXES = {}  # fields of the tensor descriptors by kind of call, without the tensors
 
 
 # ---- functions ----
@@ -172,7 +172,7 @@ def conv_transpose2d(input, weight, bias=None):
     if _is_transformed():
         return _torch(*tensors)
     watched = _is_watched(*tensors)
-    # The operator names what is no tensor; a trace would record what is asked of sizes.
+    # The operator's error names arguments that are no tensors; a trace would record the checks.
     given = all(each is None or isinstance(each, torch.Tensor) for each in tensors)
     if watched and (torch.jit.is_tracing() or not given):
         return OPERATOR(*tensors)
@@ -226,7 +226,7 @@ if UNPIPELINED:
 
 # ---- launch ----
 def _launch(input, packed_weight, bias):
-    """Return the output of arguments that have no error."""
+    """Return the output; the arguments were checked."""
     if RAW_WEIGHT:
         c_out = GROUPS * packed_weight.shape[1]
     else:
@@ -237,17 +237,17 @@ def _launch(input, packed_weight, bias):
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == BATCHED
     x = input if batched else input.unsqueeze(0)
-    # Copies only an input that is not dense in its layout or has torch's lazy negative bit set.
+    # Copies only an input that is not dense in this layout or is lazily negated.
     if CHANNELS_LAST:
         x = x.resolve_neg().contiguous(memory_format=FORMAT)
     else:
         x = x.resolve_neg().contiguous()
     if HAS_COPY:
-        x = _copied(x)  # at every call
+        x = _copied(x)
     if HAS_BIAS:
         bias = bias.resolve_neg().contiguous()
     if HAS_BOXES:
-        # Boxes are loaded from tensors that start at a multiple of 16 bytes: others are copied.
+        # Boxes need tensors that start at a multiple of 16 bytes; others are copied.
         if (x.data_ptr() | packed_weight.data_ptr()) % 16:
             x, packed_weight = x.clone(), packed_weight.clone()
     if IS_TUNED:
@@ -269,7 +269,7 @@ def _launch(input, packed_weight, bias):
 if HAS_BOXES:
 
     def _boxed(call, x, packed_weight):
-        """Return the descriptors of a call's operands; of later ones Triton's checks are left out."""  # fmt: skip
+        """Return the tensor descriptors of a call; Triton checks them only at its first."""
         if call not in BOXES:
             described = _descriptors(x, packed_weight)
             if len(BOXES) < MOST_LAUNCHED:
@@ -283,7 +283,7 @@ if HAS_BOXES:
 
 
 def _first(x, packed_weight, bias, c_out):
-    """Launch the kernel by Triton; return the output, what Triton compiled, its grid and sizes."""
+    """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
     if CHANNELS_LAST:
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
@@ -308,7 +308,7 @@ if RAW_WEIGHT:
 else:
 
     def _pack(weight):
-        """Return a weight packed for the kernel, by another that is launched at every call."""
+        """Return the packed weight; a kernel packs it at every call."""
         return _packed(weight, _start_pack)
 
 
@@ -317,7 +317,7 @@ if HAS_PACKING:
     def _packed(weight, start):
         """Return a weight packed by the kernel that `start` launches."""
         weight = weight.resolve_neg()
-        # Copies only a weight that is in neither layout or has torch's lazy negative bit set.
+        # Copies only a weight that is dense in neither layout or is lazily negated.
         if PACKS_BOTH_LAYOUTS:
             last = not weight.is_contiguous() and weight.is_contiguous(memory_format=FORMAT)
             weight = weight if last else weight.contiguous()
@@ -343,18 +343,18 @@ if HAS_COPY:
 if REPEATS:
 
     def _launched(call, operands, arguments):
-        """Return the result of a kernel, launched as an earlier one if there was such a call.
+        """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
-        That takes less time than Triton's launch, which `start(*arguments)` makes. A call is the
-        device, `start`, and what else decides the kernel's code and its arguments: shapes, and how
-        pointers are aligned.
+        A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
+        device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
+        and the alignment of pointers.
         """
         device, start = call[:2]
         again = LAUNCHED.get(call)
         if again is None or torch._C._cuda_getDevice() != device:
             y, compiled, grid, sizes = start(*arguments)
             if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-                # Neither metadata for hooks nor hooks: the last three.
+                # The last three are metadata for launch hooks, and the hooks: none.
                 kernel = (compiled.function, compiled.packed_metadata, None, None, None)
                 launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
                 LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
@@ -370,13 +370,13 @@ if PRECOMPILED:
 
     @functools.cache
     def _use_precompiled(device):
-        """Hand Triton the machine code for a device that ships beside this file, if there is some.
+        """Put machine code that ships beside this file into Triton's cache, if it suits the device.
 
-        Triton's cache takes it under the key it was compiled as: a hash of the kernel's source, its
-        signature and options, the architecture and Triton itself. What differs is compiled as ever.
+        Its key is a hash of the kernel's source, signature and options, the architecture and the
+        version of Triton. If any of these differ, Triton compiles as usual.
         """
         major, minor = torch.cuda.get_device_capability(device)
-        kernel = f"{OP}_kernel"  # names the cache's files: a row with another name is not used
+        kernel = f"{OP}_kernel"  # the name of the files in the cache; another name is not used
         path = Path(__file__).with_suffix(f".sm_{major}{minor}.cubin")
         try:
             manifest = json.loads(path.with_name("manifest.json").read_text())
@@ -391,15 +391,15 @@ if PRECOMPILED:
             if cache.get_group(name) is None:
                 files = {name: json.dumps(row["metadata"])}
                 files[f"{kernel}.cubin"] = content[: row["size"]]
-                # The group last: Triton takes what a group names for complete.
+                # The group last: Triton expects the files that a group names to be complete.
                 cache.put_group(name, {file: cache.put(data, file) for file, data in files.items()})
         except Exception:
-            return  # nothing ships for this device, or what does is no use: Triton compiles
+            return  # nothing ships for this device, or it is unusable: Triton compiles
 
 
 # ---- checks ----
 def _call(input, weight, weight_shape, bias, cast):
-    """Return the metadata of a call (no data): the cache key and arguments of `_mismatch`."""
+    """Return the arguments of `_mismatch` for a call: shapes, strides, dtypes, devices."""
     if bias is None:
         bias_shape, tensors = None, (input, weight)
         dtypes, devices = (input.dtype, weight.dtype), (input.device, weight.device)
@@ -407,7 +407,7 @@ def _call(input, weight, weight_shape, bias, cast):
         bias_shape, tensors = bias.shape, (input, weight, bias)
         dtypes = input.dtype, weight.dtype, bias.dtype
         devices = input.device, weight.device, bias.device
-    if cast:  # to what autocast gives
+    if cast:  # autocast changes them
         dtypes = tuple(map(_autocast_dtype, tensors))
     if RANK == 1:
         return input.shape, weight_shape, bias_shape, dtypes, devices
@@ -433,7 +433,7 @@ def _output_shape(input_shape, c_out):
 if RANK > 1:
 
     def _is_dense(shape, stride, axes):
-        """Whether a tensor is dense with its axes in an order, the innermost first."""
+        """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
         step = 1
         for axis in axes:
             if shape[axis] != 1 and stride[axis] != step:
@@ -442,7 +442,7 @@ if RANK > 1:
         return True
 
     def _is_channels_last(shape, stride):
-        """Whether torch's convolutions take a tensor for channels_last: its strides decide."""
+        """Whether torch's convolutions treat a tensor with these strides as channels_last."""
         if len(shape) != BATCHED or stride[1] == 0:
             return False
         least = 0
@@ -454,13 +454,13 @@ if RANK > 1:
 
 
 def _refuse(mismatch):
-    """Raise the error of a call that this file was not generated for."""
+    """Raise ValueError if there is a mismatch with what this file was generated for."""
     if mismatch is not None:
         raise ValueError(f"this file was generated for {mismatch}")
 
 
 def _check_as_torch(input_shape, weight_shape, bias_shape):
-    """Raise torch's own error, whatever the device, for shapes that no such layer has."""
+    """Raise torch's own error, on any device, for shapes that torch's layer would not accept."""
     shape = input_shape if len(input_shape) == BATCHED else (1, *input_shape)
     if (
         len(shape) == BATCHED
@@ -480,7 +480,7 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
 def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
-    A bias that is not given has no shape. What no layer accepts raises torch's own error.
+    The layout is not compared. `bias_shape` is None without a bias. Raises torch's own errors.
     """
     _check_as_torch(input_shape, weight_shape, bias_shape)
     shape = tuple(input_shape) if len(input_shape) == BATCHED else (1, *input_shape)
@@ -500,29 +500,29 @@ def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
         return _mismatch_of_weight(weight_shape, dtypes, devices)
 
 
-# Calls repeat, and what was found out once is remembered; for symbols there is `__wrapped__`.
+# Cached, as calls repeat. Symbolic sizes cannot be cached: `__wrapped__` is for those.
 if RANK == 1:
 
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
-        """Return as `_mismatch_but_layout` does: of one axis there is one layout."""
+        """Return the mismatch of a call; with one axis there is only one layout."""
         return _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
 
 else:
 
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
-        """As `_mismatch_but_layout`, and the layout: of input and weight if a layer gives both."""
+        """Return the mismatch of a call; layers give the weight's strides, which count in torch too."""
         mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
         if mismatch is not None:
             return mismatch
         batched = len(input_shape) == BATCHED
-        if weight_stride is not None:  # torch goes by the strides of both
+        if weight_stride is not None:  # torch's rule looks at both strides
             other = _is_channels_last(input_shape, stride)
             other = other or _is_channels_last(weight_shape, weight_stride)
             if CHANNELS_LAST:
                 other = not other
-        else:  # dense in neither layout it is copied
+        else:  # an input that is dense in neither layout is copied
             other = batched and 0 not in input_shape
             other = other and not _is_dense(input_shape, stride, OWN_AXES)
             other = other and _is_dense(input_shape, stride, OTHER_AXES)
@@ -546,27 +546,27 @@ def _mismatch_of_weight(shape, dtypes, devices):
 
 # ---- modes ----
 def _is_autocast(tensor):
-    """Whether autocast is on for a tensor's kind of device; there is none for meta."""
+    """Whether autocast is on for the device type of a tensor; meta tensors have none."""
     kind = "cuda" if tensor.is_cuda else "cpu"
     return torch.is_autocast_enabled(kind) and not tensor.is_meta
 
 
 def _autocast_dtype(tensor):
-    """Return the dtype that autocast, where it is on, gives an argument of a convolution."""
+    """Return the dtype to which autocast converts an argument of a convolution."""
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return tensor.dtype
     return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _is_transformed():
-    """Whether torch.func or forward-mode differentiation is at work: torch computes there."""
+    """Whether torch.func or forward-mode differentiation is active: torch computes then."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def _is_watched(input, weight, bias):
-    """Whether a compiler, a tracer, a mode or a class of tensors is to see the operator."""
-    if input is None or weight is None:  # for the operator an empty tensor, for torch an error
+    """Whether a compiler, tracer, dispatch mode or tensor subclass must see the operator."""
+    if input is None or weight is None:  # the operator would accept None; torch raises
         getattr(F, OP)(input, weight)
     return (
         torch.compiler.is_compiling()
@@ -579,7 +579,7 @@ def _is_watched(input, weight, bias):
 
 
 def _is_recorded(input, weight, bias):
-    """Whether a gradient of the call may be asked for."""
+    """Whether autograd records the call."""
     return torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
@@ -588,11 +588,11 @@ def _is_recorded(input, weight, bias):
 if not RAW_WEIGHT:
 
     def _mark(weight):
-        """Return what tells the states of a weight apart, as far as torch reports its changes."""
+        """Return what changes with every edit of a weight that torch reports."""
         return weight.data_ptr(), weight._version, weight.stride(), weight.is_neg()
 
     def _can_freeze(weight):
-        """Whether a weight is one that the kernel packs, and one whose changes torch reports."""
+        """Whether the kernel can pack a weight, and torch reports its edits."""
         return (
             not _is_watched(weight, weight, None)
             and _fits(weight.shape, WEIGHT_SHAPE)
@@ -606,7 +606,7 @@ if not RAW_WEIGHT:
 
 # ---- gradients ----
 def _input_shape(output_shape, c_in):
-    """Return the shape of the input that leads to an output."""
+    """Return the shape of the input for the shape of an output."""
     axes = zip(output_shape[2:], WEIGHT_SHAPE[2:], PADDING, DILATION, strict=True)
     return (output_shape[0], c_in, *(o + 2 * p - d * (k - 1) for o, k, p, d in axes))
 
@@ -619,7 +619,7 @@ if HAS_GRADIENT:
         c_in = weight.shape[0]
         if grad.numel() == 0:
             return grad.new_zeros(_input_shape(grad.shape, c_in))
-        # Copies only what is not dense in the layout or has torch's lazy negative bit set.
+        # Copies only a gradient that is not dense in this layout or is lazily negated.
         if CHANNELS_LAST:
             x = grad.resolve_neg().contiguous(memory_format=FORMAT)
         else:
@@ -642,7 +642,7 @@ if HAS_GRADIENT:
         return y, *_start_gradient(x, packed_weight, y)
 
     def _fake_input_gradient(grad, weight):
-        """Return a gradient of the input with no numbers in it."""
+        """Return an uninitialised gradient of the input, for tracing."""
         if CHANNELS_LAST:
             y = grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
             return y.contiguous(memory_format=FORMAT)
@@ -650,7 +650,7 @@ if HAS_GRADIENT:
             return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
 
     def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
-        """Count what torch's FlopCounterMode counts for its own operator: as of the layer."""
+        """Return the operations that torch's FlopCounterMode counts for its own operator."""
         return conv_flop_count(out_shape, weight_shape, grad_shape, transposed=True)
 
 
@@ -660,11 +660,11 @@ if HAS_STAGES:
         ctx.save_for_backward(*inputs[:3])
 
     def _backward(ctx, grad):
-        """Return the gradients, by torch's own operators; they are differentiable in turn."""
-        again = torch.is_grad_enabled()  # as create_graph=True has it
+        """Return the gradients, by torch's differentiable operators."""
+        again = torch.is_grad_enabled()  # True with create_graph=True
         kind = "cuda" if grad.is_cuda else "cpu"
         with torch.enable_grad(), torch.autocast(kind, enabled=False):
-            # Views: an input may depend on another, of which its own gradient knows nothing.
+            # Views, as one input may depend on another, through which no gradient must flow.
             views = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]  # fmt: skip
             needed = ctx.needs_input_grad[:3]
             wanted = [view for view, need in zip(views, needed, strict=True) if need]
@@ -673,20 +673,20 @@ if HAS_STAGES:
         if RAW_WEIGHT:
             return tuple(found)
         else:
-            return *found, None  # of a packed weight
+            return *found, None  # for the packed weight
 
 else:
 
     def _save(ctx, inputs, output):
-        """Save what the gradients need: that of the input the weight, that of the weight the input."""  # fmt: skip
+        """Save the weight for the input's gradient, the input for the weight's."""
         input, weight = inputs[:2]
         for_input, for_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(input if for_weight else None, weight if for_input else None)
         ctx.shapes = input.shape, weight.shape
 
     def _backward(ctx, grad):
-        """Return the gradients: all by torch's own operator where they are differentiated in turn."""  # fmt: skip
-        # One element stands for a tensor of which only the shape is read.
+        """Return the gradients; torch computes all of them if they are differentiated again."""
+        # Of a tensor that was not saved only the shape is read: one element is enough.
         input, weight = (
             grad.new_empty(1).expand(shape) if tensor is None else tensor
             for tensor, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)
@@ -698,9 +698,9 @@ else:
         of_bias = [GROUPS * weight.shape[1]]  # read if its gradient is needed
         if HAS_GRADIENT:
             for_input, *others = ctx.needs_input_grad[:3]
-            # Not for a transform either: it knows torch's operator alone.
+            # torch.func and double backward know only torch's operator.
             own = for_input and not (torch.is_grad_enabled() or _is_transformed())
-            # Nor if torch computed the output.
+            # If torch computed the output, it computes this too.
             own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
             own = own and grad.dtype == DTYPE and grad.device.type in DEVICES
             if CHECKS_GRADIENT:
@@ -718,7 +718,7 @@ else:
         if RAW_WEIGHT:
             return for_input, *grads[1:]
         else:
-            return for_input, *grads[1:], None  # of a packed weight
+            return for_input, *grads[1:], None  # for the packed weight
 
 
 # ---- operator ----
@@ -730,7 +730,7 @@ if not HAS_STAGES:
 
 
 def _forward(input, weight, bias):
-    """Compute for a graph, which may meet what this file was not generated for: by torch."""
+    """Compute in a graph; torch computes calls that this file was not generated for."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     if _mismatch(*call) is not None:
         return _torch(input, weight, bias)
@@ -738,7 +738,7 @@ def _forward(input, weight, bias):
 
 
 def _fake(input, weight, bias):
-    """Return an output with no numbers in it."""
+    """Return an uninitialised output, for tracing."""
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
@@ -750,13 +750,13 @@ def _fake(input, weight, bias):
 
 
 def _flops(input_shape, weight_shape, *_, out_shape=None, **_others):
-    """Count what torch's FlopCounterMode counts for its own operator."""
+    """Return the operations that torch's FlopCounterMode counts for its own operator."""
     shape = input_shape if len(input_shape) == BATCHED else [1, *input_shape]
     return conv_flop_count(shape, weight_shape, out_shape, transposed=True)
 
 
 def _autocast(input, weight, bias):
-    """Compute in autocast's dtype, as torch's own layers do."""
+    """Convert to autocast's dtype, then compute, as torch's convolutions do."""
     tensors = (input, weight, bias)
     cast = [t if t is None else t.to(_autocast_dtype(t)) for t in tensors]
     with torch.autocast(input.device.type, enabled=False):
@@ -792,11 +792,11 @@ if HAS_GRADIENT:
 
 
 class Recorded(torch.autograd.Function):
-    """The layer while nothing but gradients is asked for; `OPERATOR` is slower."""
+    """The call while only autograd records it; `OPERATOR` takes longer."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        """Compute; torch is slower to set the context by a function of its own."""
+        """Compute and save; a separate setup_context would take longer."""
         if RAW_WEIGHT:
             input, weight, bias = inputs
             output = _launch(input, _pack(weight), bias)
@@ -809,7 +809,7 @@ class Recorded(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-# torch's apply in C++. The one in Python before it sees to torch.func, which `_is_transformed` did.
+# torch's apply in C++: the one in Python only handles torch.func, which `_is_transformed` excludes.
 RECORDED = super(torch.autograd.Function, Recorded).apply
 
 
@@ -821,8 +821,8 @@ class ModelNew(getattr(nn, LAYER)):
     What this file was not generated for is computed by torch, with a warning that says why.
     """
 
-    _convgen = True  # by which convgen.freeze finds it
-    _stacklevel = 4  # between a warning and the line that calls the layer
+    _convgen = True  # convgen.freeze looks for it
+    _stacklevel = 4  # from a warning to the line that calls the layer
     if not RAW_WEIGHT:
         _frozen = None  # (weight, alias of it, its mark, packed weight)
     _replaced = None  # what convgen.replace_layers noted of it
@@ -878,7 +878,7 @@ class ModelNew(getattr(nn, LAYER)):
 
     def forward(self, input, output_size=None):
         """Return the layer's output; `output_size` as in torch."""
-        # A parametrization, pruning or a replica has them elsewhere.
+        # With a parametrization, pruning or DataParallel they are not in _parameters.
         own = self._parameters
         weight, bias = own.get("weight"), own.get("bias")
         if weight is None:
@@ -887,12 +887,12 @@ class ModelNew(getattr(nn, LAYER)):
             bias = self.bias
         if not RAW_WEIGHT:
             if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
-                self._frozen = None  # whoever computes: an optimizer may follow
+                self._frozen = None  # an optimizer may change the weight next
         watched = _is_watched(input, weight, bias)
-        if watched and torch.onnx.is_in_onnx_export():  # ONNX knows torch's operators alone
+        if watched and torch.onnx.is_in_onnx_export():  # it translates torch's operators only
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
-            return OPERATOR(input, weight, bias)  # whose error names it
+            return OPERATOR(input, weight, bias)  # its error names what is no tensor
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -914,7 +914,7 @@ class ModelNew(getattr(nn, LAYER)):
             packed = None if self._frozen is None else self._frozen_weight(weight)
             if recorded:
                 return RECORDED(input, weight, bias, packed)
-        if cast:  # a dtype that is another than this file's becomes this
+        if cast:  # the weight is converted while it is packed
             input = input.to(DTYPE)
             if HAS_BIAS:
                 bias = bias.to(DTYPE)
@@ -944,17 +944,17 @@ class ModelNew(getattr(nn, LAYER)):
     if RAW_WEIGHT:
 
         def freeze(self):
-            """Return the layer: its kernel reads the weight as it lies, nothing is packed or kept."""  # fmt: skip
+            """Return the layer; its kernel reads the weight unpacked, so nothing is kept."""
             return self
 
         def unfreeze(self):
-            """Return the layer; `freeze()` keeps nothing."""
+            """Return the layer; nothing was kept."""
             return self
 
     else:
 
         def freeze(self):
-            """Pack the weight once, for calls to come: their kernel is then the only one they launch.
+            """Pack the weight now, so that later calls need not.
 
             An edit that torch does not report, through `weight.data` or by a fused optimizer, is not
             seen while it lasts. It ends with `unfreeze()`, `train()`, a move to another device or
@@ -965,9 +965,9 @@ class ModelNew(getattr(nn, LAYER)):
             weight = self._parameters.get("weight")
             if weight is not None and _can_freeze(weight):
                 packed = _pack(weight.detach())
-                if weight.is_cuda:  # for whatever stream calls first
+                if weight.is_cuda:  # the next call may be on another stream
                     torch.cuda.current_stream(weight.device).synchronize()
-                # The alias keeps the storage alive: another weight cannot come to lie there.
+                # The alias keeps the memory: no other weight can get the same address.
                 self._frozen = weight, weight.detach(), _mark(weight), packed
             return self
 
@@ -993,11 +993,11 @@ class ModelNew(getattr(nn, LAYER)):
                 self._frozen = None
                 return None
             if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-                return None  # the graph may outlive it
+                return None  # the graph may outlive the packed weight
             return packed
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
-        """Return why torch has to compute, None if it has not."""
+        """Return why torch must compute a call, None if the kernel can."""
         if _is_transformed():
             return "torch.func and forward-mode differentiation transform torch's operators alone"
         wanted = "this file was generated for"
