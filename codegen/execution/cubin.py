@@ -206,9 +206,9 @@ def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
     found = {}
     for node in ast.walk(_parsed(text)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            made, (name,) = node.value, node.targets
+            made = node.value
             if isinstance(made.func, ast.Name) and made.func.id == "TensorDescriptor":
-                found[ast.unparse(name)] = eval(ast.unparse(made.args[3]), dict(names))
+                found[ast.unparse(node.targets[0])] = eval(ast.unparse(made.args[3]), dict(names))
     return found
 
 
