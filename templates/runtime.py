@@ -931,8 +931,8 @@ class ModelNew(getattr(nn, LAYER)):
 
     def _new_calls(self):
         """Start to count; not as torch's modules set an attribute, which takes longer."""
-        calls = self.__dict__["_calls"] = self._Calls()
-        return calls
+        self.__dict__["_calls"] = self._Calls()
+        return self._calls
 
     def _is_first(self, reason):
         """Count a call that torch computes; return whether its reason is the first of its kind."""

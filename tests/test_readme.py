@@ -18,8 +18,9 @@ import pytest
 from convgen.project.build import generate
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-TABLES = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+TABLES = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:40])
@@ -50,6 +51,23 @@ def test_shown_tables_are_read(block: str, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(block)
     (tmp_path / "kernels.convgen").write_text("up = ConvTranspose1d(4, 2, 4)\n")
     assert generate(tmp_path).texts
+
+
+def test_the_report_is_real(tmp_path: Path) -> None:
+    """It is printed by the blocks that replace a model's layers and call them."""
+    blocks = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+    at = next(i for i, (_, text) in enumerate(blocks) if "convgen.report(" in text)
+    (_, replaces), (_, calls), (kind, shown) = blocks[at - 1 : at + 2]
+    assert kind == "text"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import torch\n{replaces}{calls}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        check=False,
+    )
+    assert done.stdout == shown, done.stderr
 
 
 def test_there_is_something_to_check() -> None:

@@ -58,17 +58,15 @@ def become(layer: Any, made: type, original: type) -> None:
 
 
 @functools.cache
-def derived(made: type, original: type) -> type:
+def derived(made: Any, original: Any) -> Any:
     """Return a user's subclass of torch's layer that computes as an emitted class."""
-    emitted: Any = made
-    torchs: Any = original
 
     def reduced(layer: Any, protocol: Any) -> tuple[Any, ...]:
         return _unpickled, (made, original), layer.__getstate__()
 
     def scriptable(layer: Any) -> Any:
-        plain = torchs.__new__(torchs)
-        vars(plain).update(vars(emitted.__prepare_scriptable__(layer)))
+        plain = original.__new__(original)
+        vars(plain).update(vars(made.__prepare_scriptable__(layer)))
         return plain
 
     def fill(names: dict[str, Any]) -> None:
@@ -80,8 +78,8 @@ def derived(made: type, original: type) -> type:
     return types.new_class(original.__name__, (made, original), exec_body=fill)
 
 
-def _unpickled(made: type, original: type) -> Any:
-    kind: Any = derived(made, original)
+def _unpickled(made: Any, original: Any) -> Any:
+    kind = derived(made, original)
     return kind.__new__(kind)
 
 
