@@ -126,6 +126,16 @@ def test_torch_s_setting_for_tf32_is_the_default(allowed, device, monkeypatch):
     assert [layer.note for layer in convgen.report(model).layers] == ["", "", ""]
 
 
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_the_setting_for_convolutions_alone_counts(setting, device, monkeypatch):
+    """Torch refuses to say what holds for both where recurrent layers have another."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", cudnn.allow_tf32)  # which is set back for both
+    cudnn.conv.fp32_precision = setting
+    found = convgen.replace_layers(up(device, torch.float32))
+    assert parse(found[""]).precision == setting
+
+
 # ---- a part ----
 
 SELECTIONS = {

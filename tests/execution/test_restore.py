@@ -249,6 +249,26 @@ def test_attributes_that_an_emitted_class_has_are_watched(tmp_path):
     assert set(vars(made)) - shared - own - set(RELIED) == set()
 
 
+class Noisy(Mine):
+    """It overrides what the emitted class does, too, and hands on."""
+
+    def train(self, mode=True):
+        self.mode = mode
+        return super().train(mode)
+
+
+def test_a_subclass_may_override_what_hands_on(x, device):
+    layer = Noisy(4, 2).to(device)
+    reference = copy.deepcopy(layer)
+    convgen.replace_layers(layer)
+    with torch.no_grad():
+        convgen.freeze(layer.eval())
+        assert (layer.mode, layer._frozen is None) == (False, False)
+        assert close(layer(x), reference(x))
+        layer.train()
+        assert (layer.mode, layer._frozen) == (True, None)
+
+
 OVERRIDES = {
     "forward": lambda self, x, output_size=None: x,
     "_output_padding": lambda self, *arguments: (1, 1),
