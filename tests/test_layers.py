@@ -30,7 +30,7 @@ LAYERS = (
     {"rendering", "explain"},
     {"compiler"},
     {"execution"},
-    {"project"},
+    {"project", "network"},
     {""},  # the package itself: what users import
     {"measuring", "pep517"},
     {"cli"},
