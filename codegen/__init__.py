@@ -20,7 +20,7 @@ from .tables.targets import TARGETS, GpuTarget, find_target
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .execution.report import Report
+    from .network.report import Report
 
 __all__ = [
     "TARGETS",
@@ -125,7 +125,7 @@ def replace_layers(
     Warns:
         UserWarning: some layers stay torch's; the message names each with the reason.
     """
-    from .execution.replace import replace_layers as replace
+    from .network.replace import replace_layers as replace
 
     return replace(
         model,
@@ -157,7 +157,7 @@ def restore_layers(model: Any) -> list[str]:
         SpecError: `model` is not a torch module, or something else has changed the class of a
             replaced layer since (FSDP2, for example). Nothing is changed then.
     """
-    from .execution.restore import restore_layers as restore
+    from .network.restore import restore_layers as restore
 
     return restore(model)
 
@@ -179,7 +179,7 @@ def report(model: Any) -> Report:
     Raises:
         SpecError: `model` is not a torch module.
     """
-    from .execution.report import report as made
+    from .network.report import report as made
 
     return made(model)
 
@@ -204,7 +204,7 @@ def freeze(model: Any) -> list[str]:
     Raises:
         SpecError: `model` is not a torch module.
     """
-    from .execution.replace import freeze_layers
+    from .network.replace import freeze_layers
 
     return freeze_layers(model, frozen=True)
 
@@ -214,6 +214,6 @@ def unfreeze(model: Any) -> list[str]:
 
     Arguments, return value and errors are those of `freeze`.
     """
-    from .execution.replace import freeze_layers
+    from .network.replace import freeze_layers
 
     return freeze_layers(model, frozen=False)

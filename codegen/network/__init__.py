@@ -1,4 +1,5 @@
-"""Whole networks: what gives a model's transposed convolutions emitted kernels.
+"""Whole networks: models whose transposed convolutions run emitted files.
 
-Beside the stages; needs torch. Input: a graph of Dynamo's; output: what runs it.
+In: a torch model, or a graph of Dynamo's. Out: the same model or what runs the graph, and reports.
+Imports execution; needs torch.
 """

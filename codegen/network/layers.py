@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError, nearest, shown, text_of, visible
+from ..execution.local_gpu import local_target
 from ..language.spec import ConvTransposeSpec
-from .local_gpu import local_target
 
 DEVICES = ("cpu", "cuda", "meta")  # allowed devices of a layer now; its kernel runs on CUDA
 # What an emitted class has instead of torch's, and what it needs torch's of: a user's subclass that

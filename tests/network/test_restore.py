@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
 
 import convgen
 from convgen import SpecError
-from convgen.execution.layers import RELIED
 from convgen.execution.loading import load_module
-from convgen.execution.restore import OWN
+from convgen.network.layers import RELIED
+from convgen.network.restore import OWN
 
 pytestmark = pytest.mark.interpreter
 

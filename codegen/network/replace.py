@@ -14,6 +14,7 @@ from typing import Any
 
 from ..compiler import compile_kernel
 from ..errors import SpecError, shown, text_of
+from ..execution.loading import kept_module
 from ..language.spec import ConvTransposeSpec
 from .layers import (
     LeftError,
@@ -29,7 +30,6 @@ from .layers import (
     transposed,
     where,
 )
-from .loading import kept_module
 from .restore import become, restore
 
 IEEE = "ieee: torch.backends.cudnn.allow_tf32 was False"

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import convgen
 from convgen import SpecError, parse
-from convgen.execution import layers
+from convgen.network import layers
 from convgen.execution.local_gpu import local_target
 
 pytestmark = pytest.mark.interpreter
