@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: b62694e0f54687d744be08be1591d2e1134506ac6e4216e9f882dfa675fdf4fe
+# sha256 of the other lines: bda352eb3e806130c2da90d0f1572c0d9f7d14901dc93d5b3e74dbabf0fc036e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -568,7 +568,7 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
 
 
 def _start(x, packed_weight, bias, y):
-    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
+    """Launch the kernel to compute `y`; return what was compiled, the grid, other arguments."""
     batch = x.shape[0]
     _, _, d_out, h_out, w_out = y.shape
     positions = d_out * triton.cdiv(h_out, ROWS.value) * w_out
@@ -686,23 +686,23 @@ def _launched(call, operands, arguments):
     """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
     A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
-    device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
-    and the alignment of pointers.
+    device, `start`, and all that decides which code is compiled and which numbers it gets:
+    shapes and the alignment of pointers.
     """
     device, start = call[:2]
     again = LAUNCHED.get(call)
     if again is None or torch._C._cuda_getDevice() != device:
-        y, compiled, grid, sizes = start(*arguments)
+        y, compiled, grid, others = start(*arguments)
         if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-            # The last three are metadata for launch hooks, and the hooks: none.
+            # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
             LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
         return y
-    shape, stride, run, programs, kernel, sizes = again
+    shape, stride, run, programs, kernel, others = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
     stream = torch._C._cuda_getCurrentRawStream(device)
-    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *others)
     return y
 
 
@@ -770,7 +770,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
     if (
         len(shape) == 5
         and len(weight_shape) >= 3
-        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and weight_shape[0] > 0
+        and weight_shape[0] % GROUPS == 0
         and shape[1] == weight_shape[0]
         and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
         and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
@@ -996,7 +997,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_694c83cdf767f13a"
+NAMESPACE = "convgen_4230f56f450fbf8c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1201,6 +1202,8 @@ class ModelNew(nn.ConvTranspose3d):
             return f"{wanted} {names} {GEOMETRY}, got {geometry}"
         if output_size is not None:
             return f"{wanted} no output_size, got {output_size}"
+        if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
+            return None
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: a891774a6ad4e9ba3f5a01f8dac40e507a440d85e4728f28e2075a556e690cc6
+# sha256 of the other lines: d57c58a72c225bee2365284201daa7a82158cf4384cb756f0a1907ae6d3ded65
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -290,7 +290,7 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
 
 
 def _start(x, packed_weight, bias, y):
-    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
+    """Launch the kernel to compute `y`; return what was compiled, the grid, other arguments."""
     batch, _, d_in, h_in, w_in = x.shape
     positions = d_in * h_in * w_in
     grid = (4 * triton.cdiv(positions, BLOCK_M.value), batch)
@@ -371,23 +371,23 @@ def _launched(call, operands, arguments):
     """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
     A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
-    device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
-    and the alignment of pointers.
+    device, `start`, and all that decides which code is compiled and which numbers it gets:
+    shapes and the alignment of pointers.
     """
     device, start = call[:2]
     again = LAUNCHED.get(call)
     if again is None or torch._C._cuda_getDevice() != device:
-        y, compiled, grid, sizes = start(*arguments)
+        y, compiled, grid, others = start(*arguments)
         if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-            # The last three are metadata for launch hooks, and the hooks: none.
+            # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
             LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
         return y
-    shape, stride, run, programs, kernel, sizes = again
+    shape, stride, run, programs, kernel, others = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
     stream = torch._C._cuda_getCurrentRawStream(device)
-    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *others)
     return y
 
 
@@ -455,7 +455,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
     if (
         len(shape) == 5
         and len(weight_shape) >= 3
-        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and weight_shape[0] > 0
+        and weight_shape[0] % GROUPS == 0
         and shape[1] == weight_shape[0]
         and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
         and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
@@ -636,7 +637,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_fc5ecfb7d9ad0739"
+NAMESPACE = "convgen_f90455ec209252d2"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -832,6 +833,8 @@ class ModelNew(nn.ConvTranspose3d):
             return f"{wanted} {names} {GEOMETRY}, got {geometry}"
         if output_size is not None:
             return f"{wanted} no output_size, got {output_size}"
+        if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
+            return None
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

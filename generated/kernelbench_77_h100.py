@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# sha256 of the other lines: 05157ae00ece4ef6e208f284bbddd46fc09a7aac28d514a81db1e48b2bc697eb
+# sha256 of the other lines: acdc0bfc9847c341636f26305ba7f311b233a5726d6f56e9052b98f5fff29f75
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -352,7 +352,7 @@ def conv_transpose3d_packed(input, packed_weight, bias=None):
 
 
 def _start(x, packed_weight, bias, y):
-    """Launch the kernel to compute `y`; return what Triton compiled, the grid and the sizes."""
+    """Launch the kernel to compute `y`; return what was compiled, the grid, other arguments."""
     batch, _, d_in, _, w_in = x.shape
     _, c_out, _, h_out, _ = y.shape
     positions = (d_in + 1) * triton.cdiv(h_out, ROWS.value) * triton.cdiv(w_in + 1, 2) * 2
@@ -441,23 +441,23 @@ def _launched(call, operands, arguments):
     """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
     A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
-    device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
-    and the alignment of pointers.
+    device, `start`, and all that decides which code is compiled and which numbers it gets:
+    shapes and the alignment of pointers.
     """
     device, start = call[:2]
     again = LAUNCHED.get(call)
     if again is None or torch._C._cuda_getDevice() != device:
-        y, compiled, grid, sizes = start(*arguments)
+        y, compiled, grid, others = start(*arguments)
         if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-            # The last three are metadata for launch hooks, and the hooks: none.
+            # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-            launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+            launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
             LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
         return y
-    shape, stride, run, programs, kernel, sizes = again
+    shape, stride, run, programs, kernel, others = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
     stream = torch._C._cuda_getCurrentRawStream(device)
-    run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+    run(*programs, stream, *kernel, *operands, y.data_ptr(), *others)
     return y
 
 
@@ -525,7 +525,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
     if (
         len(shape) == 5
         and len(weight_shape) >= 3
-        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and weight_shape[0] > 0
+        and weight_shape[0] % GROUPS == 0
         and shape[1] == weight_shape[0]
         and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
         and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
@@ -706,7 +707,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9f500ac70dc7fd6f"
+NAMESPACE = "convgen_c2ffd7993bef4271"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -902,6 +903,8 @@ class ModelNew(nn.ConvTranspose3d):
             return f"{wanted} {names} {GEOMETRY}, got {geometry}"
         if output_size is not None:
             return f"{wanted} no output_size, got {output_size}"
+        if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
+            return None
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -87,6 +87,7 @@ def _serves_gradient(shape, output):
 REPEATS = True  # repeated launches bypass Triton's own launch code
 UNPIPELINED = True  # planned for another GPU than a Hopper
 PRECOMPILED = True  # machine code may ship beside the file
+HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input's gradient
 
 # ---- derived ----
 RANK = len(STRIDE)
@@ -105,8 +106,7 @@ OWN_AXES, OTHER_AXES = FIRST_AXES, LAST_AXES
 if CHANNELS_LAST:
     OWN_AXES, OTHER_AXES = LAST_AXES, FIRST_AXES
 RAW_WEIGHT = _start_pack is None  # the kernel reads torch's weight without packing
-RAW_GRADIENT = _start_pack_for_gradient is None  # the same for the kernel of the input's gradient
-HAS_PACKING = not (RAW_WEIGHT and RAW_GRADIENT)
+RAW_GRADIENT = _start_pack_for_gradient is None  # so does the kernel of the input's gradient
 PACKS_BOTH_LAYOUTS = RANK > 1 and math.prod(WEIGHT_SHAPE[2:]) > 1
 HAS_LANES = LANES > 1
 HAS_PLACES = PLACES > 1
@@ -346,23 +346,23 @@ if REPEATS:
         """Return the result of a kernel; repeat the earlier launch of such a call, if there was one.
 
         A repeated launch skips Triton's launch code, which `start(*arguments)` uses. `call` has the
-        device, `start`, and all that decides which code is compiled and which sizes it gets: shapes
-        and the alignment of pointers.
+        device, `start`, and all that decides which code is compiled and which numbers it gets:
+        shapes and the alignment of pointers.
         """
         device, start = call[:2]
         again = LAUNCHED.get(call)
         if again is None or torch._C._cuda_getDevice() != device:
-            y, compiled, grid, sizes = start(*arguments)
+            y, compiled, grid, others = start(*arguments)
             if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
-                # The last three are metadata for launch hooks, and the hooks: none.
+                # The last three are for launch hooks, which see Triton's own launches only.
                 kernel = (compiled.function, compiled.packed_metadata, None, None, None)
-                launch = compiled.run, (*grid, 1, 1)[:3], kernel, sizes
+                launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
                 LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
             return y
-        shape, stride, run, programs, kernel, sizes = again
+        shape, stride, run, programs, kernel, others = again
         y = _empty_strided_cuda(shape, stride, DTYPE)
         stream = torch._C._cuda_getCurrentRawStream(device)
-        run(*programs, stream, *kernel, *operands, y.data_ptr(), *sizes)
+        run(*programs, stream, *kernel, *operands, y.data_ptr(), *others)
         return y
 
 
@@ -465,7 +465,8 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
     if (
         len(shape) == BATCHED
         and len(weight_shape) >= 3
-        and weight_shape[0] > 0 == weight_shape[0] % GROUPS
+        and weight_shape[0] > 0
+        and weight_shape[0] % GROUPS == 0
         and shape[1] == weight_shape[0]
         and (bias_shape is None or tuple(bias_shape) == (weight_shape[1] * GROUPS,))
         and all(size > 0 for size in (*shape[2:], *_output_shape(shape, 1)[2:]))
@@ -1007,6 +1008,8 @@ class ModelNew(getattr(nn, LAYER)):
             return f"{wanted} {names} {GEOMETRY}, got {geometry}"
         if output_size is not None:
             return f"{wanted} no output_size, got {output_size}"
+        if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
+            return None
         call = _call(input, weight, weight.shape, bias, cast)
         if RANK > 1:
             call = *call, weight.stride()

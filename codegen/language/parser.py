@@ -287,7 +287,8 @@ def check_name(name: str, value: ast.expr | None = None) -> str:
         return name  # the statement `target = …`
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) or keyword.iskeyword(name):
         raise SpecError(
-            f"a name must be an ASCII identifier of at most 64 letters, got {shown(name)}"
+            "a name must be an ASCII identifier that begins with a letter, of at most 64 "
+            f"characters; got {shown(name)}"
         )
     if name in RESERVED or name in LAYERS or name in {row.name for row in POINTWISE}:
         raise SpecError(f"the name {name} is taken")

@@ -27,6 +27,7 @@ output = "{output}"  # a folder of this package
 # specs = ["kernels.convgen"]  # files with more kernels, one `name = ConvTranspose2d(…)` per line
 # license = "MIT"  # an SPDX expression for the files' headers
 # choices = "choices.json"  # tiles measured by `convgen tune`; "none": the cost model's only
+# runtime = "shared"  # what the files have in common once, in _runtime.py
 # aot = ["sm_90"]  # ship machine code too; add triton to `requires` of [build-system]
 
 [[tool.convgen.kernel]]

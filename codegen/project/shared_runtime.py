@@ -63,6 +63,8 @@ _TITLES = {
     "layer": "layer",
 }
 _WORDS = {
+    "the geometry of this file's spec": "the geometry of the kernel's spec",
+    "with this file's spec as its": "with the kernel's spec as its",
     "functional.conv_transpose2d": "functional.conv_transposeNd",
     "conv_transpose2d": "conv_transpose",
     "ConvTranspose2d": "ConvTransposeNd",
@@ -85,6 +87,7 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
     values: dict[str, Value] = {
         "REPEATS": True,
         "UNPIPELINED": any(source.glue["UNPIPELINED"] for source in sources),
+        "HAS_PACKING": any(source.glue["HAS_PACKING"] for source in sources),
         "PRECOMPILED": precompiled,
         "INPUT_AXES": "[BATCH, C_IN, spatial axes]",
         "KERNEL_AXES": "kernel size",

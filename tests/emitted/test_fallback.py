@@ -89,7 +89,7 @@ CASES = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*:DeprecationWarning")
 @pytest.mark.parametrize(("graph", "text", "change"), CASES)
 def test_a_graph_computes_what_its_file_is_not_for(
     graph: str,

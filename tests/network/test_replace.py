@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 import convgen
 from convgen import SpecError, parse
-from convgen.network import layers
 from convgen.execution.local_gpu import local_target
+from convgen.network import layers
 
 pytestmark = pytest.mark.interpreter
 

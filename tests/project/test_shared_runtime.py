@@ -180,6 +180,37 @@ def test_operators_live_on_and_layers_are_their_file_s(everything: str, device: 
     assert other.ModelNew.__module__ == f"{name}.one_axis"
 
 
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*:DeprecationWarning")
+def test_files_may_be_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Notebooks do: the operators of loaded kernels stay, an edited kernel has a new one."""
+    name = package(tmp_path, ["known"], monkeypatch)
+    module = importlib.import_module(f"{name}.known")
+    x = input_for(module, layer_of(module, device), device)
+    importlib.reload(importlib.import_module(f"{name}._runtime"))
+    gc.collect()
+    layer = layer_of(module, device)
+    exact = scattered(LAYERS["known"], x, layer)
+    traced = torch.jit.trace(layer.requires_grad_(False), (x,))
+    assert np.array_equal(traced(x).cpu().numpy(), exact)
+    path = tmp_path / name / "known.py"
+    head, _, tail = path.read_text().partition("    return compiled, grid, ()")
+    path.write_text(f"{head}    y += 1\n    return compiled, grid, (){tail}")
+    importlib.reload(module)
+    again = module.ModelNew(device=device).requires_grad_(False)
+    again.load_state_dict(layer.state_dict())
+    for call in (again, torch.jit.trace(again, (x,))):
+        assert np.array_equal(call(x).cpu().numpy(), exact + 1)
+
+
+def test_functions_are_their_file_s(everything: str) -> None:
+    module = importlib.import_module(f"{everything}.one_axis")
+    for each in (module.conv_transpose1d, module.conv_transpose1d_packed, module.pack_weight):
+        assert pickle.loads(pickle.dumps(each)) is each
+
+
 def test_a_layer_of_open_channels_asks_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
