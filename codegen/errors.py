@@ -1,4 +1,4 @@
-"""Errors that a user can mend, by where the fault lies: an argument, the project, the machine.
+"""Errors that a user can mend, by where the fault lies: argument, project, model or machine.
 
 Used by every stage. Input: a fault; output: an exception whose message names the argument, its
 value and what is allowed. The functions below print values safely in messages. Any other exception
@@ -34,6 +34,10 @@ class ProjectError(ConvgenError):
 
 class EditedError(ProjectError):
     """A file that a build would overwrite was edited by hand; commands exit with 1."""
+
+
+class ModelError(ConvgenError):
+    """The code of a user's model raised an exception, the `__cause__`; commands exit with 1."""
 
 
 class MachineError(ConvgenError):

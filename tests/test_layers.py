@@ -30,7 +30,8 @@ LAYERS = (
     {"rendering", "explain"},
     {"compiler"},
     {"execution"},
-    {"project", "network"},
+    {"network"},
+    {"project"},
     {""},  # the package itself: what users import
     {"measuring", "pep517"},
     {"cli"},

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 TABLES = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+FILES = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:40])
@@ -28,6 +29,8 @@ def test_shown_output_is_real(block: str, tmp_path: Path) -> None:
     command, _, shown = block.partition("\n")
     words = shlex.split(command.removeprefix("$ "))
     assert words[0] == "convgen"
+    for name, text in FILES:  # that commands read
+        (tmp_path / name).write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "convgen", *words[1:]],
         capture_output=True,
@@ -74,3 +77,4 @@ def test_there_is_something_to_check() -> None:
     """A README whose blocks are no longer found would pass every test."""
     assert len(BLOCKS) >= 5
     assert len(TABLES) == 2
+    assert len(FILES) == 1

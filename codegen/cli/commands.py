@@ -6,21 +6,20 @@ code (common.py). Commands import what they need when they run, so that `convgen
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import MachineError
 from ..language.spec import NO_CHOICES
 from ..version import __version__
-from .common import guarded, print_json, progress
+from .common import guarded, print_json, progress, torch_for
 from .flags import SPEC_OPTIONS
 from .project import build, init, list_files
+from .trace import trace
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,15 +42,6 @@ def _choices(path: Path | None, statements: list[Any]) -> Any:
     from ..planning.choices import choices_for
 
     return choices_for(path, {statement.target.name for statement in statements}, FAMILIES)
-
-
-@contextlib.contextmanager
-def _torch_for(command: str) -> Iterator[None]:
-    """Turn an ImportError in the block into a message that names the missing package."""
-    try:
-        yield
-    except ImportError as error:
-        raise MachineError(f"{command} needs {error.name}, of convgen's extra 'torch'") from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -132,7 +122,7 @@ def verify(
     from ..project.statements import resolve
 
     statements = resolve(spec, flags)
-    with _torch_for("verify"):
+    with torch_for("verify"):
         from ..execution.verify import verify as run
     measured = _choices(choices, statements)
     with progress(statements) as bar:
@@ -198,7 +188,7 @@ def compile_command(
     from ..project.statements import resolve_for
 
     pairs = resolve_for(spec, flags, target)
-    with _torch_for("compile"):
+    with torch_for("compile"):
         from .compile import resources_of
 
         measured = _choices(choices, pairs)
@@ -246,7 +236,7 @@ def tune(
     from ..project.statements import resolve
 
     statements = resolve(spec, flags)
-    with _torch_for("tune"):
+    with torch_for("tune"):
         from ..measuring.tune import gpu_executor, tuning_target
         from ..measuring.tune import tune as run
 
@@ -380,5 +370,5 @@ def bench(
         click.echo(table(report))
 
 
-for _command in (init, build, list_files):
+for _command in (trace, init, build, list_files):
     main.add_command(_command)

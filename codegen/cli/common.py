@@ -1,8 +1,8 @@
 """Helpers of all commands: error messages and exit codes, progress bars, JSON output.
 
 Part of the command line. Input: a command's function; output: its messages and exit code. Exit
-codes: 0 success; 1 drift, a verification that failed or ran out of time, or output that cannot be
-written; 2 usage or spec error; 123 internal error.
+codes: 0 success; 1 drift, a verification that failed or ran out of time, an exception of the user's
+model, or output that cannot be written; 2 usage or spec error; 123 internal error.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
 
-from ..errors import ConvgenError, EditedError, visible, visible_lines
+from ..errors import ConvgenError, EditedError, MachineError, ModelError, visible, visible_lines
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123
@@ -36,7 +36,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **options)
         except ConvgenError as error:
             click.echo(f"error: {visible_lines(str(error))}", err=True)
-            sys.exit(1 if isinstance(error, EditedError) else 2)
+            sys.exit(1 if isinstance(error, (EditedError, ModelError)) else 2)
         except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
             raise
         except Exception as error:
@@ -67,6 +67,15 @@ def progress(items: Sequence[T]) -> AbstractContextManager[Iterable[T]]:
     if len(items) < 2 or not sys.stderr.isatty():
         return contextlib.nullcontext(items)
     return click.progressbar(items, file=sys.stderr, show_pos=True)
+
+
+@contextlib.contextmanager
+def torch_for(command: str) -> Iterator[None]:
+    """Turn an ImportError in the block into a message that names the missing package."""
+    try:
+        yield
+    except ImportError as error:
+        raise MachineError(f"{command} needs {error.name}, of convgen's extra 'torch'") from None
 
 
 def print_json(command: str, data: dict[str, Any]) -> None:

@@ -47,21 +47,22 @@ def _arguments(module: Any, rank: int) -> dict[str, Any]:
         "bias": module.bias is not None,
         "dilation": module.dilation,
         "dtype": str(module.weight.dtype).removeprefix("torch."),
-        "layout": _layout(module.weight),
+        "layout": layout_of(module.weight),
     }
 
 
-def _layout(weight: Any) -> str:
-    """Return the layout in which torch runs a layer: torch reads it from the weight's strides.
+def layout_of(tensor: Any) -> str:
+    """Return the layout of a layer's weight, or of its input [N, C, spatial…], by its strides.
 
-    Axes of size 1 can make a weight dense in both formats (that of a depthwise layer, for example);
-    its strides decide then too. If both formats have the same strides, it is channels_first.
+    torch runs a layer in channels_last if one of the two is. Axes of size 1 can make a tensor dense
+    in both formats (the weight of a depthwise layer, for example); its strides decide then too. If
+    both formats have the same strides, it is channels_first.
     """
-    if weight.dim() < 4 or 0 in weight.shape:
+    if tensor.dim() < 4 or 0 in tensor.shape:
         return "channels_first"
-    sizes, strides = weight.shape, weight.stride()
+    sizes, strides = tensor.shape, tensor.stride()
     least = 0
-    for axis in (1, *range(weight.dim() - 1, 1, -1), 0):  # from the innermost to the outermost
+    for axis in (1, *range(tensor.dim() - 1, 1, -1), 0):  # from the innermost to the outermost
         if strides[axis] < least or (axis == 0 and least == strides[1]):
             return "channels_first"
         least = strides[axis] * sizes[axis]
