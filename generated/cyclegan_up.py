@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 1f8b74dd5a8530f1ae0512cb39621529531b07ac388a3e322bbbf7e4d8a1e10b
+# sha256 of the other lines: 63aa47eede3a5e95a1ae3ff003842790c3bbd299f7e9e7ca51af3bad6848fe75
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -66,7 +66,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Earlier launches by kind of call: what `_launched` needs to repeat them.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
-BOXES = {}  # fields of the tensor descriptors by kind of call, without the tensors
+BOXES = {}  # by kind of call: classes with the fields of its descriptors but the tensors
 
 # ---- kernels ----
 
@@ -308,12 +308,11 @@ def _boxed(call, x, packed_weight):
     if call not in BOXES:
         described = _descriptors(x, packed_weight)
         if len(BOXES) < MOST_LAUNCHED:
-            BOXES[call] = [vars(each) | {"base": None} for each in described]
+            fields = [vars(each) | {"base": None} for each in described]
+            BOXES[call] = [type("Box", (TensorDescriptor,), each) for each in fields]
         return described
-    x_fields, w_fields = BOXES[call]
-    x_desc, w_desc = object.__new__(TensorDescriptor), object.__new__(TensorDescriptor)
-    x_desc.__dict__ = {**x_fields, "base": x}
-    w_desc.__dict__ = {**w_fields, "base": packed_weight}
+    x_desc, w_desc = map(object.__new__, BOXES[call])
+    x_desc.base, w_desc.base = x, packed_weight
     return x_desc, w_desc
 
 
@@ -614,7 +613,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b0fae48d4f2d5b78"
+NAMESPACE = "convgen_fa1483549019ffb1"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: b7a4d42f15a928dcba21347f3fea9d488aa8270cc04485d0d1cc16c77ef16919
+# sha256 of the other lines: 870fb91d6c40fc555c9befa5f3c8151438e0ea923cff9e381f078ac91196aad8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -66,7 +66,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Earlier launches by kind of call: what `_launched` needs to repeat them.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
-BOXES = {}  # fields of the tensor descriptors by kind of call, without the tensors
+BOXES = {}  # by kind of call: classes with the fields of its descriptors but the tensors
 
 # ---- kernels ----
 
@@ -338,12 +338,11 @@ def _boxed(call, x, packed_weight):
     if call not in BOXES:
         described = _descriptors(x, packed_weight)
         if len(BOXES) < MOST_LAUNCHED:
-            BOXES[call] = [vars(each) | {"base": None} for each in described]
+            fields = [vars(each) | {"base": None} for each in described]
+            BOXES[call] = [type("Box", (TensorDescriptor,), each) for each in fields]
         return described
-    x_fields, w_fields = BOXES[call]
-    x_desc, w_desc = object.__new__(TensorDescriptor), object.__new__(TensorDescriptor)
-    x_desc.__dict__ = {**x_fields, "base": x}
-    w_desc.__dict__ = {**w_fields, "base": packed_weight}
+    x_desc, w_desc = map(object.__new__, BOXES[call])
+    x_desc.base, w_desc.base = x, packed_weight
     return x_desc, w_desc
 
 
@@ -644,7 +643,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_7f0278ee747a7dbe"
+NAMESPACE = "convgen_f55f959b0c9fa877"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -140,7 +140,7 @@ if REPEATS:
     LAUNCHED = {}
     MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
     if HAS_BOXES:
-        BOXES = {}  # fields of the tensor descriptors by kind of call, without the tensors
+        BOXES = {}  # by kind of call: classes with the fields of its descriptors but the tensors
 
 
 # ---- functions ----
@@ -273,12 +273,11 @@ if HAS_BOXES:
         if call not in BOXES:
             described = _descriptors(x, packed_weight)
             if len(BOXES) < MOST_LAUNCHED:
-                BOXES[call] = [vars(each) | {"base": None} for each in described]
+                fields = [vars(each) | {"base": None} for each in described]
+                BOXES[call] = [type("Box", (TensorDescriptor,), each) for each in fields]
             return described
-        x_fields, w_fields = BOXES[call]
-        x_desc, w_desc = object.__new__(TensorDescriptor), object.__new__(TensorDescriptor)
-        x_desc.__dict__ = {**x_fields, "base": x}
-        w_desc.__dict__ = {**w_fields, "base": packed_weight}
+        x_desc, w_desc = map(object.__new__, BOXES[call])
+        x_desc.base, w_desc.base = x, packed_weight
         return x_desc, w_desc
 
 
