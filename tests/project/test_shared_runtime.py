@@ -186,6 +186,10 @@ def test_files_may_be_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """Notebooks do: the operators of loaded kernels stay, an edited kernel has a new one."""
+    if device != "cpu":
+        pytest.skip(
+            "the edit is of what Triton's launch does, and a GPU repeats launches without it"
+        )
     text = (
         "ConvTranspose2d(4, 3, 2, input=(2, 4, 5, 6))"  # of no other package: they share operators
     )

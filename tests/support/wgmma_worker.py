@@ -105,7 +105,7 @@ def main() -> None:
         text = compile_kernel(parse(spec), find_target(target), planned).text
         if not settled:
             text = re.sub(r"settle\((tl\.dot\(.*\))\)\n", r"\1\n", text)
-            text = text.replace("def _num_stages(", "def _planned_stages(")  # as for its own card
+            text = text.replace("_num_stages(", "_planned_stages(")  # as for its own card
         dtype = parse(spec).dtype
         found = [
             examined(compile_text(text, dtype, "file.py", SM_90, number).cubin)
