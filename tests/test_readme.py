@@ -59,7 +59,8 @@ def test_shown_tables_are_read(block: str, tmp_path: Path) -> None:
 def test_the_report_is_real(tmp_path: Path) -> None:
     """It is printed by the blocks that replace a model's layers and call them."""
     blocks = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-    at = next(i for i, (_, text) in enumerate(blocks) if "convgen.report(" in text)
+    printed = [i for i, (kind, _) in enumerate(blocks) if kind == "text"]
+    at = next(i - 1 for i in printed if "convgen.report(" in blocks[i - 1][1])
     (_, replaces), (_, calls), (kind, shown) = blocks[at - 1 : at + 2]
     assert kind == "text"
     done = subprocess.run(
