@@ -19,7 +19,9 @@ from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
-from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
+from ..language.torch_module import layout_of
+from .layers import allows_tf32
 
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -110,6 +112,9 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
     input, weight, bias = tensors
     if not _has_kernels(input) or not all(type(size) is int for size in weight.shape):
         return None
+    layout = "channels_last" if "channels_last" in map(layout_of, (input, weight)) else None
+    if layout is not None and input.dim() != weight.dim():
+        return None  # no kernel for channels_last takes an input without a batch
     names: dict[str, Any] = dict(zip(_GEOMETRY, _given(node, _GEOMETRY, _DEFAULTS), strict=True))
     dtype, precision = _precision(input, autocast)
     sizes = tuple(size if type(size) is int else None for size in input.shape)
@@ -121,7 +126,7 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
             kernel_size=tuple(weight.shape[2:]),
             bias=bias is not None,
             input=sizes if len(sizes) == rank + 2 else (1, *sizes),
-            layout=_layout_of(input, weight),
+            layout=layout or "channels_first",
             target=local_target().name if torch.cuda.is_available() else None,
             dtype=dtype,
             precision=precision,
@@ -152,22 +157,8 @@ def _precision(input: Any, autocast: dict[str, Any]) -> tuple[str, str | None]:
     dtype = input.dtype
     if dtype.itemsize < 8:  # autocast leaves float64 alone
         dtype = autocast.get(input.device.type, dtype)
-    exact = dtype == torch.float32 and not torch.backends.cudnn.allow_tf32
+    exact = dtype == torch.float32 and not allows_tf32()
     return str(dtype).removeprefix("torch."), "ieee" if exact else None
-
-
-def _layout_of(input: Any, weight: Any) -> str:
-    """Return the layout that torch's convolution has: channels_last if one of both is."""
-    import torch
-
-    format = getattr(torch, MEMORY_FORMATS.get(input.dim() - 2, ""), None)
-    if format is None or input.dim() != weight.dim():
-        return "channels_first"
-    last = [
-        each.is_contiguous(memory_format=format) and not each.is_contiguous()
-        for each in (input, weight)
-    ]
-    return "channels_last" if any(last) else "channels_first"
 
 
 def _operator_of(spec: ConvTransposeSpec) -> Any:

@@ -20,6 +20,7 @@ from .layers import (
     LeftError,
     Selection,
     Wishes,
+    allows_tf32,
     check_module,
     chosen,
     is_emitted,
@@ -139,7 +140,7 @@ def _planned(
 ) -> _Planned:
     """Return what becomes of a layer; `files` has the classes that were made, and gets its."""
     original, note = original_of(layer), ""
-    if wishes.precision is None and wishes.dtype is None and not _allows_tf32():
+    if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
     note = note if spec.dtype == "float32" else ""
@@ -154,16 +155,6 @@ def _planned(
         files[spec] = kept_module(spec, text, folder).ModelNew
     made = None if record is not None and isinstance(layer, files[spec]) else files[spec]
     return _Planned(spec, note, made, original)
-
-
-def _allows_tf32() -> bool:
-    """Whether torch's own convolutions may round float32 to TF32."""
-    from torch.backends import cudnn
-
-    try:
-        return bool(cudnn.allow_tf32)
-    except RuntimeError:  # settings of convolutions and of recurrent layers differ
-        return bool(cudnn.conv.fp32_precision == "tf32")
 
 
 def _tell(left: dict[str, str], strict: bool) -> None:

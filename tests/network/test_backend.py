@@ -103,6 +103,10 @@ CALLS: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
         lambda x, w, b: F.conv_transpose2d(x[0], w, b),
         "ConvTranspose2d(4, 6, 3, input=(1, 4, 5, 7), dtype=float64)",
     ),
+    "channels_last, cut": (  # dense in no format: its strides decide, as in torch
+        lambda x, w, b: F.conv_transpose2d(x.to(memory_format=torch.channels_last)[:, :, 1:], w, b),
+        "ConvTranspose2d(4, 6, 3, input=(2, 4, 4, 7), dtype=float64, layout=channels_last)",
+    ),
     "channels_last": (
         lambda x, w, b: F.conv_transpose2d(x.to(memory_format=torch.channels_last), w, b),
         "ConvTranspose2d(4, 6, 3, input=(2, 4, 5, 7), dtype=float64, layout=channels_last)",
@@ -152,6 +156,18 @@ def test_torch_s_setting_of_tf32_is_kept(
     specs: list[str], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    layer = nn.ConvTranspose1d(4, 2, 4).to(device)
+    rewritten(layer)(torch.randn(2, 4, 5, device=device))
+    assert [parse(each).precision for each in specs] == ["ieee"]
+
+
+def test_settings_that_differ_are_no_error(
+    specs: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then torch's switch for both convolutions and recurrent layers cannot be read."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)  # which is set back for both
+    cudnn.conv.fp32_precision = "ieee"
     layer = nn.ConvTranspose1d(4, 2, 4).to(device)
     rewritten(layer)(torch.randn(2, 4, 5, device=device))
     assert [parse(each).precision for each in specs] == ["ieee"]

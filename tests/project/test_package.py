@@ -75,6 +75,20 @@ def test_the_package_is_clean_text_with_an_intact_header(tmp_path: Path, table: 
     assert subprocess.run(command, input=text.encode(), check=False).returncode == 0
 
 
+@pytest.mark.interpreter
+def test_the_package_s_layer_and_function_are_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A tracer's proxies have no device by which a file could be chosen."""
+    package = imported(tmp_path, SEVERAL, monkeypatch)
+    layer = package.Up(device=device).requires_grad_(False)
+    x = torch.randint(-2, 3, (3, 4, 9), device=device).float()
+    weights = layer.weight, layer.bias
+    torch.testing.assert_close(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))
+    function = torch.fx.symbolic_trace(lambda x, w, b: package.up(x, w, b))
+    torch.testing.assert_close(function(x, *weights), layer(x))
+
+
 def test_no_package_where_none_is_needed(tmp_path: Path) -> None:
     """The folder may be one of the user's own packages, with an `__init__.py` by hand."""
     assert "__init__.py" not in {path.name for path in generate_rows(tmp_path)}
