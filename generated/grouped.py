@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# sha256 of the other lines: 9a2e27068db05c1da871e4bcb64dd2629e758f330c766df800fb5f9af3ab8231
+# sha256 of the other lines: f84d2bb61fbe9910e91820d20bf2d6e0e63464cd9456dc9d9f97fc3c533c7cfd
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -271,8 +271,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 6, GROUPS
-    rows *= PHASE_LANES.value
+    taps, rows = 6, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -314,8 +313,7 @@ def _start_pack(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASE_LANES.value
+    c_out = packed_weight.shape[1] // PHASE_LANES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -622,7 +620,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6c7877f316525df7"
+NAMESPACE = "convgen_0d719bb521f604aa"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# sha256 of the other lines: 4f31858476ce2f9aaec46f1775bb5263e03f93eaf15b7916d21014754adbd015
+# sha256 of the other lines: 7d220f3cb52917d842cd8058ada5530bfffb39a062ac092dc7b5eca1de4d9852
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -231,8 +231,7 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 2, GROUPS
-    rows *= PHASES.value
+    taps, rows = 2, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -289,8 +288,7 @@ def _num_stages(planned):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 3
@@ -300,9 +298,9 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-    operands = x_ptr, w_ptr
     b_ptr = bias.data_ptr()
-    call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+    call = *call, b_ptr % 16
+    operands = x_ptr, w_ptr, b_ptr
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
@@ -568,7 +566,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b3c26f47b353f427"
+NAMESPACE = "convgen_212b3a758a8dfbbe"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: 038f94039b7e30a9f58939589acd03549b11149a46b9995f101b6858f3f2e3c9
+# sha256 of the other lines: a5fbf09440659a2a8f14fb959044552031766f9b34b66eedbead5ea4e728e3c3
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -504,8 +504,7 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 18, GROUPS
-    rows *= PHASES.value
+    taps, rows = 18, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -575,8 +574,7 @@ def _start_pack_for_gradient(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 5
@@ -928,7 +926,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_090211da74ac2351"
+NAMESPACE = "convgen_020b2dc68e645cb0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

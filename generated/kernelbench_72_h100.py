@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 6.55 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# sha256 of the other lines: 8879a1cdce235bdd4b2952ca6973098eb177dbda0dbb3d08ec08f1e55c97ec32
+# sha256 of the other lines: 6e67e076bcecbde68a12410bf8f6be7118cf9838d0ca175124ed08a137719ef5
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -344,8 +344,7 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 45, GROUPS
-    rows *= PHASES.value
+    taps, rows = 45, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -387,8 +386,7 @@ def _start_pack(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 5
@@ -695,7 +693,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_78f92ce3688864c5"
+NAMESPACE = "convgen_da5d8eeeee98bfca"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: 3bcb6a2d754cde5b4e8535bef5438d3c402daacae3cb1fddb3cdb1fd72623bef
+# sha256 of the other lines: 202f5191d5c4c1ed4a4d5d474eb613ba21fe98e3e492e01c5dcdc79850a8933f
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -299,8 +299,7 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 18, GROUPS
-    rows *= PHASES.value
+    taps, rows = 18, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -351,8 +350,7 @@ def _start_copy(x):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 5
@@ -667,7 +665,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_ac832e45ac6532f8"
+NAMESPACE = "convgen_5c853b761cd7fa75"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

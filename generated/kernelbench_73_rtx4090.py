@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: d57c58a72c225bee2365284201daa7a82158cf4384cb756f0a1907ae6d3ded65
+# sha256 of the other lines: af6bce45cf7f5b4ce05d62a6ae6f73df7b63f8bea9295da92e6d0d65fd07d092
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -276,8 +276,7 @@ def conv_transpose3d(input, weight, bias=None):
 
 def conv_transpose3d_packed(input, packed_weight, bias=None):
     """`conv_transpose3d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 18, GROUPS
-    rows *= PHASES.value
+    taps, rows = 18, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -329,8 +328,7 @@ def _num_stages(planned):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 5
@@ -637,7 +635,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f90455ec209252d2"
+NAMESPACE = "convgen_5b6ff47ad77b0e8b"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

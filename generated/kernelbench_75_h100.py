@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: 3e442ebaeca127abea8d62d9d913480a4449919bcefb59f36178e516e71c6f6e
+# sha256 of the other lines: 9608ca9a549272e55673154044e30eaab3cdbff4e07d11ae52ed1fd9c24b1f4e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -327,8 +327,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 6, GROUPS
-    rows *= PHASE_LANES.value
+    taps, rows = 6, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -375,8 +374,7 @@ def _start_pack(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASE_LANES.value
+    c_out = packed_weight.shape[1] // PHASE_LANES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -683,7 +681,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_eae4c9a509366cd2"
+NAMESPACE = "convgen_1a556315b16c65ee"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: e3ec93f0b6412daef3d643b4837f5e894842ed72251b3560c2d3de16a693baf3
+# sha256 of the other lines: 6254d15f48228b36ddfd24c14bbd7ec9f524e1ea42a5aaf81e58af7006855beb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -264,8 +264,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 6, GROUPS
-    rows *= PHASE_LANES.value
+    taps, rows = 6, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -316,8 +315,7 @@ def _num_stages(planned):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASE_LANES.value
+    c_out = packed_weight.shape[1] // PHASE_LANES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -624,7 +622,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_0840f081cdf2d7e4"
+NAMESPACE = "convgen_7c7a264d7c5b16c3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

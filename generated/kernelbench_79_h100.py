@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: 8bdfd77681b8ccf35d2824b04a26452d4d4ab29277b2e4c4548e894a32a9daf0
+# sha256 of the other lines: eb4f97d63d029ab7cc9ab94fdb1aee22d10b34c16eb91734abe756e29c3f0c15
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -237,8 +237,7 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 2, GROUPS
-    rows *= PHASES.value
+    taps, rows = 2, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % SPAN.value:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -281,8 +280,7 @@ def _start_pack(weight):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 3
@@ -553,7 +551,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_992ad5dd89b1e464"
+NAMESPACE = "convgen_0ceca20a1256c347"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 20728dd132508cdbb3a1e21d489a05a2c9aa5a2d1137d5f688e2e1e22df5d407
+# sha256 of the other lines: 8a3896d78fe52e6d8e270fad199e7d3ef6f05f7a896de53aab46e0d38064650c
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -210,8 +210,7 @@ def conv_transpose1d(input, weight, bias=None):
 
 def conv_transpose1d_packed(input, packed_weight, bias=None):
     """`conv_transpose1d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 3, GROUPS
-    rows *= PHASES.value
+    taps, rows = 3, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -260,8 +259,7 @@ def _num_stages(planned):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 3
@@ -532,7 +530,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_008cdec813d491ea"
+NAMESPACE = "convgen_f1cafbd9eefd7e14"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: d00f509c1cb2947337a3d10fec42576f4ef10cfda0e16cf9897efa3ac3ba9a57
+# sha256 of the other lines: d045c0025e40db3f1fa54f398ba4860ee3b4b395e0e646ce95291a15114a5cde
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -267,8 +267,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 3, GROUPS
-    rows *= PHASE_LANES.value
+    taps, rows = 3, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -310,8 +309,7 @@ def _start_pack(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASE_LANES.value
+    c_out = packed_weight.shape[1] // PHASE_LANES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -618,7 +616,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_8f870f3823a4f84f"
+NAMESPACE = "convgen_3dbf26e30337f127"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 0cf1e321945362e84fd61fad359748422d49002ab1b1e70e343522fddf7c8355
+# sha256 of the other lines: aca2b5bbde1858dfbab7ea9a53ff1fac63a1b7bc8b10aeaf2b4dda21666b2731
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -254,8 +254,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 3, GROUPS
-    rows *= PHASE_LANES.value
+    taps, rows = 3, GROUPS * PHASE_LANES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -308,8 +307,7 @@ def _num_stages(planned):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASE_LANES.value
+    c_out = packed_weight.shape[1] // PHASE_LANES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -616,7 +614,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_d19103f87d4d81b3"
+NAMESPACE = "convgen_1b29cbd9c376c15b"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

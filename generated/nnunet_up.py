@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 8739c02daa18981d0dd1ea708ae10dcc1484ec217fe7c0b5a524b0be646a3856
+# sha256 of the other lines: 4cbdc49e2744e09eec24aa0f1b50b75a964fa598ccb2cfeb05edbbc5f01cafd3
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -285,9 +285,9 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-    operands = x_ptr, w_ptr
     b_ptr = bias.data_ptr()
-    call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+    call = *call, b_ptr % 16
+    operands = x_ptr, w_ptr, b_ptr
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
@@ -589,7 +589,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_bbfdb35a061eef25"
+NAMESPACE = "convgen_7f3b8f11b9745e60"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# sha256 of the other lines: 146521af5950efced985ccee9d3de431d6e515fc2321d5806023e310a677e976
+# sha256 of the other lines: 02f1e013ff1d90eee43ad57dcad3b1dc4636cddb4b0065970b332114776bd2e7
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -233,9 +233,9 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-    operands = x_ptr, w_ptr
     b_ptr = bias.data_ptr()
-    call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+    call = *call, b_ptr % 16
+    operands = x_ptr, w_ptr, b_ptr
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
@@ -508,7 +508,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b97fd0755c8b4bcc"
+NAMESPACE = "convgen_e366455389b511aa"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

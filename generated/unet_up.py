@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: eff92a3877fc3d3bf4a8ba0ced25e38d1c871decfb7cf24b79fa778cc76f5ef2
+# sha256 of the other lines: c4a3848bb0df8397552c4d081a6ae21a45ab4360374d59a67398d3387faac8d9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -231,8 +231,7 @@ def conv_transpose2d(input, weight, bias=None):
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    taps, rows = 2, GROUPS
-    rows *= PHASES.value
+    taps, rows = 2, GROUPS * PHASES.value
     shape = tuple(packed_weight.shape)
     if not _fits(shape, (taps, None, None)) or shape[1] % rows:
         _refuse(f"{taps} packed taps, got {shape}")
@@ -273,8 +272,7 @@ def _start_pack(weight, last):
 
 def _launch(input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    c_out = packed_weight.shape[1]
-    c_out //= PHASES.value
+    c_out = packed_weight.shape[1] // PHASES.value
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == 4
@@ -284,9 +282,9 @@ def _launch(input, packed_weight, bias):
     bias = bias.resolve_neg().contiguous()
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-    operands = x_ptr, w_ptr
     b_ptr = bias.data_ptr()
-    call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+    call = *call, b_ptr % 16
+    operands = x_ptr, w_ptr, b_ptr
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
@@ -597,7 +595,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_a50841748068a2b0"
+NAMESPACE = "convgen_65c51d672e1911d5"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

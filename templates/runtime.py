@@ -191,9 +191,10 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
         if not _fits(weight_shape, WEIGHT_SHAPE):
             _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
     else:
-        taps, rows = PACKED_TAPS, GROUPS
         if HAS_LANES:
-            rows *= LANES
+            taps, rows = PACKED_TAPS, GROUPS * LANES
+        else:
+            taps, rows = PACKED_TAPS, GROUPS
         shape = tuple(packed_weight.shape)
         if HAS_PLACES:
             if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % PLACES:
@@ -230,9 +231,10 @@ def _launch(input, packed_weight, bias):
     if RAW_WEIGHT:
         c_out = GROUPS * packed_weight.shape[1]
     else:
-        c_out = packed_weight.shape[1]
-        if HAS_LANES:
-            c_out //= LANES
+        if HAS_LANES:  # noqa: SIM108
+            c_out = packed_weight.shape[1] // LANES
+        else:
+            c_out = packed_weight.shape[1]
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == BATCHED
@@ -255,13 +257,18 @@ def _launch(input, packed_weight, bias):
     else:
         x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
         call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
-        if HAS_BOXES:  # noqa: SIM108
-            operands = _boxed(call, x, packed_weight)
-        else:
-            operands = x_ptr, w_ptr
         if HAS_BIAS:
             b_ptr = bias.data_ptr()
-            call, operands = (*call, b_ptr % 16), (*operands, b_ptr)
+            call = *call, b_ptr % 16
+            if HAS_BOXES:
+                operands = *_boxed(call, x, packed_weight), b_ptr
+            else:
+                operands = x_ptr, w_ptr, b_ptr
+        else:
+            if HAS_BOXES:  # noqa: SIM108
+                operands = _boxed(call, x, packed_weight)
+            else:
+                operands = x_ptr, w_ptr
         y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
