@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# sha256 of the other lines: 9caefe5f4c9068a80afe053762808685d5d032dca7eabe3f4a880d7c220375ae
+# sha256 of the other lines: ade48c44743fceb0a0793323e8d1191ed536b42e2ba23cbd0f37a2d6ebbe3239
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -667,7 +667,7 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-    if len(shape) != 4 or stride[1] == 0:
+    if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
     for axis in (1, 3, 2, 0):
@@ -916,7 +916,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_dc83e7540b901113"
+NAMESPACE = "convgen_58adbbf4cc3d0270"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -950,7 +950,9 @@ class Recorded(torch.autograd.Function):
     def forward(ctx, *inputs):
         """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
-        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        if packed_weight is None:
+            packed_weight = _pack(weight)
+        output = _launch(input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 

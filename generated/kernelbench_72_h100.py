@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 6.55 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# sha256 of the other lines: 6e67e076bcecbde68a12410bf8f6be7118cf9838d0ca175124ed08a137719ef5
+# sha256 of the other lines: dc70b25448079d9db605b3964582462df4ef69c8bd827007f8db70a8956b5b21
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -489,7 +489,7 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-    if len(shape) != 5 or stride[1] == 0:
+    if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
     for axis in (1, 4, 3, 2, 0):
@@ -693,7 +693,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_da5d8eeeee98bfca"
+NAMESPACE = "convgen_a30df5d76506de6d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -718,7 +718,9 @@ class Recorded(torch.autograd.Function):
     def forward(ctx, *inputs):
         """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
-        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        if packed_weight is None:
+            packed_weight = _pack(weight)
+        output = _launch(input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 

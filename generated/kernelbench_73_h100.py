@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: 202f5191d5c4c1ed4a4d5d474eb613ba21fe98e3e492e01c5dcdc79850a8933f
+# sha256 of the other lines: 0ecca1a0c8dde4ba4e52b43676c7ae330d11b18bb2ac5c00ff0d6622a5098b97
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -461,7 +461,7 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-    if len(shape) != 5 or stride[1] == 0:
+    if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
     for axis in (1, 4, 3, 2, 0):
@@ -665,7 +665,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5c853b761cd7fa75"
+NAMESPACE = "convgen_97f34080455c3c37"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -690,7 +690,9 @@ class Recorded(torch.autograd.Function):
     def forward(ctx, *inputs):
         """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
-        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        if packed_weight is None:
+            packed_weight = _pack(weight)
+        output = _launch(input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# sha256 of the other lines: b241113202620363a212b903c1c3d5ceaa3c6e4943017b23fd29bc252b89766f
+# sha256 of the other lines: cf82aec1bcbb0b43751f50eb60c12aca450aada29f90b64f8dfa187846e51680
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -501,7 +501,7 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-    if len(shape) != 5 or stride[1] == 0:
+    if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
     for axis in (1, 4, 3, 2, 0):
@@ -705,7 +705,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6ffb64956ffbb3b7"
+NAMESPACE = "convgen_51eb7214a60a7c92"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -730,7 +730,9 @@ class Recorded(torch.autograd.Function):
     def forward(ctx, *inputs):
         """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
-        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        if packed_weight is None:
+            packed_weight = _pack(weight)
+        output = _launch(input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: d045c0025e40db3f1fa54f398ba4860ee3b4b395e0e646ce95291a15114a5cde
+# sha256 of the other lines: 8869d0b40a41b6c84b5679c755a2a61b81fd0d17640af58d636fc2170400dc0c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -412,7 +412,7 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-    if len(shape) != 4 or stride[1] == 0:
+    if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
     for axis in (1, 3, 2, 0):
@@ -616,7 +616,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_3dbf26e30337f127"
+NAMESPACE = "convgen_d649e5d83ff9bece"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -641,7 +641,9 @@ class Recorded(torch.autograd.Function):
     def forward(ctx, *inputs):
         """Compute and save; a separate setup_context would take longer."""
         input, weight, bias, packed_weight = inputs
-        output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+        if packed_weight is None:
+            packed_weight = _pack(weight)
+        output = _launch(input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 

@@ -6,6 +6,9 @@ standalone file has nothing of this module left. Where a package shares one `_ru
 sections are what its `bind` does for each kernel. Names in capitals are those of a kernel's file:
 the first section has what such a file states, the second what follows from that. Here they are of
 one sample layer, so that this module can be imported.
+
+What differs between the kernels of a file is read from `plan`, which functions get as their first
+argument. In a file of one kernel nothing is left of it: `plan.start` is `_start` there.
 """
 
 import functools
@@ -40,6 +43,7 @@ NAMESPACE = "convgen_sample"  # of the operator
 # The packed weight: number of matrices, outputs and inputs of a group (rows and columns of each).
 PACKED_TAPS, LANES, PLACES = 16, 1, 1
 CONFIGS = None  # configs for Triton's autotuner; None if the tile is fixed
+PLANS = ()  # what the kernels are, if there are several
 _torch = None  # the layer with its pointwise stages in torch; None without stages
 
 
@@ -90,6 +94,7 @@ PRECOMPILED = True  # machine code may ship beside the file
 HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input's gradient
 
 # ---- derived ----
+SEVERAL = bool(PLANS)  # a kernel for each layout
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
 UNBATCHED = RANK + 1  # and without it
@@ -130,6 +135,15 @@ DEFAULT_PADDING, DEFAULT_OUTPUT_PADDING = _default(PADDING), _default(OUTPUT_PAD
 DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
 OPEN_CHANNELS = OUT_CHANNELS is None
 
+
+# ---- record ----
+class Plan:
+    """A kernel: what it reads, and what launches it; a field that is not given is None."""
+
+    def __init__(self, **given):
+        self.__dict__.update(given)
+
+
 # ---- devices ----
 # Device types that the kernel runs on; the CPU only in Triton's interpreter.
 DEVICES = ("cuda", "meta", "cpu") if triton.knobs.runtime.interpret else ("cuda", "meta")
@@ -144,16 +158,31 @@ if REPEATS:
 
 
 # ---- functions ----
-def pack_weight(weight):
-    """Pack a weight [C_in, C_out / groups, {KERNEL_AXES}] for `conv_transpose2d_packed`.
+if SEVERAL:
 
-    {PACKED_WEIGHT}
-    """
-    _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
-    if RAW_WEIGHT:
-        return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
-    else:
-        return _pack(weight.detach())
+    def pack_weight(weight, input):
+        """Pack a weight [C_in, C_out / groups, {KERNEL_AXES}] for `conv_transpose2d_packed`.
+
+        The input of that call decides, in its layout, what the kernel reads.
+        """
+        plan = _plan_of(input, input)
+        _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
+        packed = _pack(plan, weight.detach())
+        return packed.clone() if packed.data_ptr() == weight.data_ptr() else packed
+
+else:
+
+    def pack_weight(weight):
+        """Pack a weight [C_in, C_out / groups, {KERNEL_AXES}] for `conv_transpose2d_packed`.
+
+        {PACKED_WEIGHT}
+        """
+        _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
+        if RAW_WEIGHT:
+            return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+        else:
+            plan = ONLY
+            return _pack(plan, weight.detach())
 
 
 def conv_transpose2d(input, weight, bias=None):
@@ -181,25 +210,27 @@ def conv_transpose2d(input, weight, bias=None):
     _refuse(_mismatch.__wrapped__(*call) if watched else _mismatch(*call))
     if watched or cast or _is_recorded(*tensors):
         return OPERATOR(*tensors)
-    return _launch(input, _pack(weight), bias)
+    plan = _plan_of(input, weight)
+    return _launch(plan, input, _pack(plan, weight), bias)
 
 
 def conv_transpose2d_packed(input, packed_weight, bias=None):
     """`conv_transpose2d` with a weight that `pack_weight` packed; it has no gradient."""
-    if RAW_WEIGHT:
+    plan = _plan_of(input, input)
+    if plan.RAW_WEIGHT:
         weight_shape = tuple(packed_weight.shape)
         if not _fits(weight_shape, WEIGHT_SHAPE):
             _refuse(f"weight {WEIGHT_SHAPE}, got {weight_shape}")
     else:
         if HAS_LANES:
-            taps, rows = PACKED_TAPS, GROUPS * LANES
+            taps, rows = plan.PACKED_TAPS, GROUPS * plan.LANES
         else:
-            taps, rows = PACKED_TAPS, GROUPS
+            taps, rows = plan.PACKED_TAPS, GROUPS
         shape = tuple(packed_weight.shape)
         if HAS_PLACES:
-            if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % PLACES:
+            if not _fits(shape, (taps, None, None)) or shape[1] % rows or shape[2] % plan.PLACES:
                 _refuse(f"{taps} packed taps, got {shape}")
-            weight_shape = GROUPS * (shape[2] // PLACES), shape[1] // rows, *WEIGHT_SHAPE[2:]
+            weight_shape = GROUPS * (shape[2] // plan.PLACES), shape[1] // rows, *WEIGHT_SHAPE[2:]
         else:
             if not _fits(shape, (taps, None, None)) or shape[1] % rows:
                 _refuse(f"{taps} packed taps, got {shape}")
@@ -208,7 +239,7 @@ def conv_transpose2d_packed(input, packed_weight, bias=None):
     tensors = (input, packed_weight, bias)
     if _is_watched(*tensors) or _is_recorded(*tensors) or _is_transformed():
         raise RuntimeError(f"{OP}_packed is for no gradient, compiler or transform")
-    return _launch(input, packed_weight.resolve_neg().contiguous(), bias)
+    return _launch(plan, input, packed_weight.resolve_neg().contiguous(), bias)
 
 
 # ---- stages ----
@@ -226,13 +257,13 @@ if UNPIPELINED:
 
 
 # ---- launch ----
-def _launch(input, packed_weight, bias):
+def _launch(plan, input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    if RAW_WEIGHT:
+    if plan.RAW_WEIGHT:
         c_out = GROUPS * packed_weight.shape[1]
     else:
         if HAS_LANES:  # noqa: SIM108
-            c_out = packed_weight.shape[1] // LANES
+            c_out = packed_weight.shape[1] // plan.LANES
         else:
             c_out = packed_weight.shape[1]
     if input.numel() == 0:
@@ -240,45 +271,45 @@ def _launch(input, packed_weight, bias):
     batched = input.dim() == BATCHED
     x = input if batched else input.unsqueeze(0)
     # Copies only an input that is not dense in this layout or is lazily negated.
-    if CHANNELS_LAST:
+    if plan.CHANNELS_LAST:
         x = x.resolve_neg().contiguous(memory_format=FORMAT)
     else:
         x = x.resolve_neg().contiguous()
-    if HAS_COPY:
-        x = _copied(x)
+    if plan.HAS_COPY:
+        x = _copied(plan, x)
     if HAS_BIAS:
         bias = bias.resolve_neg().contiguous()
-    if HAS_BOXES:
+    if plan.HAS_BOXES:
         # Boxes need tensors that start at a multiple of 16 bytes; others are copied.
         if (x.data_ptr() | packed_weight.data_ptr()) % 16:
             x, packed_weight = x.clone(), packed_weight.clone()
     if IS_TUNED:
-        y = _first(x, packed_weight, bias, c_out)
+        y = _first(plan, x, packed_weight, bias, c_out)
     else:
         x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
-        call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
+        call = x.get_device(), _first, plan, x.shape, c_out, x_ptr % 16, w_ptr % 16
         if HAS_BIAS:
             b_ptr = bias.data_ptr()
             call = *call, b_ptr % 16
-            if HAS_BOXES:
-                operands = *_boxed(call, x, packed_weight), b_ptr
+            if plan.HAS_BOXES:
+                operands = *_boxed(plan, call, x, packed_weight), b_ptr
             else:
                 operands = x_ptr, w_ptr, b_ptr
         else:
-            if HAS_BOXES:  # noqa: SIM108
-                operands = _boxed(call, x, packed_weight)
+            if plan.HAS_BOXES:  # noqa: SIM108
+                operands = _boxed(plan, call, x, packed_weight)
             else:
                 operands = x_ptr, w_ptr
-        y = _launched(call, operands, (x, packed_weight, bias, c_out))
+        y = _launched(call, operands, (plan, x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
 
 
 if HAS_BOXES:
 
-    def _boxed(call, x, packed_weight):
+    def _boxed(plan, call, x, packed_weight):
         """Return the tensor descriptors of a call; Triton checks them only at its first."""
         if call not in BOXES:
-            described = _descriptors(x, packed_weight)
+            described = plan.descriptors(x, packed_weight)
             if len(BOXES) < MOST_LAUNCHED:
                 fields = [vars(each) | {"base": None} for each in described]
                 BOXES[call] = [type("Box", (TensorDescriptor,), each) for each in fields]
@@ -288,10 +319,10 @@ if HAS_BOXES:
         return x_desc, w_desc
 
 
-def _first(x, packed_weight, bias, c_out):
+def _first(plan, x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    if CHANNELS_LAST:
+    if plan.CHANNELS_LAST:
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
     else:
         y = x.new_empty(shape)
@@ -299,23 +330,25 @@ def _first(x, packed_weight, bias, c_out):
         if x.is_cuda:
             _use_precompiled(x.device)
     if IS_TUNED:
-        _start(x, packed_weight, bias, y)
+        plan.start(x, packed_weight, bias, y)
         return y
     else:
-        return y, *_start(x, packed_weight, bias, y)
+        return y, *plan.start(x, packed_weight, bias, y)
 
 
 if RAW_WEIGHT:
 
-    def _pack(weight):
+    def _pack(plan, weight):
         """Return a weight as the kernel reads it: contiguous, in the dtype of this file."""
         return weight.detach().resolve_neg().to(DTYPE).contiguous()
 
 else:
 
-    def _pack(weight):
+    def _pack(plan, weight):
         """Return the packed weight; a kernel packs it at every call."""
-        return _packed(weight, _start_pack)
+        if plan.RAW_WEIGHT:
+            return weight.detach().resolve_neg().to(DTYPE).contiguous()
+        return _packed(weight, plan.start_pack)
 
 
 if HAS_PACKING:
@@ -339,10 +372,10 @@ if HAS_PACKING:
 
 if HAS_COPY:
 
-    def _copied(x):
+    def _copied(plan, x):
         """Return a copy of the input{COPIED}, for the kernel to read."""
         x_ptr = x.data_ptr()
-        call = x.get_device(), _start_copy, x.shape, x_ptr % 16
+        call = x.get_device(), plan.start_copy, x.shape, x_ptr % 16
         return _launched(call, (x_ptr,), (x,))
 
 
@@ -403,6 +436,47 @@ if PRECOMPILED:
             return  # nothing ships for this device, or it is unusable: Triton compiles
 
 
+# ---- plans ----
+if SEVERAL:
+
+    def _plan_of(input, weight):
+        """Return what computes a call: its kernel for the format that torch's output would have."""
+        return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+
+    def _plan_at(input_shape, stride, weight_shape, weight_stride):
+        """Return the plan for channels_last if input or weight is in it, as torch's output is."""
+        last = _is_channels_last(input_shape, stride)
+        return PLANS[last or _is_channels_last(weight_shape, weight_stride)]
+
+else:
+    # The kernel of a file that has one.
+    ONLY = Plan(
+        CHANNELS_LAST=CHANNELS_LAST,
+        RAW_WEIGHT=RAW_WEIGHT,
+        PACKED_TAPS=PACKED_TAPS,
+        LANES=LANES,
+        PLACES=PLACES,
+        HAS_COPY=HAS_COPY,
+        HAS_BOXES=HAS_BOXES,
+        HAS_GRADIENT=HAS_GRADIENT,
+        RAW_GRADIENT=RAW_GRADIENT,
+        CHECKS_SIZES=CHECKS_SIZES,
+        CHECKS_GRADIENT=CHECKS_GRADIENT,
+        start=_start,
+        start_pack=_start_pack,
+        start_copy=_start_copy,
+        descriptors=_descriptors,
+        start_gradient=_start_gradient,
+        start_pack_for_gradient=_start_pack_for_gradient,
+        mismatch_of_sizes=_mismatch_of_sizes,
+        serves_gradient=_serves_gradient,
+    )
+
+    def _plan_of(input, weight):
+        """Return the plan of the only kernel."""
+        return ONLY
+
+
 # ---- checks ----
 def _call(input, weight, weight_shape, bias, cast):
     """Return the arguments of `_mismatch` for a call: shapes, strides, dtypes, devices."""
@@ -418,7 +492,11 @@ def _call(input, weight, weight_shape, bias, cast):
     if RANK == 1:
         return input.shape, weight_shape, bias_shape, dtypes, devices
     else:
-        return input.shape, input.stride(), weight_shape, bias_shape, dtypes, devices
+        if SEVERAL:
+            stride, weight_stride = input.stride(), weight.stride()
+            return input.shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride
+        else:
+            return input.shape, input.stride(), weight_shape, bias_shape, dtypes, devices
 
 
 def _fits(shape, expected):
@@ -436,20 +514,24 @@ def _output_shape(input_shape, c_out):
     return (input_shape[0], c_out, *spatial)
 
 
-if RANK > 1:
+if not SEVERAL:
+    if RANK > 1:
 
-    def _is_dense(shape, stride, axes):
-        """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
-        step = 1
-        for axis in axes:
-            if shape[axis] != 1 and stride[axis] != step:
-                return False
-            step *= shape[axis]
-        return True
+        def _is_dense(shape, stride, axes):
+            """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
+            step = 1
+            for axis in axes:
+                if shape[axis] != 1 and stride[axis] != step:
+                    return False
+                step *= shape[axis]
+            return True
+
+
+if RANK > 1:
 
     def _is_channels_last(shape, stride):
         """Whether torch's convolutions treat a tensor with these strides as channels_last."""
-        if len(shape) != BATCHED or stride[1] == 0:
+        if len(stride) != BATCHED or stride[1] == 0:
             return False
         least = 0
         for axis in LAST_AXES:
@@ -484,7 +566,7 @@ def _check_as_torch(input_shape, weight_shape, bias_shape):
         getattr(F, OP)(one.expand(input_shape), one.expand(weight_shape), bias, *GEOMETRY)
 
 
-def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices):
+def _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices):
     """Return what this file was generated for and what a call has instead, None if they agree.
 
     The layout is not compared. `bias_shape` is None without a bias. Raises torch's own errors.
@@ -499,10 +581,10 @@ def _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
     else:
         if bias_shape is not None:
             return "bias=False, got a bias"
-    if CHECKS_SIZES:
+    if plan.CHECKS_SIZES:
         output = _output_shape(shape, GROUPS * weight_shape[1])
         mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-        return mismatch or _mismatch_of_sizes(shape, output)
+        return mismatch or plan.mismatch_of_sizes(shape, output)
     else:
         return _mismatch_of_weight(weight_shape, dtypes, devices)
 
@@ -513,32 +595,43 @@ if RANK == 1:
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
         """Return the mismatch of a call; with one axis there is only one layout."""
-        return _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
+        plan = ONLY
+        return _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices)
 
 else:
+    if SEVERAL:
 
-    @functools.lru_cache(maxsize=1024)
-    def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
-        """Return the mismatch of a call; layers give the weight's strides, which count in torch too."""
-        mismatch = _mismatch_but_layout(input_shape, weight_shape, bias_shape, dtypes, devices)
-        if mismatch is not None:
-            return mismatch
-        batched = len(input_shape) == BATCHED
-        if weight_stride is not None:  # torch's rule looks at both strides
-            other = _is_channels_last(input_shape, stride)
-            other = other or _is_channels_last(weight_shape, weight_stride)
+        @functools.lru_cache(maxsize=1024)
+        def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride):  # fmt: skip
+            """Return the mismatch of a call; there is a kernel for every layout."""
+            plan = _plan_at(input_shape, stride, weight_shape, weight_stride)
+            return _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices)  # fmt: skip
+
+    else:
+
+        @functools.lru_cache(maxsize=1024)
+        def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
+            """Return the mismatch of a call; layers give the weight's strides, which count in torch too."""  # fmt: skip
+            plan = ONLY
+            mismatch = _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices)  # fmt: skip
+            if mismatch is not None:
+                return mismatch
+            batched = len(input_shape) == BATCHED
+            if weight_stride is not None:  # torch's rule looks at both strides
+                other = _is_channels_last(input_shape, stride)
+                other = other or _is_channels_last(weight_shape, weight_stride)
+                if CHANNELS_LAST:
+                    other = not other
+            else:  # an input that is dense in neither layout is copied
+                other = batched and 0 not in input_shape
+                other = other and not _is_dense(input_shape, stride, OWN_AXES)
+                other = other and _is_dense(input_shape, stride, OTHER_AXES)
+            if not other:
+                return None
             if CHANNELS_LAST:
-                other = not other
-        else:  # an input that is dense in neither layout is copied
-            other = batched and 0 not in input_shape
-            other = other and not _is_dense(input_shape, stride, OWN_AXES)
-            other = other and _is_dense(input_shape, stride, OTHER_AXES)
-        if not other:
-            return None
-        if CHANNELS_LAST:
-            if not batched:
-                return f"layout {LAYOUT}, got an unbatched input"
-        return f"layout {LAYOUT}, got {OTHER_LAYOUT}"
+                if not batched:
+                    return f"layout {LAYOUT}, got an unbatched input"
+            return f"layout {LAYOUT}, got {OTHER_LAYOUT}"
 
 
 def _mismatch_of_weight(shape, dtypes, devices):
@@ -623,34 +716,36 @@ if HAS_GRADIENT:
 
     def _input_gradient(grad, weight):
         """Return the gradient of the input, from that of the output."""
+        plan = _plan_of(grad, weight)
         c_in = weight.shape[0]
         if grad.numel() == 0:
             return grad.new_zeros(_input_shape(grad.shape, c_in))
         # Copies only a gradient that is not dense in this layout or is lazily negated.
-        if CHANNELS_LAST:
+        if plan.CHANNELS_LAST:
             x = grad.resolve_neg().contiguous(memory_format=FORMAT)
         else:
             x = grad.resolve_neg().contiguous()
-        if RAW_GRADIENT:
+        if plan.RAW_GRADIENT:
             packed_weight = weight.resolve_neg().contiguous()
         else:
-            packed_weight = _packed(weight, _start_pack_for_gradient)
+            packed_weight = _packed(weight, plan.start_pack_for_gradient)
         x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
-        call = x.get_device(), _first_gradient, x.shape, c_in, x_ptr % 16, w_ptr % 16
-        return _launched(call, (x_ptr, w_ptr), (x, packed_weight, c_in))
+        call = x.get_device(), _first_gradient, plan, x.shape, c_in, x_ptr % 16, w_ptr % 16
+        return _launched(call, (x_ptr, w_ptr), (plan, x, packed_weight, c_in))
 
-    def _first_gradient(x, packed_weight, c_in):
+    def _first_gradient(plan, x, packed_weight, c_in):
         """Launch the kernel of the input's gradient by Triton; return as `_first` does."""
         shape = _input_shape(x.shape, c_in)
-        if CHANNELS_LAST:
+        if plan.CHANNELS_LAST:
             y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
         else:
             y = x.new_empty(shape)
-        return y, *_start_gradient(x, packed_weight, y)
+        return y, *plan.start_gradient(x, packed_weight, y)
 
     def _fake_input_gradient(grad, weight):
         """Return an uninitialised gradient of the input, for tracing."""
-        if CHANNELS_LAST:
+        plan = _plan_of(grad, weight)
+        if plan.CHANNELS_LAST:
             y = grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
             return y.contiguous(memory_format=FORMAT)
         else:
@@ -710,8 +805,11 @@ else:
             # If torch computed the output, it computes this too.
             own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
             own = own and grad.dtype == DTYPE and grad.device.type in DEVICES
-            if CHECKS_GRADIENT:
-                own = own and _serves_gradient(grad.shape, (grad.shape[0], *input.shape[-UNBATCHED:]))  # fmt: skip
+            plan = _plan_of(grad, weight)
+            if not plan.HAS_GRADIENT:
+                own = False
+            if plan.CHECKS_GRADIENT:
+                own = own and plan.serves_gradient(grad.shape, (grad.shape[0], *input.shape[-UNBATCHED:]))  # fmt: skip
             grads = None, None, None
             if any(others) or (for_input and not own):
                 needed = for_input and not own, *others
@@ -741,7 +839,8 @@ def _forward(input, weight, bias):
     call = _call(input, weight, weight.shape, bias, _is_autocast(input))
     if _mismatch(*call) is not None:
         return _torch(input, weight, bias)
-    return _launch(input, _pack(weight), bias)
+    plan = _plan_of(input, weight)
+    return _launch(plan, input, _pack(plan, weight), bias)
 
 
 def _fake(input, weight, bias):
@@ -751,7 +850,8 @@ def _fake(input, weight, bias):
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    if CHANNELS_LAST:
+    plan = _plan_of(input, weight)
+    if plan.CHANNELS_LAST:
         y = y.contiguous(memory_format=FORMAT)
     return y if input.dim() == BATCHED else y.squeeze(0)
 
@@ -773,7 +873,12 @@ def _autocast(input, weight, bias):
 # ---- registration ----
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), OP):
-    LIBRARY.define(f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+    if SEVERAL:
+        tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants
+        schema = f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
+        LIBRARY.define(schema, tags=tags)
+    else:
+        LIBRARY.define(f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
     LIBRARY.impl(OP, _forward, "CPU")
     LIBRARY.impl(OP, _forward, "CUDA")
     LIBRARY.impl(OP, _autocast, "AutocastCPU")
@@ -784,7 +889,11 @@ if not hasattr(getattr(torch.ops, NAMESPACE), OP):
     )
     register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), OP))(_flops)
     if HAS_GRADIENT:
-        LIBRARY.define(f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor")
+        if SEVERAL:
+            schema = f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor"
+            LIBRARY.define(schema, tags=tags)
+        else:
+            LIBRARY.define(f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor")
         LIBRARY.impl(f"{OP}_input_gradient", _input_gradient, "CPU")
         LIBRARY.impl(f"{OP}_input_gradient", _input_gradient, "CUDA")
         torch.library.register_fake(
@@ -806,10 +915,14 @@ class Recorded(torch.autograd.Function):
         """Compute and save; a separate setup_context would take longer."""
         if RAW_WEIGHT:
             input, weight, bias = inputs
-            output = _launch(input, _pack(weight), bias)
+            plan = _plan_of(input, weight)
+            output = _launch(plan, input, _pack(plan, weight), bias)
         else:
             input, weight, bias, packed_weight = inputs
-            output = _launch(input, _pack(weight) if packed_weight is None else packed_weight, bias)
+            plan = _plan_of(input, weight)
+            if packed_weight is None:
+                packed_weight = _pack(plan, weight)
+            output = _launch(plan, input, packed_weight, bias)
         _save(ctx, inputs, output)
         return output
 
@@ -918,7 +1031,8 @@ class ModelNew(getattr(nn, LAYER)):
             if recorded:
                 return RECORDED(input, weight, bias)
         else:
-            packed = None if self._frozen is None else self._frozen_weight(weight)
+            plan = _plan_of(input, weight)
+            packed = None if self._frozen is None else self._frozen_weight(plan, weight)
             if recorded:
                 return RECORDED(input, weight, bias, packed)
         if cast:  # the weight is converted while it is packed
@@ -926,9 +1040,10 @@ class ModelNew(getattr(nn, LAYER)):
             if HAS_BIAS:
                 bias = bias.to(DTYPE)
         if RAW_WEIGHT:
-            return _launch(input, _pack(weight), bias)
+            plan = _plan_of(input, weight)
+            return _launch(plan, input, _pack(plan, weight), bias)
         else:
-            return _launch(input, _pack(weight) if packed is None else packed, bias)
+            return _launch(plan, input, _pack(plan, weight) if packed is None else packed, bias)
 
     def __getstate__(self):
         if RAW_WEIGHT:
@@ -971,9 +1086,12 @@ class ModelNew(getattr(nn, LAYER)):
             self._frozen = None
             weight = self._parameters.get("weight")
             if weight is not None and _can_freeze(weight):
-                packed = _pack(weight.detach())
+                plan = _plan_of(weight, weight)
+                packed = _pack(plan, weight.detach())
                 if weight.is_cuda:  # the next call may be on another stream
                     torch.cuda.current_stream(weight.device).synchronize()
+                if SEVERAL:
+                    packed = {plan: packed}  # for the other, once a call needs it
                 # The alias keeps the memory: no other weight can get the same address.
                 self._frozen = weight, weight.detach(), _mark(weight), packed
             return self
@@ -993,7 +1111,7 @@ class ModelNew(getattr(nn, LAYER)):
             self._frozen = None
             return super()._apply(fn, recurse)
 
-        def _frozen_weight(self, weight):
+        def _frozen_weight(self, plan, weight):
             """Return what `freeze` packed if it serves a call, None if not; another weight ends it."""  # fmt: skip
             of, _, mark, packed = self._frozen
             if of is not weight or mark != _mark(weight):
@@ -1001,7 +1119,14 @@ class ModelNew(getattr(nn, LAYER)):
                 return None
             if weight.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # the graph may outlive the packed weight
-            return packed
+            if SEVERAL:
+                if plan not in packed:
+                    packed[plan] = _pack(plan, weight.detach())
+                    if weight.is_cuda:
+                        torch.cuda.current_stream(weight.device).synchronize()
+                return packed[plan]
+            else:
+                return packed
 
     def _reason_for_torch(self, input, weight, bias, output_size, watched, cast):
         """Return why torch must compute a call, None if the kernel can."""
@@ -1017,8 +1142,9 @@ class ModelNew(getattr(nn, LAYER)):
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
         call = _call(input, weight, weight.shape, bias, cast)
-        if RANK > 1:
-            call = *call, weight.stride()
+        if not SEVERAL:
+            if RANK > 1:
+                call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""
         return None if mismatch is None else f"{wanted} {mismatch}{cast}"

@@ -143,7 +143,7 @@ def _weight(outline: Outline, channel: Expr, column: Expr) -> AccessText:
     w = kernel.access("w", weight, ("co", "phase"))
     if found == 0:
         return w
-    sign = "-" if kernel.plan.prefix else "+"
+    sign = "-" if kernel.plan.is_backward else "+"
     return dataclasses.replace(w, added=f"{w.added} {sign} {found}[None, :]")
 
 

@@ -138,7 +138,7 @@ def stencil_context(plan: KernelPlan, sizes: Sizes, scribe: Scribe) -> StencilCo
     split = _split_lines(str(sizes.named("BLOCK_M")), grouping.span)
     beside_lines, beside = _beside(kernel, at, x_text.masked)
     used = sorted({k for sums in grouping.sums for _, k in sums})
-    turn = Integer(-1 if plan.prefix else 1)  # the input's gradient reads the taps in reverse
+    turn = Integer(-1 if plan.is_backward else 1)  # the input's gradient reads the taps in reverse
     span, width = sizes.named("SPAN"), sizes.named("PHASES")
     widths = f"{sizes.named('BLOCK_M')}, {width}"
     result = Result(shape=widths, order=("position", "outputs"))

@@ -16,8 +16,6 @@ import dataclasses
 
 from ..language.spec import MAX_OFFSET, ConvTransposeSpec
 
-PREFIX = "GRAD_"  # of the names of the gradient's sizes in the emitted file
-
 
 def gradient_refusal(spec: ConvTransposeSpec) -> str | None:
     """Return why torch must compute the input gradient of `spec`, None if a kernel can."""

@@ -37,6 +37,18 @@ def packed_taps(plan: KernelPlan) -> int:
     return math.prod(kernel) if grouping is None else math.prod(kernel[:-1]) * grouping.taps
 
 
+def packed_form(plan: KernelPlan) -> tuple[int, int, int] | None:
+    """Return taps of the packed weight, outputs and inputs of a group; None if nothing is packed.
+
+    Kernels of one layer that agree in these read the same packed weight.
+    """
+    if plan.reads_raw_weight:
+        return None
+    grouping = packed_grouping(plan)
+    lanes, span = (1, 1) if grouping is None else (grouping.lanes, grouping.span)
+    return packed_taps(plan), lanes, span
+
+
 def kernel_extents(kernel: Kernel) -> list[Expr]:
     """Return the symbols of the convolution kernel's extents, one for each spatial axis."""
     return [kernel.sizes.named(f"K{kernel.sizes.letter(axis)}") for axis, _, _ in kernel.axes]
@@ -88,10 +100,10 @@ def raw_weight(kernel: Kernel, channel: Expr, taps: list[Coordinate]) -> list[Co
     """Return coordinates in a depthwise layer's weight in torch's layout, [C, 1, K…].
 
     The `taps` are coordinates of the flat kernel index; a stride of 1 is one kernel index. The
-    kernel of the input's gradient (the one with a prefix) reverses them (geometry/gradient.py).
+    kernel of the input's gradient reverses them (geometry/gradient.py).
     """
     count = math.prod(kernel_extents(kernel))
-    if kernel.plan.prefix:
+    if kernel.plan.is_backward:
         last = Coordinate(count - 1, count, ONE)
         taps = [last, *(dataclasses.replace(tap, stride=-tap.stride) for tap in taps)]
     return [Coordinate(channel, kernel.sizes.group_out, count), *taps]

@@ -26,6 +26,7 @@ from .canonical import format_spec
 from .torch_module import read_module
 
 LAYOUTS = ("channels_first", "channels_last")
+ANY = "any"  # either of them: a kernel for each
 MEMORY_FORMATS = {2: "channels_last", 3: "channels_last_3d"}  # torch's memory formats by rank
 NO_CHOICES = "none"  # instead of a choices file: the cost model chooses the tile (choices.py)
 AUTOTUNES = ("none", "blocks", "launch")
@@ -126,7 +127,7 @@ class ConvTransposeSpec:
             means that all are None.
         dtype: a name in `DTYPES`.
         precision: a name in `PRECISIONS` for float32, None for the other dtypes.
-        layout: memory layout of input and output, a name in `LAYOUTS`.
+        layout: memory layout of input and output, a name in `LAYOUTS`, or `ANY` for both.
         grid: number of launch grid dimensions; None leaves the choice to the planner.
         target: a name in `TARGETS`; None leaves the choice to the caller.
         autotune: what the emitted file tunes on its first call, a name in `AUTOTUNES`.
@@ -267,9 +268,9 @@ class ConvTransposeSpec:
                 raise SpecError(
                     f"precision is for dtype float32 only, dtype is {self.dtype}", "precision"
                 )
-        self._choose("layout", LAYOUTS)
-        if self.layout == "channels_last" and self.rank == 1:
-            raise SpecError("layout channels_last needs rank 2 or 3, rank is 1", "layout")
+        self._choose("layout", (*LAYOUTS, ANY))
+        if self.layout != "channels_first" and self.rank == 1:
+            raise SpecError(f"layout {self.layout} needs rank 2 or 3, rank is 1", "layout")
         if self.grid is not None:
             self._set("grid", check_integer("grid", self.grid, 1, 3))
         if self.target is not None:

@@ -46,4 +46,4 @@ CAVEATS = (
 
 def caveats_of(plan: KernelPlan) -> tuple[str, ...]:
     """Return the sentences that apply to the kernels of `plan`."""
-    return tuple(caveat.text for caveat in CAVEATS if caveat.holds(plan))
+    return tuple(caveat.text for caveat in CAVEATS if any(map(caveat.holds, plan.kernels)))

@@ -6,6 +6,7 @@ figure is computed from the spec and the target's row; no device is queried.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,8 +16,8 @@ from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
-from ..language.spec import ConvTransposeSpec
-from ..symbolic.sizes import Sizes
+from ..language.spec import ANY, ConvTransposeSpec
+from ..symbolic.sizes import PREFIXES, Sizes
 from ..tables.targets import GpuTarget
 from .family import Family
 
@@ -120,8 +121,10 @@ class KernelPlan:
         choices_digest: hash of the choices file that the caller gave, None without one.
         unmeasured: whether the package has a measured tile that the caller excluded (`none`).
         grid_reason: reason for the grid, as text.
-        prefix: prefix of the names of sizes in the file; empty for the layer itself.
+        prefix: prefix of the names of this kernel's own sizes; empty for a file's first kernel.
+        is_backward: whether it computes the gradient of a layer's input, from that of the output.
         gradient: plan of the kernel for the input's gradient, None if torch computes it.
+        others: plans of the other layouts' kernels in the same file.
     """
 
     spec: ConvTransposeSpec
@@ -144,12 +147,29 @@ class KernelPlan:
     unmeasured: bool
     grid_reason: str
     prefix: str = ""
+    is_backward: bool = False
     gradient: KernelPlan | None = None
+    others: tuple[KernelPlan, ...] = ()
 
     @property
     def ranking(self) -> tuple[Candidate, ...]:
         """All candidate tiles with their cost, best first."""
         return self.rank()
+
+    @property
+    def kernels(self) -> tuple[KernelPlan, ...]:
+        """The plans of a file's kernels of the layer: this one's and the others'."""
+        return self, *self.others
+
+    @property
+    def file_spec(self) -> ConvTransposeSpec:
+        """The spec of the file, of which `spec` is the part that this kernel computes."""
+        return dataclasses.replace(self.spec, layout=ANY) if self.others else self.spec
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its functions and kernels end in; empty for a file's first kernel."""
+        return "_last" if self.prefix.startswith(PREFIXES["channels_last"]) else ""
 
     @property
     def input_layout(self) -> str:

@@ -5,16 +5,18 @@ Stage 4, plan. Input: a spec, its phases and a `GpuTarget`; output: a `KernelPla
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from ..errors import SpecError
-from ..geometry.gradient import PREFIX, gradient_refusal, input_gradient
+from ..geometry.gradient import gradient_refusal, input_gradient
 from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import problem_of
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import ANY, LAYOUTS, ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
+from ..symbolic.sizes import GRADIENT, PREFIXES
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
@@ -35,9 +37,8 @@ def plan_kernel(
     families: tuple[Family, ...],
     tile: Tile | None = None,
     choices: Choices | None = None,
-    prefix: str = "",
 ) -> KernelPlan:
-    """Return the plan of `spec` on `target`.
+    """Return the plan of `spec` on `target`; for any layout, that of channels_first, with `others`.
 
     Args:
         spec: the layer.
@@ -46,11 +47,39 @@ def plan_kernel(
         families: the families whose tiles are ranked.
         tile: the tile to use; None lets the planner choose.
         choices: measured tiles, preferred to the package's own; `MODEL_ALONE` to use neither.
-        prefix: prefix of the names of sizes.
 
     Raises:
         SpecError: the launch grid cannot hold the programs, or a tile cannot serve the spec.
     """
+    if spec.layout != ANY:
+        return _plan_one(spec, phases, target, families, tile, choices)
+    first, *others = (
+        _plan_one(
+            dataclasses.replace(spec, layout=layout),
+            phases,
+            target,
+            families,
+            tile,
+            choices,
+            prefix=PREFIXES[layout],
+        )
+        for layout in LAYOUTS
+    )
+    return dataclasses.replace(first, others=tuple(others))
+
+
+def _plan_one(
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    target: GpuTarget,
+    families: tuple[Family, ...],
+    tile: Tile | None = None,
+    choices: Choices | None = None,
+    *,
+    prefix: str = "",
+    is_backward: bool = False,
+) -> KernelPlan:
+    """Return the plan of a kernel; `prefix` and `is_backward` as in `KernelPlan`, else as above."""
     rank = functools.partial(rank_tiles, spec, phases, target, families)
     measured: Measured | None = None
     digest: str | None = None
@@ -77,6 +106,7 @@ def plan_kernel(
         box=form.box(chosen),
         fold=fold,
         prefix=prefix,
+        layer_prefix=GRADIENT if is_backward else "",
     ).sizes()
     grid, reason = place_on_grid(spec, phases, sizes, fold)
     return KernelPlan(
@@ -100,7 +130,8 @@ def plan_kernel(
         unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target, families),
         grid_reason=reason,
         prefix=prefix,
-        gradient=_gradient(spec, target, families, measured),
+        is_backward=is_backward,
+        gradient=_gradient(spec, target, families, measured, prefix),
     )
 
 
@@ -109,6 +140,7 @@ def _gradient(
     target: GpuTarget,
     families: tuple[Family, ...],
     measured: Measured | None,
+    prefix: str,
 ) -> KernelPlan | None:
     """Return the plan of the input's gradient, None unless its kernel is known to beat torch."""
     found = None if measured is None else measured.gradient
@@ -121,7 +153,8 @@ def _gradient(
     if refusal is not None:
         raise SpecError(refusal, "choices")
     check_limits(form, back, found.tile, target)
-    return plan_kernel(back, phases, target, families, found.tile, prefix=PREFIX)
+    name = f"{prefix}{GRADIENT}"
+    return _plan_one(back, phases, target, families, found.tile, prefix=name, is_backward=True)
 
 
 def _measured(

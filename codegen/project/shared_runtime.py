@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..rendering.fold import Value, fold, read_source
+from ..rendering.fold import RECORD, Value, fold, read_source
 from ..rendering.glue import runtime_text
 from ..rendering.header import HEADER_LINE, with_hash
 from ..rendering.render import KernelSource, environment
@@ -24,7 +24,7 @@ _REQUIRED = (
 # What it has if its layer needs it.
 _OPTIONAL = (
     *("CONFIGS", "_torch", "_start_pack", "_start_gradient", "_start_pack_for_gradient"),
-    *("_start_copy", "_descriptors", "_mismatch_of_sizes", "_serves_gradient"),
+    *("_start_copy", "_descriptors", "_mismatch_of_sizes", "_serves_gradient", "PLANS"),
 )
 # What its lines import, by the name that they then read.
 _IMPORTS = (
@@ -54,6 +54,7 @@ _TITLES = {
     "devices": "devices, and launches that were made",
     "functions": "functions",
     "launch": "packing and launch",
+    "plans": "which kernel computes a call",
     "checks": "checks",
     "modes": "modes",
     "gradients": "gradients",
@@ -84,10 +85,11 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
 
     With `precompiled` some of them have machine code beside them.
     """
+    several = any(source.glue.file["SEVERAL"] for source in sources)
     values: dict[str, Value] = {
         "REPEATS": True,
-        "UNPIPELINED": any(source.glue["UNPIPELINED"] for source in sources),
-        "HAS_PACKING": any(source.glue["HAS_PACKING"] for source in sources),
+        "UNPIPELINED": any(source.glue.file["UNPIPELINED"] for source in sources),
+        "HAS_PACKING": any(source.glue.file["HAS_PACKING"] for source in sources),
         "PRECOMPILED": precompiled,
         "INPUT_AXES": "[BATCH, C_IN, spatial axes]",
         "KERNEL_AXES": "kernel size",
@@ -96,22 +98,24 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
         "STAGES": None,
         "COPIED": "",
     }
-    values = dict(_common_flags(sources)) | values
+    values = _common_flags(sources) | _of_plans(sources, several=several) | values
     text = fold(read_source(runtime_text(), frozenset(values)), values, _WORDS)
-    text["derived"] = _read(text["derived"], [text[name] for name in _TITLES if name != "derived"])
+    titles = {name: title for name, title in _TITLES.items() if name != "plans" or several}
+    text["derived"] = _read(text["derived"], [text[name] for name in titles if name != "derived"])
     helpers = sorted({name for source in sources for name in source.helpers})
     body = (
         environment()
         .get_template("shared_runtime.py.jinja")
         .render(
-            imports=_imports("".join(text[name] for name in _TITLES), device=bool(helpers)),
+            imports=_imports("".join(text[name] for name in titles), device=bool(helpers)),
             precompiled=precompiled,
             interpreted="to_bfloat16" in helpers,
             helpers=helpers,
             stages=text["stages"],
+            record=text["record"] if several else "",
             required=[name for name in _REQUIRED if name not in values],
             optional=[name for name in _OPTIONAL if _is_stated(name, sources)],
-            sections=[Section(title, _nested(text[name])) for name, title in _TITLES.items()],
+            sections=[Section(title, _nested(text[name])) for name, title in titles.items()],
         )
     )
     return with_hash(f"{HEADER_LINE}{__version__}. DO NOT EDIT.\n", f"\n{body}")
@@ -139,9 +143,24 @@ def _common_flags(sources: Sequence[KernelSource]) -> dict[str, bool]:
 
 
 def _flags(source: KernelSource) -> dict[str, bool]:
-    flags = {name: value for name, value in source.glue.items() if isinstance(value, bool)}
+    flags = {n: value for n, value in source.glue.file.items() if isinstance(value, bool)}
     # A standalone file without these has parameters without defaults.
     return flags | {"OPEN_CHANNELS": source.plan.spec.out_channels is None}
+
+
+def _of_plans(sources: Sequence[KernelSource], *, several: bool) -> dict[str, Value]:
+    """Return what is read from `plan`: flags that all kernels share, else the name in the file.
+
+    If a file has several kernels, the others are read from records.
+    """
+    kernels = [kernel for source in sources for kernel in source.glue.kernels]
+    found: dict[str, Value] = {} if several else {RECORD: None}
+    for name, value in kernels[0].items():
+        if isinstance(value, bool) and all(kernel[name] == value for kernel in kernels):
+            found[f"{RECORD}.{name}"] = value
+        elif not several:
+            found[f"{RECORD}.{name}"] = name if name.isupper() else f"_{name}"
+    return found
 
 
 def _is_stated(name: str, sources: Sequence[KernelSource]) -> bool:

@@ -32,6 +32,9 @@ class RelayoutText:
 
     Attributes:
         kernel: name of the kernel that copies.
+        function: name of the function that launches it.
+        prefix: prefix of its constants.
+        what: words for the input in question.
         copied: words that describe the copy, printed after "copy" in comments.
         triton_dtype: element type of the tensors, in comments.
         x_shape, copy_shape: axes of the tensors, in comments.
@@ -51,6 +54,9 @@ class RelayoutText:
     """
 
     kernel: str
+    function: str
+    prefix: str
+    what: str
     copied: str
     triton_dtype: str
     x_shape: str
@@ -77,7 +83,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     if not plan.tile.relayout:
         return None
     tile = copy_tile(plan.spec)
-    sizes = _with_tiles(sizes, tile)
+    sizes = _with_tiles(sizes, tile, plan.prefix)
     grid = _grid(sizes)
     kernel = Kernel(dataclasses.replace(plan, grid=(grid,)), sizes, Scribe(sizes.space))
     program: list[str] = []
@@ -96,6 +102,9 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     copy_shape = f"[BATCH, {spatial}, C_IN]"
     return RelayoutText(
         kernel=f"{name}_kernel",
+        function=f"_start_copy{plan.suffix}",
+        prefix=plan.prefix,
+        what="an input in channels_last" if plan.suffix else "the input",
         copied=copy_text(plan.spec),
         transposes=transposes,
         triton_dtype=triton_dtype,
@@ -118,9 +127,10 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     )
 
 
-def _with_tiles(sizes: Sizes, tile: CopyTile) -> Sizes:
-    """Return the sizes with those of the copy's tiles."""
-    sizes = sizes.plus(Size("COPY_POSITIONS", tile.positions), Size("COPY_CHANNELS", tile.channels))
+def _with_tiles(sizes: Sizes, tile: CopyTile, prefix: str) -> Sizes:
+    """Return the sizes with those of the copy's tiles, whose names in the file have the prefix."""
+    extents = {"COPY_POSITIONS": tile.positions, "COPY_CHANNELS": tile.channels}
+    sizes = sizes.plus(*(Size(name, each, prefix=prefix) for name, each in extents.items()))
     return sizes.plus(
         sizes.count_of("position_tiles", _inputs(sizes), "COPY_POSITIONS"),
         sizes.count_of("channel_tiles", sizes.named("C_IN"), "COPY_CHANNELS"),
@@ -154,7 +164,7 @@ def _lane(kernel: Kernel, lines: list[str], name: str, tile: tuple[str, str, str
     coordinate, count, block = tile
     start = kernel.coordinate(coordinate) * kernel.sizes.named(block)
     begin = f"{kernel.scribe.text(start)} + " if start != 0 else ""
-    lines.append(f"{name} = {begin}tl.arange(0, {block})")
+    lines.append(f"{name} = {begin}tl.arange(0, {kernel.sizes.named(block)})")
     high = kernel.sizes.named(count) * kernel.sizes.named(block) - 1
     return kernel.scribe.name(name, 0, high, name)
 

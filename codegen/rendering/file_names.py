@@ -6,6 +6,7 @@ is already printed.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from sympy import Symbol
 
 from ..geometry.tile import Tile
+from ..kernels.packing import packed_form
 from ..language.spec import ConvTransposeSpec
 from ..planning.caveats import caveats_of
 from ..planning.input_copy import tile_text
@@ -21,11 +23,20 @@ from ..symbolic.lines import WIDTH
 from ..symbolic.sizes import Sizes
 from ..version import __version__
 from .copy_names import RelayoutText, relayout_text
-from .fold import Value
-from .glue import GlueFacts, GlueText, glue_text, glue_values, lanes_text, packed_text
+from .fold import RECORD
+from .glue import (
+    GlueFacts,
+    GlueText,
+    GlueValues,
+    KernelFacts,
+    glue_text,
+    glue_values,
+    kernel_facts,
+    packed_text,
+)
 from .kernel_names import KernelText, kernel_text
 from .pack_names import PackText, pack_text
-from .wrapper_names import WrapperContext, wrapper_context
+from .wrapper_names import LaunchText, WrapperContext, launch_text, wrapper_context
 
 _BACKWARD = "Compute one tile of the input's gradient, y, from the output's, x."
 _PREFACE = (
@@ -36,12 +47,38 @@ _PREFACE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderText:
+    """Lines of the header about a kernel.
+
+    Attributes:
+        layout: of its input and output.
+        family: its name.
+        tile, grid: as text.
+        gradient_tile: family and tile of the kernel of the input's gradient, None without one.
+    """
+
+    layout: str
+    family: str
+    tile: str
+    grid: str
+    gradient_tile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordText:
+    """What a file of several kernels states of one: its layout, and lines `NAME=value`."""
+
+    layout: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileContext:
     """The names of `module.py.jinja` and its parts; text, flags and tuples of text only.
 
     Attributes:
-        version, spec, target, tile, grid, choices, command: the header's lines.
-        family: its name.
+        version, spec, target, choices, command: the header's lines.
+        first, others: what the header says of the kernels.
         caveats: what its user should mind, lines of the docstring.
         layer, op: `ConvTranspose2d`, `conv_transpose2d`.
         dtype: the element type.
@@ -54,27 +91,28 @@ class FileContext:
         helpers: helper functions that the kernels call.
         shared_names: what a file imports from the runtime, where that is a file of its own.
         packed: taps of a packed weight, outputs of a group, inputs of a group: a tuple; empty if
-            the kernel reads the weight as it lies.
+            the kernel reads the weight as it lies, or if there are records.
         layout: the spec's.
         interpreted: the kernels have branches for Triton's interpreter.
         configs: of an autotuned kernel.
-        kernels: the layer's own; then that of the input's gradient, where there is one.
+        kernels: the layer's own, each followed by that of the input's gradient, if it has one.
         precompiled: machine code may lie beside the file.
-        wrapper: what the launch needs, and the checks of sizes.
+        wrapper: what the file was generated for.
+        launches: what the launches of the layer's kernels need, and the checks of sizes.
+        boxes: a kernel loads by tensor descriptors.
+        records: what is stated of each of several kernels; empty if there is one.
         glue: what files have in common, with what this one states put in.
-        gradient: what the functions for the input's gradient need, None where torch gives it.
-        gradient_tile: family and tile of its kernel.
-        relayout: what the kernel that copies the input needs, None where there is no copy.
+        gradients: what the functions for the input's gradient need; none where torch gives it.
+        relayouts: what the kernels that copy the input need.
     """
 
     version: str
     spec: str
     target: str
-    tile: str
-    grid: str
     choices: str | None
     command: str
-    family: str
+    first: HeaderText
+    others: tuple[HeaderText, ...]
     caveats: tuple[str, ...]
     layer: str
     op: str
@@ -93,84 +131,172 @@ class FileContext:
     kernels: tuple[KernelText, ...]
     precompiled: bool
     wrapper: WrapperContext
+    launches: tuple[LaunchText, ...]
+    boxes: bool
+    records: tuple[RecordText, ...]
     glue: GlueText
-    gradient: WrapperContext | None
-    gradient_tile: str | None
+    gradients: tuple[LaunchText, ...]
+    relayouts: tuple[RelayoutText, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanText:
+    """The texts of one kernel of the layer, and of what goes with it.
+
+    Attributes:
+        facts: what the glue has to know.
+        kernels: its own, and that of the input's gradient.
+        packs: what packs the weight for them.
+        launch, gradient: what launches them.
+        relayout: what copies the input.
+    """
+
+    facts: KernelFacts
+    kernels: tuple[KernelText, ...]
+    packs: tuple[PackText, ...]
+    launch: LaunchText
+    gradient: LaunchText | None
     relayout: RelayoutText | None
 
 
 def file_context(
     plan: KernelPlan, *, precompiled: bool = False, shared: bool = False
-) -> tuple[FileContext, dict[str, Value]]:
+) -> tuple[FileContext, GlueValues]:
     """Return every name the templates of `plan`'s family use, and what was put into the glue.
 
     `precompiled`: machine code ships; `shared`: the runtime is a file of its own.
     """
-    spec, op = plan.spec, f"conv_transpose{plan.spec.rank}d"
-    sizes = plan.sizes
-    packs, used = _packs(plan, sizes)
-    kernel = kernel_text(plan, sizes, f"{op}_kernel", "Compute one tile of the output.", used=used)
-    kernels: tuple[KernelText, ...] = (kernel,)
-    gradient, gradient_tile = None, None
-    if plan.gradient is not None:
-        back, back_sizes = plan.gradient, plan.gradient.sizes
-        more, used = _packs(back, back_sizes)
-        name = f"{op}_input_gradient_kernel"
-        second = kernel_text(back, back_sizes, name, _BACKWARD, _PREFACE, used)
-        kernels, gradient = (kernel, second), wrapper_context(back, back_sizes, second)
-        packs += more
-        gradient_tile = f"{back.family}, tile {back.tile}"
-    wrapper = wrapper_context(plan, sizes, kernel)
-    repeats = bool(packs or gradient or not plan.tuned)
+    spec = plan.file_spec
+    texts = _plan_texts(plan)
+    kernels = tuple(kernel for text in texts for kernel in text.kernels)
+    packs = tuple(pack for text in texts for pack in text.packs)
+    gradients = tuple(text.gradient for text in texts if text.gradient is not None)
+    repeats = bool(packs or gradients or not plan.tuned)
     unpipelined = any(each.unpipelined for each in kernels)
-    lanes = lanes_text(plan, sizes)
-    facts = GlueFacts(
-        lanes=lanes,
-        rounds=kernel.rounds,
-        checks=bool(wrapper.checks),
-        checks_gradient=gradient is not None and bool(gradient.checks),
+    helpers = _helpers(spec, kernels)
+    glue = GlueFacts(
+        kernels=tuple(text.facts for text in texts),
         packs=bool(packs),
-        boxes=bool(wrapper.descriptors),
         repeats=repeats,
         unpipelined=unpipelined,
         precompiled=precompiled,
     )
-    helpers = _helpers(spec, kernels)
-    constant = next((k.precision_constant for k in kernels if k.precision_constant), None)
-    values = glue_values(plan, facts)
+    values = glue_values(spec, glue)
+    first, *others = map(_header_text, plan.kernels)
     context = FileContext(
         version=__version__,
         spec=str(spec),
         target=_target_text(plan),
-        tile=tile_text(plan) if not plan.tuned else f"one of {len(plan.tuned)}, tuned at run time",
-        grid=_grid_text(plan),
-        choices=plan.choices_digest,
+        choices=next((each.choices_digest for each in plan.kernels if each.choices_digest), None),
         command="convgen build" if precompiled or shared else _command(plan),
-        family=plan.family.name,
+        first=first,
+        others=tuple(others),
         caveats=tuple(line for text in caveats_of(plan) for line in textwrap.wrap(text, WIDTH)),
         layer=f"ConvTranspose{spec.rank}d",
-        op=op,
+        op=f"conv_transpose{spec.rank}d",
         dtype=f"torch.{spec.dtype}",
         has_bias=spec.bias,
-        precision_constant=constant,
+        precision_constant=next(
+            (k.precision_constant for k in kernels if k.precision_constant), None
+        ),
         packs=packs,
         repeats=repeats,
         unpipelined=unpipelined,
         helpers=helpers,
-        shared_names=_shared_names(helpers, unpipelined=unpipelined),
-        packed=packed_text(plan, lanes),
+        shared_names=_shared_names(helpers, unpipelined=unpipelined, several=bool(others)),
+        packed="" if others else packed_text(texts[0].facts),
         layout=spec.layout,
         interpreted=spec.dtype == "bfloat16",
-        configs=tuple(_config(tile, kernel.block_arguments) for tile in plan.tuned),
+        configs=tuple(_config(tile, kernels[0].block_arguments) for tile in plan.tuned),
         kernels=kernels,
         precompiled=precompiled,
-        wrapper=wrapper,
+        wrapper=wrapper_context(spec),
+        launches=tuple(text.launch for text in texts),
+        boxes=any(text.launch.descriptors for text in texts),
+        records=_records(plan, values, shared=shared) if others else (),
         glue=glue_text(spec.rank, values),
-        gradient=gradient,
-        gradient_tile=gradient_tile,
-        relayout=relayout_text(plan, sizes, kernel.triton_dtype),
+        gradients=gradients,
+        relayouts=tuple(text.relayout for text in texts if text.relayout is not None),
     )
     return context, values
+
+
+def _plan_texts(plan: KernelPlan) -> tuple[_PlanText, ...]:
+    """Return the texts of a file's kernels.
+
+    A constant stands with the first kernel that has it. Kernels that read one packed form of the
+    weight share what packs it, the first one's.
+    """
+    texts: list[_PlanText] = []
+    packers: dict[object, _PlanText] = {}
+    for each in plan.kernels:
+        form = packed_form(each)
+        texts.append(_plan_text(each, None if form is None else packers.get(form)))
+        packers.setdefault(form, texts[-1])
+    lines: set[str] = set()
+    result = []
+    for text in texts:
+        kernels = []
+        for kernel in text.kernels:
+            own = tuple(line for line in kernel.constants if line not in lines)
+            lines.update(own)
+            kernels.append(dataclasses.replace(kernel, constants=own))
+        result.append(dataclasses.replace(text, kernels=tuple(kernels)))
+    return tuple(result)
+
+
+def _plan_text(plan: KernelPlan, packer: _PlanText | None) -> _PlanText:
+    """Return the texts of a kernel; `packer` has what packs the weight, None if there is none."""
+    op, sizes = f"conv_transpose{plan.spec.rank}d", plan.sizes
+    packs, used = _packs(plan, sizes)
+    if packer is not None:
+        packs, used = (), set()
+    name = f"{op}{plan.suffix}_kernel"
+    kernel = kernel_text(plan, sizes, name, "Compute one tile of the output.", used=used)
+    launch = launch_text(plan, sizes, kernel)
+    kernels: tuple[KernelText, ...] = (kernel,)
+    gradient = None
+    if plan.gradient is not None:
+        back, back_sizes = plan.gradient, plan.gradient.sizes
+        more, used = _packs(back, back_sizes)
+        name = f"{op}_input_gradient{plan.suffix}_kernel"
+        second = kernel_text(back, back_sizes, name, _BACKWARD, _PREFACE, used)
+        kernels, gradient = (kernel, second), launch_text(back, back_sizes, second)
+        packs += more
+    facts = kernel_facts(
+        plan,
+        sizes,
+        checks=bool(launch.checks),
+        checks_gradient=gradient is not None and bool(gradient.checks),
+        boxes=bool(launch.descriptors),
+        packer=None if packer is None else packer.facts,
+    )
+    copy = relayout_text(plan, sizes, kernel.triton_dtype)
+    return _PlanText(facts, kernels, packs, launch, gradient, copy)
+
+
+def _records(plan: KernelPlan, values: GlueValues, *, shared: bool) -> tuple[RecordText, ...]:
+    """Return what a file of several kernels states of each: all, if a shared runtime reads it."""
+    alike = () if shared else values.alike
+    return tuple(
+        RecordText(
+            each.spec.layout,
+            tuple(f"{n}={v}" for n, v in kernel.items() if f"{RECORD}.{n}" not in alike),
+        )
+        for each, kernel in zip(plan.kernels, values.kernels, strict=True)
+    )
+
+
+def _header_text(plan: KernelPlan) -> HeaderText:
+    back = plan.gradient
+    tuned = f"one of {len(plan.tuned)}, tuned at run time"
+    return HeaderText(
+        layout=plan.spec.layout,
+        family=plan.family.name,
+        tile=tuned if plan.tuned else tile_text(plan),
+        grid=_grid_text(plan),
+        gradient_tile=None if back is None else f"{back.family}, tile {back.tile}",
+    )
 
 
 def _packs(plan: KernelPlan, sizes: Sizes) -> tuple[tuple[PackText, ...], set[Symbol]]:
@@ -182,10 +308,11 @@ def _packs(plan: KernelPlan, sizes: Sizes) -> tuple[tuple[PackText, ...], set[Sy
 
 
 def _command(plan: KernelPlan) -> str:
-    command = f"convgen emit {shlex.quote(str(plan.spec))} --target {plan.target.name}"
-    if plan.unmeasured:
+    command = f"convgen emit {shlex.quote(str(plan.file_spec))} --target {plan.target.name}"
+    if any(each.unmeasured for each in plan.kernels):
         return f"{command} --choices none"
-    return command + (" --choices FILE" if plan.choices_digest else "")
+    given = any(each.choices_digest for each in plan.kernels)
+    return command + (" --choices FILE" if given else "")
 
 
 def _helpers(spec: ConvTransposeSpec, kernels: tuple[KernelText, ...]) -> tuple[str, ...]:
@@ -198,8 +325,8 @@ def _helpers(spec: ConvTransposeSpec, kernels: tuple[KernelText, ...]) -> tuple[
     return tuple(sorted(name for name in found if name is not None))
 
 
-def _shared_names(helpers: tuple[str, ...], *, unpipelined: bool) -> str:
-    names = sorted(["bind", *helpers, *["_num_stages"] * unpipelined])
+def _shared_names(helpers: tuple[str, ...], *, unpipelined: bool, several: bool) -> str:
+    names = sorted([*["Plan"] * several, "bind", *helpers, *["_num_stages"] * unpipelined])
     line = ", ".join(names)
     if len(f"from ._runtime import {line}") <= WIDTH:
         return line

@@ -6,9 +6,12 @@ stay as they were written:
 
 * `if` whose test reads such names alone becomes the branch that is taken, moved to the left;
 * a name becomes its value; in an f-string, the text of it; a default without a value is dropped;
+* `plan.NAME` is such a name too; `plan` itself, if it has no value, is no parameter or argument;
 * `getattr(x, NAME)` becomes an attribute of `x`;
 * `{NAME}` in a docstring becomes the value; a line with one that has none is dropped;
 * `# fmt: skip`, of lines that are too long until they are folded, is dropped.
+
+A test that reads a name whose value is text stays, with that text in it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from itertools import takewhile
 
 Value = bool | int | str | None
 INDENT = 4
+RECORD = "plan"  # the parameter of functions that differ between the kernels of a file
 MARK = re.compile(r"# ---- (\w+) ----")
 _FIELD = re.compile(r"\{([A-Z_]+)\}")
 _SKIP = "  # fmt: skip"
@@ -47,7 +51,7 @@ class _Use:
     start: int
     end: int
     names: tuple[str, ...]
-    kind: str  # "name", "default", "text", "opening" of an "attribute"
+    kind: str  # "name", "argument", "default", "text", "opening" of an "attribute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Source:
         choices: outer ones first.
         uses: line to the names in it, from left to right.
         docstrings: the lines of docstrings.
+        records: the lines that find `plan`, if that is a known name.
     """
 
     lines: tuple[str, ...]
@@ -69,6 +74,7 @@ class Source:
     choices: list[_Choice] = field(default_factory=list)
     uses: dict[int, list[_Use]] = field(default_factory=dict)
     docstrings: set[int] = field(default_factory=set)
+    records: set[int] = field(default_factory=set)
 
 
 @functools.cache
@@ -111,12 +117,11 @@ class _Reader(ast.NodeVisitor):
         self.source = source
 
     def visit_If(self, node: ast.If) -> None:
-        names = {each.id for each in ast.walk(node.test) if isinstance(each, ast.Name)}
+        names = set(_read(node.test))
         known = names & self.source.known
         if known and names == known:
             self.source.choices.append(self._choice(node, frozenset(names)))
-            for child in [*node.body, *node.orelse]:
-                self.visit(child)
+            self.generic_visit(node)
             return
         flags = known & _tested(node.test)
         if flags:
@@ -140,10 +145,40 @@ class _Reader(ast.NodeVisitor):
         return _Choice(test, names, range(node.lineno - 1, (rest or body).stop), body, rest)
 
     def visit_Name(self, node: ast.Name) -> None:
-        if isinstance(node.ctx, ast.Load):
+        if node.id == RECORD:
+            self._argument(node)
+        elif isinstance(node.ctx, ast.Load):
             self._use(node, (node.id,), "name")
 
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        name = _dotted(node)
+        if name in self.source.known:
+            self._use(node, (name,), "name")
+        else:
+            self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> None:
+        if node.arg == RECORD:
+            self._argument(node)
+
+    def _argument(self, node: ast.Name | ast.arg) -> None:
+        """Note a name of a list, with the comma between it and the next."""
+        if RECORD in self.source.known:
+            assert node.end_col_offset is not None
+            end = node.end_col_offset
+            end += len(", ") * self.source.lines[node.lineno - 1].startswith(", ", end)
+            self._note(node.lineno, node.col_offset, end, (RECORD,), "argument")
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if RECORD in self.source.known and _is_record(node.targets[0]):
+            assert node.lineno == node.end_lineno
+            self.source.records.add(node.lineno - 1)
+        else:
+            self.generic_visit(node)
+
     def visit_arguments(self, node: ast.arguments) -> None:
+        for each in node.args:
+            self.visit(each)
         for default in [*node.defaults, *node.kw_defaults]:
             if isinstance(default, ast.Name) and default.id in self.source.known:
                 assert default.end_col_offset is not None
@@ -205,10 +240,32 @@ class _Reader(ast.NodeVisitor):
         self.source.uses.setdefault(line - 1, []).append(_Use(start, end, names, kind))
 
 
+def _dotted(node: ast.Attribute) -> str:
+    """Return `plan.NAME`; empty for another attribute."""
+    return f"{RECORD}.{node.attr}" if _is_record(node.value) else ""
+
+
+def _is_record(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == RECORD
+
+
+def _read(node: ast.AST) -> Iterator[str]:
+    """Yield the names that an expression reads; one of `plan`, as `plan.NAME`."""
+    if isinstance(node, ast.Attribute) and _dotted(node):
+        yield _dotted(node)
+        return
+    if isinstance(node, ast.Name):
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        yield from _read(child)
+
+
 def _tested(test: ast.expr) -> set[str]:
     """Return the names that are operands of `and`, `or` and `not`: they are true or false."""
     if isinstance(test, ast.Name):
         return {test.id}
+    if isinstance(test, ast.Attribute):
+        return {_dotted(test)}
     operands = test.values if isinstance(test, ast.BoolOp) else []
     operands = [test.operand] if isinstance(test, ast.UnaryOp) else operands
     return set().union(*map(_tested, operands))
@@ -241,17 +298,26 @@ def fold(source: Source, values: Mapping[str, Value], words: Mapping[str, str]) 
 
 def _branches(source: Source, values: Mapping[str, Value]) -> tuple[set[int], Counter[int]]:
     """Return the lines that go, and by how many columns others move to the left."""
-    dropped: set[int] = set()
+    dropped: set[int] = set(source.records)
     moved: Counter[int] = Counter()
+    plan = types.SimpleNamespace()
+    for name, value in values.items():
+        if name.startswith(f"{RECORD}."):
+            setattr(plan, name.removeprefix(f"{RECORD}."), value)
     for choice in source.choices:
-        if choice.lines.start in dropped:
+        if choice.lines.start in dropped or any(_is_text(values[name]) for name in choice.names):
             continue
-        taken = eval(choice.test, {}, {name: values[name] for name in choice.names})
+        taken = eval(choice.test, {}, {**values, RECORD: plan})
         kept = choice.body if taken else choice.rest
         blank = takewhile(lambda number: not source.lines[number], kept)
         dropped.update(set(choice.lines).difference(kept), blank)
         moved.update(dict.fromkeys(kept, INDENT))
     return dropped, moved
+
+
+def _is_text(value: Value) -> bool:
+    """Whether a value is what stands in the text: what it is, only a call knows."""
+    return isinstance(value, str)
 
 
 def _line(source: Source, number: int, values: Mapping[str, Value], moved: int) -> Iterator[str]:
@@ -273,7 +339,7 @@ def _line(source: Source, number: int, values: Mapping[str, Value], moved: int) 
 
 def _put(text: str, use: _Use, values: Mapping[str, Value]) -> str:
     """Return what stands for a use of names."""
-    if use.kind == "opening":
+    if use.kind in ("opening", "argument"):
         return ""
     if use.kind == "text":
         text = _with_fields(text, use.names, values)

@@ -1,7 +1,7 @@
 """The glue of an emitted file: `templates/runtime.py` with what the file states put in.
 
-Stage 5, part of render. Input: a `KernelPlan` and the names of its wrapper; output: a `GlueText`,
-the sections that `module.py.jinja` places.
+Stage 5, part of render. Input: a spec and the plans of its kernels; output: a `GlueText`, the
+sections that `module.py.jinja` places.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..planning.input_copy import copy_text
 from ..planning.plan import KernelPlan
 from ..symbolic.sizes import AXES, Sizes
 from ..tables.dtypes import DTYPES
-from .fold import Value, fold, read_source
+from .fold import RECORD, Value, fold, read_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +26,12 @@ class GlueText:
     """Sections of an emitted file, each without an empty line before or after it.
 
     Attributes:
+        record: the class of what a file states of a kernel, where it has several.
         devices: constants of what a call may bring.
         functions: those that users call.
         stages: how many stages a launch has, where that is the device's matter; else empty.
         launch: from arguments to the launch of the kernels, and what repeats that.
+        plans: which kernel computes a call, where there are several.
         checks, modes: whether the kernel may compute a call, and who asks for it.
         gradients: shapes of the input's gradient, where a kernel computes that.
         backward: the gradients as torch asks for them.
@@ -38,10 +40,12 @@ class GlueText:
         layer: `ModelNew`.
     """
 
+    record: str
     devices: str
     functions: str
     stages: str
     launch: str
+    plans: str
     checks: str
     modes: str
     gradients: str
@@ -52,27 +56,69 @@ class GlueText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GlueFacts:
-    """What a plan does not say of a file.
+class KernelFacts:
+    """What a plan does not say of its kernel.
 
     Attributes:
+        plan: the plan.
         lanes: outputs of a group of the packed weight, as Python; 1 if they are no factor.
+        places: inputs of a group, likewise.
         rounds: the packed weight is rounded to TF32.
         checks, checks_gradient: sizes of a call are checked, and those of a gradient.
-        packs: a kernel packs the weight, for the layer or for the input's gradient.
         boxes: the kernel loads by tensor descriptors.
-        repeats, unpipelined, precompiled: as in `FileContext`.
+        packer: the kernel whose packed weight this one reads too; None if it has its own.
     """
 
+    plan: KernelPlan
     lanes: str
+    places: str
     rounds: bool
     checks: bool
     checks_gradient: bool
-    packs: bool
     boxes: bool
+    packer: KernelFacts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlueFacts:
+    """What is put into the glue beside the spec.
+
+    Attributes:
+        kernels: of each kernel of the layer.
+        packs: a kernel packs the weight, for the layer or for the input's gradient.
+        repeats, unpipelined, precompiled: as in `FileContext`.
+    """
+
+    kernels: tuple[KernelFacts, ...]
+    packs: bool
     repeats: bool
     unpipelined: bool
     precompiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GlueValues:
+    """What is put into the source, by its name there.
+
+    Attributes:
+        file: what all kernels of the file share.
+        kernels: what is read from `plan`, of each kernel.
+    """
+
+    file: Mapping[str, Value]
+    kernels: tuple[Mapping[str, Value], ...]
+
+    @property
+    def alike(self) -> dict[str, Value]:
+        """What is the same for all kernels of the file, by names as `plan.start`."""
+        first, *others = self.kernels
+        same = (n for n in first if all(other[n] == first[n] for other in others))
+        return {f"{RECORD}.{name}": first[name] for name in same}
+
+    @property
+    def all(self) -> dict[str, Value]:
+        """What is put into a standalone file."""
+        return {**self.file, **self.alike, **({} if self.file["SEVERAL"] else {RECORD: None})}
 
 
 @functools.cache
@@ -81,29 +127,69 @@ def runtime_text() -> str:
     return (importlib.resources.files("convgen.templates") / "runtime.py").read_text("utf-8")
 
 
-def glue_values(plan: KernelPlan, facts: GlueFacts) -> dict[str, Value]:
-    """Return what is put into the source for a file of `plan`, by its name there."""
-    values = _of_spec(plan.spec) | _of_weight(plan, facts)
-    values |= {
-        "HAS_GRADIENT": plan.gradient is not None,
-        "RAW_GRADIENT": plan.gradient is None or plan.gradient.reads_raw_weight,
+def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
+    """Return what is put into the source for a file of `spec`."""
+    kernels = tuple(map(_of_kernel, facts.kernels))
+    first = facts.kernels[0]
+    values = _of_spec(spec) | {
+        "SEVERAL": len(kernels) > 1,
+        "RAW_WEIGHT": all(each["RAW_WEIGHT"] for each in kernels),
+        "PACKED_DTYPES": _packed_dtypes(spec),
+        "PACKED_WEIGHT": _packed_weight(first),
+        "PACKS_BOTH_LAYOUTS": spec.rank in MEMORY_FORMATS and math.prod(spec.kernel_size) > 1,
+        "HAS_LANES": any(each.lanes != "1" for each in facts.kernels),
+        "HAS_PLACES": any(each.places != "1" for each in facts.kernels),
         "HAS_PACKING": facts.packs,
-        "HAS_COPY": plan.tile.relayout,
-        "COPIED": copy_text(plan.spec),
-        "HAS_BOXES": facts.boxes,
-        "IS_TUNED": bool(plan.tuned),
-        "CHECKS_SIZES": facts.checks,
-        "CHECKS_GRADIENT": facts.checks_gradient,
+        "COPIED": "" if len(kernels) > 1 else copy_text(first.plan.spec),
+        "IS_TUNED": bool(first.plan.tuned),
         "REPEATS": facts.repeats,
         "UNPIPELINED": facts.unpipelined,
         "PRECOMPILED": facts.precompiled,
     }
-    return values
+    for name in ("HAS_COPY", "HAS_BOXES", "HAS_GRADIENT"):
+        values[name] = any(each[name] for each in kernels)
+    return GlueValues(values, kernels)
 
 
-def glue_text(rank: int, values: Mapping[str, Value]) -> GlueText:
-    """Return the glue of a file for a layer of `rank` axes; `values` are those of `glue_values`."""
+def _of_kernel(facts: KernelFacts) -> dict[str, Value]:
+    """Return what functions read from `plan`, of one kernel."""
+    plan = facts.plan
+    back = plan.gradient
+    packs_back = back is not None and not back.reads_raw_weight
+    values: dict[str, Value] = {
+        "CHANNELS_LAST": plan.spec.layout == "channels_last",
+        "RAW_WEIGHT": plan.reads_raw_weight,
+        "PACKED_TAPS": packed_taps(plan),
+        "LANES": facts.lanes,
+        "PLACES": facts.places,
+        "HAS_COPY": plan.tile.relayout,
+        "HAS_BOXES": facts.boxes,
+        "HAS_GRADIENT": back is not None,
+        "RAW_GRADIENT": not packs_back,
+        "CHECKS_SIZES": facts.checks,
+        "CHECKS_GRADIENT": facts.checks_gradient,
+    }
+    functions = {
+        "start": True,
+        "start_pack": not plan.reads_raw_weight,
+        "start_copy": plan.tile.relayout,
+        "descriptors": facts.boxes,
+        "start_gradient": back is not None,
+        "start_pack_for_gradient": packs_back,
+        "mismatch_of_sizes": facts.checks,
+        "serves_gradient": facts.checks_gradient,
+    }
+    values |= {name: f"_{name}{plan.suffix}" if it else "None" for name, it in functions.items()}
+    if facts.packer is None:
+        return values
+    packer = _of_kernel(facts.packer)
+    return values | {name: packer[name] for name in ("LANES", "PLACES", "start_pack")}
+
+
+def glue_text(rank: int, glue: GlueValues) -> GlueText:
+    """Return the glue of a file for a layer of `rank` axes; `glue` is that of `glue_values`."""
     words = {f"{name}2d": f"{name}{rank}d" for name in ("conv_transpose", "ConvTranspose")}
+    values = glue.all
     text = fold(read_source(runtime_text(), frozenset(values)), values, words)
     return GlueText(**{field.name: text[field.name] for field in fields(GlueText)})
 
@@ -166,54 +252,54 @@ def _defaults(spec: ConvTransposeSpec) -> dict[str, Value]:
     }
 
 
-def _of_weight(plan: KernelPlan, facts: GlueFacts) -> dict[str, Value]:
-    places = _places(plan)
-    half = plan.spec.element.itemsize == 2  # under autocast one becomes another
-    dtypes = [row.name for row in DTYPES if row.itemsize <= 4] if half else [plan.spec.dtype]
-    return {
-        "RAW_WEIGHT": plan.reads_raw_weight,
-        "PACKS_BOTH_LAYOUTS": plan.spec.rank in MEMORY_FORMATS
-        and math.prod(plan.spec.kernel_size) > 1,
-        "PACKED_TAPS": packed_taps(plan),
-        "PACKED_DTYPES": f"{{{', '.join(f'torch.{name}' for name in dtypes)}}}",
-        "PACKED_WEIGHT": _packed_weight(plan, facts),
-        "HAS_LANES": facts.lanes != "1",
-        "LANES": facts.lanes,
-        "HAS_PLACES": places > 1,
-        "PLACES": "SPAN.value" if places > 1 else "1",
-    }
+def _packed_dtypes(spec: ConvTransposeSpec) -> str:
+    """Return the dtypes of weights that the kernel packs, as a set in Python."""
+    half = spec.element.itemsize == 2  # under autocast one becomes another
+    dtypes = [row.name for row in DTYPES if row.itemsize <= 4] if half else [spec.dtype]
+    return f"{{{', '.join(f'torch.{name}' for name in dtypes)}}}"
 
 
-def packed_text(plan: KernelPlan, lanes: str) -> str:
-    """Return taps of a packed weight, outputs of a group (`lanes`) and inputs of a group.
+def packed_text(facts: KernelFacts) -> str:
+    """Return taps of a packed weight, outputs and inputs of a group, as a tuple in Python.
 
     Empty if the kernel reads the weight as torch lays it.
     """
-    if plan.reads_raw_weight:
-        return ""
-    return f"{packed_taps(plan)}, {lanes}, {'SPAN.value' if _places(plan) > 1 else '1'}"
+    plan = facts.plan
+    taps = f"{packed_taps(plan)}, {facts.lanes}, {facts.places}"
+    return "" if plan.reads_raw_weight else taps
 
 
-def lanes_text(plan: KernelPlan, sizes: Sizes) -> str:
-    """Return the outputs of a group of the packed weight, as Python; 1 if they are no factor."""
-    lanes = sizes.lanes
-    return "1" if packed_grouping(plan) is None or lanes == 1 else f"{lanes}.value"
+def kernel_facts(
+    plan: KernelPlan,
+    sizes: Sizes,
+    *,
+    checks: bool,
+    checks_gradient: bool,
+    boxes: bool,
+    packer: KernelFacts | None,
+) -> KernelFacts:
+    """Return what a plan does not say of its kernel; what is given, as in `KernelFacts`."""
+    grouping, lanes = packed_grouping(plan), sizes.lanes
+    return KernelFacts(
+        plan=plan,
+        lanes="1" if grouping is None or lanes == 1 else f"{lanes}.value",
+        places="1" if grouping is None or grouping.span == 1 else f"{sizes.named('SPAN')}.value",
+        rounds=plan.rounds,
+        checks=checks,
+        checks_gradient=checks_gradient,
+        boxes=boxes,
+        packer=packer,
+    )
 
 
-def _places(plan: KernelPlan) -> int:
-    """Return the inputs of a group of the packed weight."""
-    grouping = packed_grouping(plan)
-    return 1 if grouping is None else grouping.span
-
-
-def _packed_weight(plan: KernelPlan, facts: GlueFacts) -> str:
+def _packed_weight(facts: KernelFacts) -> str:
     """Return what `pack_weight` says that it returns."""
     rounded = ", rounded to TF32, to nearest" if facts.rounds else ""
-    if plan.reads_raw_weight:
+    if facts.plan.reads_raw_weight:
         return "Returns a copy, contiguous: the kernel reads a weight as torch lays it."
     if facts.lanes == "1":
         return "Returns a new tensor [taps, C_out, C_in / groups], C_in contiguous" + rounded + "."
-    span = " * span" if _places(plan) > 1 else ""
+    span = "" if facts.places == "1" else " * span"
     return (
         f"Returns a new tensor [taps, C_out * phases, C_in / groups{span}]: what leads from\n"
         f"neighbouring inputs to neighbouring outputs{rounded}."

@@ -111,7 +111,7 @@ def kernel_text(
     settles = overtaken and plan.target.is_hopper
     if plan.tile.relayout:
         scribe.used |= copied_sizes(sizes)
-    if not plan.prefix:  # always define the kernel size: it identifies the layer to readers
+    if not plan.is_backward:  # always define the kernel size: it identifies the layer to readers
         scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
     constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
     tuned_blocks = tuple(
@@ -150,16 +150,15 @@ def kernel_text(
 
 
 def _tensor_shapes(plan: KernelPlan, *, boxed: bool) -> dict[str, str]:
-    spec, p = plan.spec, plan.prefix
-    letters = [letter.upper() for letter in AXES[spec.rank]]
+    spec, sizes = plan.spec, plan.sizes
     shapes = {}
     for name, end in (("x_shape", "IN"), ("y_shape", "OUT")):
-        spatial = [f"{p}{letter}_{end}" for letter in letters]
-        axes = [f"{p}C_{end}", *spatial]
+        spatial = [f"{sizes.named(f'{sizes.letter(axis)}_{end}')}" for axis in range(spec.rank)]
+        axes = [f"{sizes.named(f'C_{end}')}", *spatial]
         layout = plan.input_layout if end == "IN" else spec.layout
         if layout == "channels_last":
-            axes = [*spatial, f"{p}C_{end}"]
-        shapes[name] = f"[{p}BATCH, {', '.join(axes)}]"
+            axes = [*axes[1:], axes[0]]
+        shapes[name] = f"[{sizes.named('BATCH')}, {', '.join(axes)}]"
     if plan.tile.relayout:
         shapes["x_shape"] += f", a copy{' rounded to TF32' if copy_rounds(plan) else ''}"
     packed = f"{packed_shape(plan)}, packed"
@@ -177,23 +176,23 @@ def packed_shape(plan: KernelPlan) -> str:
 
 def packed_axes(plan: KernelPlan) -> tuple[str, str, str]:
     """Return the axes of the packed weight: taps, rows and columns of its matrices."""
-    grouping, p = packed_grouping(plan), plan.prefix
-    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
-    taps = [f"{p}K{letter}" for letter in letters]
-    rows, columns = f"{p}C_OUT", f"{p}C_IN" if plan.spec.groups == 1 else f"{p}GROUP_C_IN"
+    grouping, sizes = packed_grouping(plan), plan.sizes
+    letters = [sizes.letter(axis) for axis in range(sizes.rank)]
+    taps = [f"{sizes.named(f'K{letter}')}" for letter in letters]
+    rows, columns = f"{sizes.named('C_OUT')}", f"{sizes.group_in}"
     if grouping is not None:
-        taps[-1:] = [f"{p}TAPS_{letters[-1]}"] * (grouping.taps > 1)
-        lanes = "PHASES" if grouping.lanes == grouping.width else "PHASE_LANES"
-        rows += f" * {p}{lanes}" * (grouping.lanes > 1)
-        columns += f" * {p}SPAN" * (grouping.span > 1)
+        taps[-1:] = [f"{sizes.named(f'TAPS_{letters[-1]}')}"] * (grouping.taps > 1)
+        rows += f" * {sizes.lanes}" * (grouping.lanes > 1)
+        columns += f" * {sizes.named('SPAN')}" * (grouping.span > 1)
     # With a prefix the names of all taps would not fit the line.
-    return "taps" if p else " * ".join(taps) or "1", rows, columns
+    return "taps" if plan.is_backward else " * ".join(taps) or "1", rows, columns
 
 
 def _raw_shape(plan: KernelPlan) -> str:
     """Return the axes of a depthwise layer's weight in torch's layout, as a list in text."""
-    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
-    return f"[{plan.prefix}C_IN, 1, {', '.join(f'{plan.prefix}K{each}' for each in letters)}]"
+    sizes = plan.sizes
+    taps = [f"{sizes.named(f'K{sizes.letter(axis)}')}" for axis in range(sizes.rank)]
+    return f"[{sizes.named('C_IN')}, 1, {', '.join(taps)}]"
 
 
 def _formula(plan: KernelPlan) -> tuple[str, ...]:
@@ -209,7 +208,7 @@ def _formula(plan: KernelPlan) -> tuple[str, ...]:
         dilated = f"{d} * k{letter}" if d > 1 else f"k{letter}"
         relations.append(f"{left} = {strided} + {dilated}")
     weight = f"w[ci, 0, {taps}]" if plan.reads_raw_weight else f"w[{taps}, co, ci]"
-    if plan.reads_raw_weight and plan.prefix:
+    if plan.reads_raw_weight and plan.is_backward:
         weight += ", taps reversed"
     group = "" if spec.groups == 1 else f", ci and co of the same of {spec.groups} groups"
     return (

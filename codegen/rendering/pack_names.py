@@ -55,7 +55,7 @@ class PackText:
     Attributes:
         kernel: the kernel's name.
         function: name of the function that launches it.
-        prefix: prefix of the constants.
+        purpose: words that say what for, where a file has several, after "packs the weight".
         summary, formula: lines of the kernel's docstring.
         triton_dtype: element type of the tensors, in comments.
         w_shape, packed_shape: axes of the tensors, in comments.
@@ -85,7 +85,7 @@ class PackText:
 
     kernel: str
     function: str
-    prefix: str
+    purpose: str
     summary: str
     formula: tuple[str, ...]
     triton_dtype: str
@@ -149,13 +149,13 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
     host = HostNames(kernel.plan, sizes)
     _, arguments, local_lines = size_lines(sizes, kernel.scribe)
     given = (*host.launch_sizes(arguments), *["last"] * (tile.last is not None))
-    back, p = bool(plan.prefix), plan.prefix
+    back, p = plan.is_backward, plan.prefix
     grouping, op = packed_grouping(plan), f"conv_transpose{plan.spec.rank}d"
-    name = f"{op}_pack_for_gradient_kernel" if back else f"{op}_pack_kernel"
+    purpose = f"pack{'_for_gradient' * back}{plan.suffix}"
     text = PackText(
-        kernel=name,
-        function="_start_pack_for_gradient" if back else "_start_pack",
-        prefix=p,
+        kernel=f"{op}_{purpose}_kernel",
+        function=f"_start_{purpose}",
+        purpose=_purpose(plan),
         summary=_summary(plan),
         formula=_formula(plan),
         triton_dtype=TRITON_DTYPES[plan.spec.dtype],
@@ -182,7 +182,7 @@ def pack_text(plan: KernelPlan, sizes: Sizes) -> tuple[PackText, set[Symbol]]:
         channels="c_out, c_in" if back else "c_in, c_out",
         grid=grid_text([host.extent(grid)], tuned=False),
         launch=call_text(
-            f"compiled = {name}[grid]",
+            f"compiled = {op}_{purpose}_kernel[grid]",
             ("weight", "packed", *given, "num_warps=4", "enable_fp_fusion=True"),
             indent=8,
         ),
@@ -280,7 +280,7 @@ def _weight(
     The kernel of the input's gradient reads the same weight with channels swapped and taps
     reversed.
     """
-    sizes, back = kernel.sizes, bool(kernel.plan.prefix)
+    sizes, back = kernel.sizes, kernel.plan.is_backward
     count = math.prod(kernel_extents(kernel))
     outer, inner = (co, ci) if back else (ci, co)
     outers, inners = (
@@ -312,16 +312,21 @@ def _times(size: Expr) -> str:
 
 
 def _summary(plan: KernelPlan) -> str:
-    backward = " for the input's gradient" * bool(plan.prefix)
     rounded = ", rounded to TF32" * plan.rounds
-    return f"Pack one tile of the weight{backward}{rounded}."
+    return f"Pack one tile of the weight{_purpose(plan)}{rounded}."
+
+
+def _purpose(plan: KernelPlan) -> str:
+    backward = " for the input's gradient" * plan.is_backward
+    of_layout = " in channels_last" if backward else " for channels_last"
+    return backward + of_layout * bool(plan.suffix)
 
 
 def _formula(plan: KernelPlan) -> tuple[str, ...]:
     """Return the docstring lines that define the packed weight, in the names of the lanes."""
     letters = AXES[plan.spec.rank]
     inner = ", ".join(f"k{letter}" for letter in letters)
-    if plan.prefix:
+    if plan.is_backward:
         lines = [f"packed[taps, co, ci] = w[co, ci, {inner}], the taps in reverse order"]
     else:
         lines = [f"packed[taps, co, ci] = w[ci, co, {inner}]"]
@@ -338,7 +343,9 @@ def _formula(plan: KernelPlan) -> tuple[str, ...]:
 
 
 def _weight_shape(plan: KernelPlan) -> str:
-    letters = [letter.upper() for letter in AXES[plan.spec.rank]]
-    p, grouped = plan.prefix, "" if plan.spec.groups == 1 else "GROUP_"
-    axes = [f"{p}C_OUT", f"{p}{grouped}C_IN"] if p else ["C_IN", f"{grouped}C_OUT"]
-    return f"[{', '.join([*axes, *(f'{p}K{letter}' for letter in letters)])}]"
+    sizes = plan.sizes
+    axes = [sizes.named("C_IN"), sizes.group_out]
+    if plan.is_backward:
+        axes = [sizes.named("C_OUT"), sizes.group_in]
+    axes += [sizes.named(f"K{sizes.letter(axis)}") for axis in range(sizes.rank)]
+    return f"[{', '.join(map(str, axes))}]"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,7 +17,7 @@ import jinja2
 from ..planning.plan import KernelPlan
 from ..version import __version__
 from .file_names import FileContext, file_context
-from .fold import Value
+from .glue import GlueValues
 from .header import _digest, with_hash
 
 RUNTIME = "_runtime.py"  # from which files import what they share (project/shared_runtime.py)
@@ -33,14 +32,14 @@ class KernelSource:
         sha256: hash of all lines but the one that states it.
         plan: the plan it was rendered from.
         helpers: names of the functions that its kernels call.
-        glue: what was put into the glue that files have in common, by name.
+        glue: what was put into the glue that files have in common.
     """
 
     text: str
     sha256: str
     plan: KernelPlan
     helpers: tuple[str, ...]
-    glue: Mapping[str, Value]
+    glue: GlueValues
 
 
 @functools.cache

@@ -42,17 +42,11 @@ class DescriptorText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrapperContext:
-    """The names of `parts/launch.jinja`, `parts/gradient.jinja` and what stands beside them.
+    """What a file was generated for.
 
     Attributes:
         input_shape, weight_shape: shapes that the file supports, as text; None for any extent.
         stride, padding, output_padding, dilation, groups: the geometry, as Python text.
-        shape_names: lines that assign the sizes which the grid and the launch read.
-        check_names, checks: conditions on run-time sizes, and the lines that name those.
-        grid: line that defines the launch grid.
-        launch: lines of the launch.
-        descriptors: tensor descriptors of the operands; empty if the kernel takes pointers.
-        launch_sizes: sizes that the launch passes, as a tuple in text.
         torch_before, torch_after: the pipeline's stages in torch, but the last.
         torch_result: the last stage after the layer, as an expression; None if there is none.
         has_stages: there are some around the layer.
@@ -65,6 +59,27 @@ class WrapperContext:
     output_padding: str
     dilation: str
     groups: int
+    torch_before: tuple[str, ...]
+    torch_after: tuple[str, ...]
+    torch_result: str | None
+    has_stages: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchText:
+    """The names of `parts/launch.jinja`, `parts/gradient.jinja` and what stands beside them.
+
+    Attributes:
+        suffix: what the names of the functions end in.
+        shape_names: lines that assign the sizes which the grid and the launch read.
+        check_names, checks: conditions on run-time sizes, and the lines that name those.
+        grid: line that defines the launch grid.
+        launch: lines of the launch.
+        descriptors: tensor descriptors of the operands; empty if the kernel takes pointers.
+        launch_sizes: sizes that the launch passes, as a tuple in text.
+    """
+
+    suffix: str
     shape_names: tuple[str, ...]
     check_names: tuple[str, ...]
     checks: tuple[Check, ...]
@@ -72,14 +87,27 @@ class WrapperContext:
     launch: str
     descriptors: tuple[DescriptorText, ...]
     launch_sizes: str
-    torch_before: tuple[str, ...]
-    torch_after: tuple[str, ...]
-    torch_result: str | None
-    has_stages: bool
 
 
-def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> WrapperContext:
-    """Return the names in the wrapper's templates, for the kernel of `plan`."""
+def wrapper_context(spec: ConvTransposeSpec) -> WrapperContext:
+    """Return the names in the templates that say what a file of `spec` was generated for."""
+    return WrapperContext(
+        input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
+        weight_shape=_tuple(_weight_shape(spec)),
+        stride=_tuple(spec.stride),
+        padding=_tuple(spec.padding),
+        output_padding=_tuple(spec.output_padding),
+        dilation=_tuple(spec.dilation),
+        groups=spec.groups,
+        torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
+        torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
+        torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
+        has_stages=bool(spec.before or spec.after),
+    )
+
+
+def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchText:
+    """Return the names in the templates that launch the kernel of `plan`."""
     arguments = kernel.arguments
     spec = plan.spec
     least = {block: min(getattr(tile, block.lower()) for tile in plan.tiles) for block in BLOCKS}
@@ -96,14 +124,8 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
     tile = plan.tile
     stages = f"_num_stages({tile.num_stages})" if kernel.unpipelined else str(tile.num_stages)
     options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={stages}")
-    return WrapperContext(
-        input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
-        weight_shape=_tuple(_weight_shape(spec)),
-        stride=_tuple(spec.stride),
-        padding=_tuple(spec.padding),
-        output_padding=_tuple(spec.output_padding),
-        dilation=_tuple(spec.dilation),
-        groups=spec.groups,
+    return LaunchText(
+        suffix=plan.suffix,
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
         checks=checks,
@@ -115,10 +137,6 @@ def wrapper_context(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> Wrapp
         ),
         descriptors=_descriptors(plan, boxes, names.printer) if boxes else (),
         launch_sizes=_tuple(launch_sizes),
-        torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
-        torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
-        torch_result=_torch_text("output", spec.after[-1]) if spec.after else None,
-        has_stages=bool(spec.before or spec.after),
     )
 
 

@@ -35,7 +35,8 @@ class SizeTable:
         box: images, then positions along each axis, of a tile; empty if a tile is a run of
             flattened positions.
         fold: whether a tile may contain positions of several images.
-        prefix: prefix of the names in the file.
+        prefix: prefix of the names, in the file, of sizes that the tile decides.
+        layer_prefix: prefix of those of the layer, which kernels of two layouts share.
     """
 
     spec: ConvTransposeSpec
@@ -47,6 +48,7 @@ class SizeTable:
     box: tuple[int, ...]
     fold: bool
     prefix: str
+    layer_prefix: str
 
     def sizes(self) -> Sizes:
         """Return the sizes, each after those its definition reads."""
@@ -82,11 +84,19 @@ class SizeTable:
         *,
         spelled: bool = False,
         found: Expr | None = None,
+        of_layer: bool = False,
     ) -> Size:
-        return Size(name, value, definition, spelled, found, self.prefix)
+        """Return a size with its prefix; `of_layer`: whatever the tile, it is the same."""
+        prefix = self.layer_prefix if of_layer else self.prefix
+        return Size(name, value, definition, spelled, found, prefix)
 
     def _named(self, name: str) -> Symbol:
+        """Return the symbol of a size that the tile decides."""
         return symbol(self.prefix + name)
+
+    def _layer(self, name: str) -> Symbol:
+        """Return the symbol of a size of the layer."""
+        return symbol(self.layer_prefix + name)
 
     def _axes(self) -> Iterator[tuple[str, int | None, int | None, AxisPhases]]:
         """Yield the letter of each axis, its extent in input and output, and its phases."""
@@ -96,35 +106,37 @@ class SizeTable:
 
     def _channels(self) -> Iterator[Size]:
         """The batch and the channels; C_IN and C_OUT follow from a group's channels, if grouped."""
-        yield self._size("BATCH", self.spec.batch)
+        yield self._size("BATCH", self.spec.batch, of_layer=True)
         for end, count in (("IN", self.spec.in_channels), ("OUT", self.spec.out_channels)):
             if self.groups == 1:
-                yield self._size(f"C_{end}", count)
+                yield self._size(f"C_{end}", count, of_layer=True)
                 continue
-            found = FloorDiv(self._named(f"C_{end}"), GROUPS)
-            yield self._size(f"GROUP_C_{end}", count and count // self.groups, found=found)
-            whole = self.groups * self._named(f"GROUP_C_{end}")
-            yield self._size(f"C_{end}", count, whole)
+            found = FloorDiv(self._layer(f"C_{end}"), GROUPS)
+            yield self._size(
+                f"GROUP_C_{end}", count and count // self.groups, found=found, of_layer=True
+            )
+            whole = self.groups * self._layer(f"GROUP_C_{end}")
+            yield self._size(f"C_{end}", count, whole, of_layer=True)
 
     def _inputs(self) -> Iterator[Size]:
         for letter, extent, _, _ in self._axes():
-            yield self._size(f"{letter}_IN", extent)
+            yield self._size(f"{letter}_IN", extent, of_layer=True)
 
     def _outputs(self) -> Iterator[Size]:
         for letter, _, output, axis in self._axes():
-            source = self._named(f"{letter}_IN")
+            source = self._layer(f"{letter}_IN")
             definition = axis.stride * source + axis.growth - axis.stride
-            yield self._size(f"{letter}_OUT", output, definition)
+            yield self._size(f"{letter}_OUT", output, definition, of_layer=True)
 
     def _phases(self) -> Iterator[Size]:
         for letter, extent, _, axis in self._axes():
             value = extent + axis.extent_growth if extent else None
-            definition = self._named(f"{letter}_IN") + axis.extent_growth
-            yield self._size(f"{letter}_PHASE", value, definition)
+            definition = self._layer(f"{letter}_IN") + axis.extent_growth
+            yield self._size(f"{letter}_PHASE", value, definition, of_layer=True)
 
     def _kernel(self) -> Iterator[Size]:
         for (letter, *_), extent in zip(self._axes(), self.spec.kernel_size, strict=True):
-            yield self._size(f"K{letter}", extent)
+            yield self._size(f"K{letter}", extent, of_layer=True)
 
     def _groups(self) -> Iterator[Size]:
         """The sizes of groups along the last axis; a file only prints those that a kernel reads."""
@@ -132,10 +144,10 @@ class SizeTable:
         if grouping is None:
             return
         letter, extent, output, _ = list(self._axes())[-1]
-        span, source = grouping.span, self._named(f"{letter}_IN")
+        span, source = grouping.span, self._layer(f"{letter}_IN")
         definition = source + grouping.growth
         if span > 1:
-            lifted = self._named(f"{letter}_OUT") + grouping.offset
+            lifted = self._layer(f"{letter}_OUT") + grouping.offset
             definition = CeilDiv(lifted, self._named("PHASES"))
         groups = -(-(output + grouping.offset) // grouping.width) if output else None
         inputs = extent // span if extent else None
@@ -145,7 +157,7 @@ class SizeTable:
         yield self._size(f"{letter}_IN_GROUPS", inputs, FloorDiv(source, Integer(span)))
         yield self._size(f"{letter}_GROUPS", groups, definition)
         yield self._size("OFFSET", grouping.offset)
-        yield self._size(f"DILATION_{letter}", grouping.axis.dilation)
+        yield self._size(f"DILATION_{letter}", grouping.axis.dilation, of_layer=True)
 
     def _rows(self) -> Iterator[Size]:
         """The sizes of row blocks."""
@@ -153,7 +165,7 @@ class SizeTable:
             return
         letter, _, output, _ = list(self._axes())[-2]
         assert output is not None
-        blocks = CeilDiv(self._named(f"{letter}_OUT"), self._named("ROWS"))
+        blocks = CeilDiv(self._layer(f"{letter}_OUT"), self._named("ROWS"))
         yield self._size("ROWS", self.block.rows)
         yield self._size(f"{letter}_BLOCKS", -(-output // self.block.rows), blocks)
         yield self._size("ROWS_IN", self.block.advance)
@@ -164,11 +176,13 @@ class SizeTable:
         Along a grouped axis: the input groups that an output group reads (`Grouping.slack`).
         """
         for number, (letter, _, _, axis) in enumerate(self._axes()):
-            extent, step, most = self._named(f"K{letter}"), Integer(axis.tap_step), axis.most_taps
-            if self.grouping is not None and number == self.spec.rank - 1:
+            extent, step, most = self._layer(f"K{letter}"), Integer(axis.tap_step), axis.most_taps
+            last = number == self.spec.rank - 1  # which a tile may group
+            if self.grouping is not None and last:
                 extent = self.grouping.axis.dilation * (extent - 1) + 1 + self.grouping.slack
                 step, most = self._named("PHASES"), self.grouping.taps
-            yield self._size(f"TAPS_{letter}", most, CeilDiv(extent, step), spelled=True)
+            taps = CeilDiv(extent, step)
+            yield self._size(f"TAPS_{letter}", most, taps, spelled=True, of_layer=not last)
 
     def _blocks(self) -> Iterator[Size]:
         """BLOCK_M, BLOCK_N and BLOCK_K; without a value if they differ between tiles."""

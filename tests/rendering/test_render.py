@@ -25,13 +25,13 @@ from convgen.families.registry import FAMILIES
 from convgen.language.parser import parse
 from convgen.planning.family import Family
 from convgen.rendering.copy_names import RelayoutText
-from convgen.rendering.file_names import FileContext, file_context
+from convgen.rendering.file_names import FileContext, HeaderText, RecordText, file_context
 from convgen.rendering.glue import GlueText
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.kernel_names import KernelText
 from convgen.rendering.pack_names import PackText
 from convgen.rendering.render import environment, render
-from convgen.rendering.wrapper_names import WrapperContext
+from convgen.rendering.wrapper_names import LaunchText, WrapperContext
 from convgen.tables.pointwise import POINTWISE
 from drawing import draw, each_form
 
@@ -40,8 +40,9 @@ ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no 
 # render() asks for these by name.
 RENDERED = ("module.py.jinja", "shared_kernel.py.jinja", "parts/header.jinja")
 ADDED = {"namespace"}  # by render(), to the fields of FileContext
-LOOPED = {"kernel", "pack"}  # what module.py.jinja includes templates for, one after the other
-
+# What module.py.jinja includes templates for, one after the other.
+LOOPED = {"kernel", "pack", "launch", "gradient", "relayout"}
+TEXTS = (WrapperContext, LaunchText, RelayoutText, PackText, HeaderText, RecordText)
 # Beside random ones: what they do not draw, which is autotune, pipelines and targets.
 SPECS = (
     "ConvTranspose2d(64, 64, 3, bias=False, input=(8, 64, 1024, 1024))",
@@ -55,6 +56,9 @@ SPECS = (
     "add(1) | ConvTranspose2d(5, 7, 4, 3, padding=2, input=(1, 5, 9, 9), grid=1)",
     "relu | ConvTranspose1d(4096, 4096, 4096, stride=4096, groups=4096, input=(1, 4096, 4096))",
     "ConvTranspose2d(1, 1, 1, input=(1, 1, 1, 1)) | add(-1e+38)",
+    "ConvTranspose2d(64, 32, 4, stride=2, padding=1, layout=any)",
+    "ConvTranspose2d(16, 16, 3, input=(8, 16, 32, 32), dtype=float16, layout=any, target=h100)",
+    "relu | ConvTranspose3d(8, 8, 3, groups=8, layout=any) | tanh",
     "ConvTranspose2d(1048576, 1, 2, 2, input=(1099, 1048576, 1023, 1023), dtype=float64, grid=1)",
 )
 
@@ -201,7 +205,6 @@ def fields_read(family: Family) -> set[tuple[type, str]]:
     """Return (dataclass, field) of what the templates read for a kernel of a family."""
     others = {other.template for other in FAMILIES} - {family.template}
     scope = typing.get_type_hints(FileContext) | dict.fromkeys(ADDED, str)
-    scope |= {"gradient": WrapperContext, "relayout": RelayoutText}  # where there is one
     trees = {name: tree for name, tree in TREES.items() if name not in others}
     reader = Reader(family.context_type, trees)
     for name in RENDERED:
@@ -214,7 +217,7 @@ def test_templates_use_the_fields_of_kernel_and_wrapper_and_no_other(family):
     """The same one level down, for each family's own context."""
     used = {(owner, name) for owner, name in fields_read(family) if owner is not KernelText}
     used |= {(family.context_type, name) for name in EXPLAINED}
-    others = set().union(*map(fields_below, (WrapperContext, RelayoutText, PackText, GlueText)))
+    others = set().union(*map(fields_below, (*TEXTS, GlueText)))
     assert used == fields_below(family.context_type) | others
 
 

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from convgen.geometry.gradient import PREFIX
 from convgen.rendering.header import HASH_KEY, is_as_generated
+from convgen.symbolic.sizes import GRADIENT, PREFIXES
 
 Breaches = Iterator[tuple[ast.AST, str]]
 
@@ -26,10 +26,11 @@ LAYERS = {f"nn.ConvTranspose{rank}d" for rank in (1, 2, 3)}
 HARNESS = re.compile(r"get_inputs|get_init_inputs|test_.*")
 MODULES = {"torch", "triton", *sys.stdlib_module_names}
 EXTENTS = {"1": ("KL",), "2": ("KH", "KW"), "3": ("KD", "KH", "KW")}  # by rank
-KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", PREFIX) for letter in "DHWL"}
+KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", GRADIENT) for letter in "DHWL"}
 CONFIG = re.compile(r"triton\.Config\(\{('\w+': \d+(, '\w+': \d+)*)?\}(, \w+=\d+)*\)")
 SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
-BLOCK = re.compile(rf"({PREFIX})?BLOCK_")  # of the layer's kernel, or of its gradient's
+# Of the layer's kernel, of another layout's, or of its gradient's.
+BLOCK = re.compile(rf"({'|'.join(filter(None, PREFIXES.values()))})?({GRADIENT})?BLOCK_")
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
 REGISTERED = {"NAMESPACE", "Recorded", "register_optimizer_step_post_hook"}
