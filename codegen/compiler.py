@@ -28,7 +28,7 @@ from .tables.targets import DEFAULT_TARGET, GpuTarget, find_target
 def plan(
     spec: ConvTransposeSpec,
     target: GpuTarget | None = None,
-    tile: Tile | None = None,
+    tile: Tile | tuple[Tile, ...] | None = None,
     choices: Choices | None = None,
     families: tuple[Family, ...] = FAMILIES,
 ) -> KernelPlan:
@@ -37,7 +37,7 @@ def plan(
     Args:
         spec: the layer.
         target: the GPU; None means the spec's own, or the default.
-        tile: the tile to use; None lets the planner choose.
+        tile: the tile to use, or one for each layout; None lets the planner choose.
         choices: measured tiles, preferred to those of the package.
         families: the kernel families to rank.
 
@@ -51,7 +51,7 @@ def plan(
 def compile_kernel(
     spec: ConvTransposeSpec,
     target: GpuTarget | None = None,
-    tile: Tile | None = None,
+    tile: Tile | tuple[Tile, ...] | None = None,
     choices: Choices | None = None,
     families: tuple[Family, ...] = FAMILIES,
     *,

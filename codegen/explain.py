@@ -25,6 +25,13 @@ from .symbolic.sizes import AXES
 from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
+OF_KERNEL = (
+    "phases",
+    "index",
+    "plan",
+    "candidates",
+    "wrapper",
+)  # each kernel has its own
 MOST_PHASES = 16  # phases listed for an axis
 MOST_CANDIDATES = 8  # tiles listed
 
@@ -38,7 +45,7 @@ class Section:
 
 
 def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
-    """Return the sections of `plan`, or only that of `stage`."""
+    """Return the sections of `plan`, or only that of `stage`; of several kernels, those of each."""
     makers = {
         "spec": _spec,
         "phases": _phases,
@@ -47,16 +54,24 @@ def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
         "candidates": _candidates,
         "wrapper": _wrapper,
     }
+    wanted = [name for name in STAGES if stage in (None, name)]
     return tuple(
-        Section(name, tuple(makers[name](plan))) for name in STAGES if stage in (None, name)
+        Section(f"{name}{_of_layout(plan, kernel, name)}", tuple(makers[name](kernel)))
+        for name in wanted
+        for kernel in (plan.kernels if name in OF_KERNEL else [plan])
     )
+
+
+def _of_layout(plan: KernelPlan, kernel: KernelPlan, stage: str) -> str:
+    """Return what a section's name says of a kernel, if a file has several."""
+    return f", {kernel.spec.layout}" if plan.others and stage in OF_KERNEL else ""
 
 
 Rows = Iterator[tuple[str, object]]
 
 
 def _spec(plan: KernelPlan) -> Rows:
-    spec = plan.spec
+    spec = plan.file_spec
     yield "spec", str(spec)
     yield "input", _shape((spec.batch, spec.in_channels, *spec.spatial))
     yield "output", _shape((spec.batch, spec.out_channels, *spec.output_spatial))

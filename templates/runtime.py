@@ -1091,7 +1091,7 @@ class ModelNew(getattr(nn, LAYER)):
                 if weight.is_cuda:  # the next call may be on another stream
                     torch.cuda.current_stream(weight.device).synchronize()
                 if SEVERAL:
-                    packed = {plan: packed}  # for the other, once a call needs it
+                    packed = {plan.start_pack: packed}  # another form once a call needs it
                 # The alias keeps the memory: no other weight can get the same address.
                 self._frozen = weight, weight.detach(), _mark(weight), packed
             return self
@@ -1120,11 +1120,11 @@ class ModelNew(getattr(nn, LAYER)):
             if weight.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # the graph may outlive the packed weight
             if SEVERAL:
-                if plan not in packed:
-                    packed[plan] = _pack(plan, weight.detach())
+                if plan.start_pack not in packed:
+                    packed[plan.start_pack] = _pack(plan, weight.detach())
                     if weight.is_cuda:
                         torch.cuda.current_stream(weight.device).synchronize()
-                return packed[plan]
+                return packed[plan.start_pack]
             else:
                 return packed
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..compiler import compile_kernel
-from ..execution.cubin import Binary, compile_for
+from ..execution.cubin import KERNEL, Binary, compile_for, read_launches
 from ..planning.choices import Choices
-from ..planning.input_copy import copy_name
 from ..planning.resources import resident
 from ..project.statements import Statement
 from ..tables.targets import GpuTarget
@@ -21,15 +20,17 @@ def resources_of(statement: Statement, choices: Choices | None) -> list[dict[str
     """Compile a statement's kernels for its target; return their resources as JSON objects."""
     target = statement.target
     source = compile_kernel(statement.spec, target, choices=choices)
-    name = statement.name or f"conv_transpose{statement.spec.rank}d"
-    names = [name, *[f"{name}_input_gradient"] * (source.plan.gradient is not None)]
-    plans = [source.plan, *filter(None, [source.plan.gradient])]
-    ends = ("pack", "pack_for_gradient")
-    packs = [end for end, each in zip(ends, plans, strict=False) if not each.reads_raw_weight]
-    names += [f"{name}_{end}" for end in packs]
-    names += [f"{name}_{copy_name(statement.spec)}"] * source.plan.tile.relayout
+    op = f"conv_transpose{statement.spec.rank}d"
+    kernels = [launch.kernel for launch in read_launches(source.text)]
+    names = [_name(statement.name or op, kernel.removeprefix(op)) for kernel in kernels]
     binaries = [compile_for(source, target, number) for number in range(len(names))]
     return [_row(*pair, target) for pair in zip(names, binaries, strict=True)]
+
+
+def _name(layer: str, kernel: str) -> str:
+    """Return a kernel's name in the report: the layer's, and what the kernel is for."""
+    purpose = kernel.removesuffix(KERNEL).removeprefix("_")
+    return f"{layer}_{purpose}" if purpose else layer
 
 
 def _row(name: str, binary: Binary, target: GpuTarget) -> dict[str, Any]:

@@ -80,14 +80,14 @@ class StandIn:
     Attributes:
         sized: the stand-in with every size known.
         emitted: the stand-in with the layer's unknown sizes left to run time; it is under test.
-        tile: the layer's tile; if the geometry is reduced, a tile for that.
+        tiles: the layer's tile for each of its layouts; if the geometry is reduced, for that.
         reduced: whether sizes differ from the layer's.
         geometry: whether the geometry differs from the layer's.
     """
 
     sized: ConvTransposeSpec
     emitted: ConvTransposeSpec
-    tile: Tile
+    tiles: tuple[Tile, ...]
     reduced: bool
     geometry: bool
 
@@ -124,11 +124,12 @@ def stand_in(
             emitted = _opened(spec, sized)
             if made is None:  # this tile mostly suits smaller sizes too
                 made = plan(spec if geometry is spec else emitted, target, None, choices, families)
-            if not _serves(made.tile, emitted, sized, families):
+            if not all(_serves(kernel, emitted, sized, families) for kernel in made.kernels):
                 made = plan(emitted, target, None, choices, families)
             reduced = (*(sized.input or ()), sized.out_channels) != whole
-            found = StandIn(sized, emitted, made.tile, reduced, geometry is not spec)
-            if not small or _steps(found, made) <= MOST_STEPS:
+            tiles = tuple(kernel.tile for kernel in made.kernels)
+            found = StandIn(sized, emitted, tiles, reduced, geometry is not spec)
+            if not small or sum(_steps(found, kernel) for kernel in made.kernels) <= MOST_STEPS:
                 return found
     assert found is not None  # the last geometry has two taps an axis
     return found
@@ -202,15 +203,16 @@ def _affordable(sized: ConvTransposeSpec, *, small: bool) -> bool:
 
 
 def _serves(
-    tile: Tile,
+    kernel: KernelPlan,
     emitted: ConvTransposeSpec,
     sized: ConvTransposeSpec,
     families: tuple[Family, ...],
 ) -> bool:
-    """Whether the kernel variant of `tile` serves a stand-in."""
+    """Whether the variant of a kernel serves a stand-in."""
     phases = decompose(sized)
+    emitted = dataclasses.replace(emitted, layout=kernel.spec.layout)
     try:
-        form_of(emitted, phases, problem_of(sized, phases), tile, families)
+        form_of(emitted, phases, problem_of(sized, phases), kernel.tile, families)
     except SpecError:
         return False
     return True
@@ -222,10 +224,11 @@ def _steps(found: StandIn, made: KernelPlan) -> float:
     A step counts as several if its tile is large or its operands are split.
     """
     spec, phases = found.emitted, decompose(found.sized)
+    spec = dataclasses.replace(spec, layout=made.spec.layout)
     problem = problem_of(found.sized, phases)
-    form = form_of(spec, phases, problem, found.tile, made.families)
-    work = work_of(spec, problem, form, found.tile, made.target)
-    size = form.rows * found.tile.block_m * form.columns(found.tile)
+    form = form_of(spec, phases, problem, made.tile, made.families)
+    work = work_of(spec, problem, form, made.tile, made.target)
+    size = form.rows * made.tile.block_m * form.columns(made.tile)
     split = spec.product.products if spec.product and spec.product.interpreted else 1
     return work.programs * (1 + work.steps) * ((1 + split) / 2 + size / STEP_ELEMENTS)
 

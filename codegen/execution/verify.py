@@ -122,7 +122,7 @@ def verify(
         os.environ["TRITON_INTERPRET"] = "1"
     found = stand_in(spec, target, choices, families, small=not gpu)
     sized = found.sized
-    source = compile_kernel(found.emitted, target, found.tile, families=families)
+    source = compile_kernel(found.emitted, target, found.tiles, families=families)
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"
     if not gpu and spec.product is not None and not spec.product.interpreted:
         where += f", which has no {spec.product.name} and multiplies in ieee"
@@ -136,10 +136,13 @@ def verify(
             # Before the timer starts: an interrupted import of Triton fails for good.
             module = load_module(source.text, "convgen_verified", Path(folder))
             stack.enter_context(_within(seconds - (time.monotonic() - start)))
-            exact = _measure_integers(sized, module, device, random)
-            report = dataclasses.replace(report, exact=exact)
-            rounds = source.plan.family.products
-            error, faithful = _measure_errors(sized, module, device, random, rounds)
+            layouts = sized.each_layout
+            exact = [_measure_integers(each, module, device, random) for each in layouts]
+            report = dataclasses.replace(report, exact=None if None in exact else all(exact))
+            error, faithful = max(
+                _measure_errors(each, module, device, random, kernel.family.products)
+                for each, kernel in zip(layouts, source.plan.kernels, strict=True)
+            )
     except _OutOfTimeError:
         return dataclasses.replace(report, unverified=f"the {seconds} s are over")
     except MemoryError:

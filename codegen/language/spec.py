@@ -10,6 +10,7 @@ output_padding + 1` outputs (torch.nn.ConvTranspose2d, "Shape").
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,6 +277,10 @@ class ConvTransposeSpec:
         if self.target is not None:
             self._set("target", check_target(self.target))
         self._choose("autotune", AUTOTUNES)
+        if self.layout == ANY and self.autotune != "none":
+            raise SpecError(
+                f"autotune {self.autotune} needs one layout, layout is {ANY}", "autotune"
+            )
         for place in ("before", "after"):
             stages = entries_of(getattr(self, place))
             if stages is None or not all(issubclass(type(each), Stage) for each in stages):
@@ -289,6 +294,13 @@ class ConvTransposeSpec:
                 f"got {len(self.before)} before the layer and {len(self.after)} after it",
                 "after" if self.after else "before",
             )
+
+    @property
+    def each_layout(self) -> tuple[ConvTransposeSpec, ...]:
+        """The spec in each of its layouts: itself, or one for each of `LAYOUTS`."""
+        if self.layout != ANY:
+            return (self,)
+        return tuple(dataclasses.replace(self, layout=layout) for layout in LAYOUTS)
 
     @property
     def batch(self) -> int | None:

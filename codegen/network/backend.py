@@ -19,8 +19,7 @@ from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
-from ..language.spec import ConvTransposeSpec
-from ..language.torch_module import layout_of
+from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
 from .layers import allows_tf32
 
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
@@ -112,9 +111,6 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
     input, weight, bias = tensors
     if not _has_kernels(input) or not all(type(size) is int for size in weight.shape):
         return None
-    layout = "channels_last" if "channels_last" in map(layout_of, (input, weight)) else None
-    if layout is not None and input.dim() != weight.dim():
-        return None  # no kernel for channels_last takes an input without a batch
     names: dict[str, Any] = dict(zip(_GEOMETRY, _given(node, _GEOMETRY, _DEFAULTS), strict=True))
     dtype, precision = _precision(input, autocast)
     sizes = tuple(size if type(size) is int else None for size in input.shape)
@@ -126,7 +122,7 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
             kernel_size=tuple(weight.shape[2:]),
             bias=bias is not None,
             input=sizes if len(sizes) == rank + 2 else (1, *sizes),
-            layout=layout or "channels_first",
+            layout=ANY if rank in MEMORY_FORMATS else "channels_first",
             target=local_target().name if torch.cuda.is_available() else None,
             dtype=dtype,
             precision=precision,

@@ -15,7 +15,7 @@ from typing import Any
 from ..compiler import compile_kernel
 from ..errors import SpecError, shown, text_of
 from ..execution.loading import kept_module
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
 from .layers import (
     LeftError,
     Selection,
@@ -143,6 +143,8 @@ def _planned(
     if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
+    if spec.rank in MEMORY_FORMATS:  # whatever arrives, now or after model.to(memory_format=…)
+        spec = replace(spec, layout=ANY)
     note = note if spec.dtype == "float32" else ""
     record = record_of(layer)
     if record is not None and record["spec"] == str(spec) and folder is None:

@@ -169,7 +169,7 @@ class KernelPlan:
     @property
     def suffix(self) -> str:
         """What the names of its functions and kernels end in; empty for a file's first kernel."""
-        return "_last" if self.prefix.startswith(PREFIXES["channels_last"]) else ""
+        return "_last" if self.prefix.startswith(PREFIXES[1]) else ""
 
     @property
     def input_layout(self) -> str:

@@ -14,7 +14,7 @@ from ..geometry.phases import AxisPhases, decompose
 from ..geometry.problem import problem_of
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
-from ..language.spec import ANY, LAYOUTS, ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
 from ..symbolic.sizes import GRADIENT, PREFIXES
 from ..tables.targets import GpuTarget
@@ -35,7 +35,7 @@ def plan_kernel(
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
     families: tuple[Family, ...],
-    tile: Tile | None = None,
+    tile: Tile | tuple[Tile, ...] | None = None,
     choices: Choices | None = None,
 ) -> KernelPlan:
     """Return the plan of `spec` on `target`; for any layout, that of channels_first, with `others`.
@@ -45,25 +45,17 @@ def plan_kernel(
         phases: phases of each axis of `spec`.
         target: the GPU to plan for.
         families: the families whose tiles are ranked.
-        tile: the tile to use; None lets the planner choose.
+        tile: the tile to use, or one for each layout; None lets the planner choose.
         choices: measured tiles, preferred to the package's own; `MODEL_ALONE` to use neither.
 
     Raises:
         SpecError: the launch grid cannot hold the programs, or a tile cannot serve the spec.
     """
-    if spec.layout != ANY:
-        return _plan_one(spec, phases, target, families, tile, choices)
+    layouts = spec.each_layout
+    tiles = tile if isinstance(tile, tuple) else (tile,) * len(layouts)
     first, *others = (
-        _plan_one(
-            dataclasses.replace(spec, layout=layout),
-            phases,
-            target,
-            families,
-            tile,
-            choices,
-            prefix=PREFIXES[layout],
-        )
-        for layout in LAYOUTS
+        _plan_one(each, phases, target, families, its, choices, prefix=prefix)
+        for each, its, prefix in zip(layouts, tiles, PREFIXES, strict=False)
     )
     return dataclasses.replace(first, others=tuple(others))
 

@@ -30,7 +30,7 @@ KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", GRADIENT) for letter i
 CONFIG = re.compile(r"triton\.Config\(\{('\w+': \d+(, '\w+': \d+)*)?\}(, \w+=\d+)*\)")
 SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
 # Of the layer's kernel, of another layout's, or of its gradient's.
-BLOCK = re.compile(rf"({'|'.join(filter(None, PREFIXES.values()))})?({GRADIENT})?BLOCK_")
+BLOCK = re.compile(rf"({'|'.join(filter(None, PREFIXES))})?({GRADIENT})?BLOCK_")
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
 REGISTERED = {"NAMESPACE", "Recorded", "register_optimizer_step_post_hook"}
