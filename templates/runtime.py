@@ -445,8 +445,10 @@ if SEVERAL:
 
     def _plan_at(input_shape, stride, weight_shape, weight_stride):
         """Return the plan for channels_last if input or weight is in it, as torch's output is."""
-        last = _is_channels_last(input_shape, stride)
-        return PLANS[last or _is_channels_last(weight_shape, weight_stride)]
+        first, last = PLANS
+        is_last = _is_channels_last(input_shape, stride)
+        is_last = is_last or _is_channels_last(weight_shape, weight_stride)
+        return last if is_last else first
 
 else:
     # The kernel of a file that has one.
