@@ -56,15 +56,18 @@ def explain(plan: KernelPlan, stage: str | None = None) -> tuple[Section, ...]:
     }
     wanted = [name for name in STAGES if stage in (None, name)]
     return tuple(
-        Section(f"{name}{_of_layout(plan, kernel, name)}", tuple(makers[name](kernel)))
+        Section(f"{name}{_of_kernel(plan, kernel, name)}", tuple(makers[name](kernel)))
         for name in wanted
         for kernel in (plan.kernels if name in OF_KERNEL else [plan])
     )
 
 
-def _of_layout(plan: KernelPlan, kernel: KernelPlan, stage: str) -> str:
+def _of_kernel(plan: KernelPlan, kernel: KernelPlan, stage: str) -> str:
     """Return what a section's name says of a kernel, if a file has several."""
-    return f", {kernel.spec.layout}" if plan.others and stage in OF_KERNEL else ""
+    if not plan.others or stage not in OF_KERNEL:
+        return ""
+    sizes = f", {_shape(kernel.rung)}" if kernel.rung else ""
+    return f"{sizes}, {kernel.spec.layout}" if kernel.spec.rank > 1 else sizes or ", other sizes"
 
 
 Rows = Iterator[tuple[str, object]]

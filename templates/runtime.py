@@ -43,7 +43,7 @@ NAMESPACE = "convgen_sample"  # of the operator
 # The packed weight: number of matrices, outputs and inputs of a group (rows and columns of each).
 PACKED_TAPS, LANES, PLACES = 16, 1, 1
 CONFIGS = None  # configs for Triton's autotuner; None if the tile is fixed
-PLANS = ()  # what the kernels are, if there are several
+PLANS: "tuple[Plan, ...]" = ()  # what the kernels are, if there are several
 _torch = None  # the layer with its pointwise stages in torch; None without stages
 
 
@@ -94,7 +94,9 @@ PRECOMPILED = True  # machine code may ship beside the file
 HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input's gradient
 
 # ---- derived ----
-SEVERAL = bool(PLANS)  # a kernel for each layout
+SEVERAL = bool(PLANS)  # kernels for layouts or sizes
+ANY_LAYOUT = len(PLANS) > 1
+HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
 UNBATCHED = RANK + 1  # and without it
@@ -181,7 +183,7 @@ else:
         if RAW_WEIGHT:
             return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
         else:
-            plan = ONLY
+            plan = PLANS[0]
             return _pack(plan, weight.detach())
 
 
@@ -437,11 +439,60 @@ if PRECOMPILED:
 
 
 # ---- plans ----
-if SEVERAL:
+if not SEVERAL:
+    PLANS = (
+        Plan(
+            CHANNELS_LAST=CHANNELS_LAST,
+            RAW_WEIGHT=RAW_WEIGHT,
+            PACKED_TAPS=PACKED_TAPS,
+            LANES=LANES,
+            PLACES=PLACES,
+            HAS_COPY=HAS_COPY,
+            HAS_BOXES=HAS_BOXES,
+            HAS_GRADIENT=HAS_GRADIENT,
+            RAW_GRADIENT=RAW_GRADIENT,
+            CHECKS_SIZES=CHECKS_SIZES,
+            CHECKS_GRADIENT=CHECKS_GRADIENT,
+            start=_start,
+            start_pack=_start_pack,
+            start_copy=_start_copy,
+            descriptors=_descriptors,
+            start_gradient=_start_gradient,
+            start_pack_for_gradient=_start_pack_for_gradient,
+            mismatch_of_sizes=_mismatch_of_sizes,
+            serves_gradient=_serves_gradient,
+        ),
+    )
 
-    def _plan_of(input, weight):
-        """Return what computes a call: its kernel for the format that torch's output would have."""
-        return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+
+def _plan_of(input, weight):
+    """Return what computes a call: the kernel for its sizes and for the format of its output."""
+    plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+    return _rung(plan, input.shape)
+
+
+if HAS_GRADIENT:
+
+    def _plan_of_gradient(grad, weight):
+        """Return what computes the input's gradient from that of the output."""
+        plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+        return _rung(plan, _input_shape(grad.shape, 1))
+
+
+if HAS_RUNGS:
+
+    def _rung(plan, input_shape):
+        """Return the plan for these sizes, if there is one."""
+        return plan.rungs.get(input_shape[-RANK:], plan)
+
+else:
+
+    def _rung(plan, input_shape):
+        """Return the plan: there is none for certain sizes."""
+        return plan
+
+
+if ANY_LAYOUT:
 
     def _plan_at(input_shape, stride, weight_shape, weight_stride):
         """Return the plan for channels_last if input or weight is in it, as torch's output is."""
@@ -451,32 +502,10 @@ if SEVERAL:
         return last if is_last else first
 
 else:
-    # The kernel of a file that has one.
-    ONLY = Plan(
-        CHANNELS_LAST=CHANNELS_LAST,
-        RAW_WEIGHT=RAW_WEIGHT,
-        PACKED_TAPS=PACKED_TAPS,
-        LANES=LANES,
-        PLACES=PLACES,
-        HAS_COPY=HAS_COPY,
-        HAS_BOXES=HAS_BOXES,
-        HAS_GRADIENT=HAS_GRADIENT,
-        RAW_GRADIENT=RAW_GRADIENT,
-        CHECKS_SIZES=CHECKS_SIZES,
-        CHECKS_GRADIENT=CHECKS_GRADIENT,
-        start=_start,
-        start_pack=_start_pack,
-        start_copy=_start_copy,
-        descriptors=_descriptors,
-        start_gradient=_start_gradient,
-        start_pack_for_gradient=_start_pack_for_gradient,
-        mismatch_of_sizes=_mismatch_of_sizes,
-        serves_gradient=_serves_gradient,
-    )
 
-    def _plan_of(input, weight):
-        """Return the plan of the only kernel."""
-        return ONLY
+    def _plan_at(input_shape, stride, weight_shape, weight_stride):
+        """Return the plan for sizes that have none of their own."""
+        return PLANS[0]
 
 
 # ---- checks ----
@@ -494,7 +523,7 @@ def _call(input, weight, weight_shape, bias, cast):
     if RANK == 1:
         return input.shape, weight_shape, bias_shape, dtypes, devices
     else:
-        if SEVERAL:
+        if ANY_LAYOUT:
             stride, weight_stride = input.stride(), weight.stride()
             return input.shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride
         else:
@@ -516,7 +545,7 @@ def _output_shape(input_shape, c_out):
     return (input_shape[0], c_out, *spatial)
 
 
-if not SEVERAL:
+if not ANY_LAYOUT:
     if RANK > 1:
 
         def _is_dense(shape, stride, axes):
@@ -597,11 +626,11 @@ if RANK == 1:
     @functools.lru_cache(maxsize=1024)
     def _mismatch(input_shape, weight_shape, bias_shape, dtypes, devices):
         """Return the mismatch of a call; with one axis there is only one layout."""
-        plan = ONLY
+        plan = PLANS[0]
         return _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices)
 
 else:
-    if SEVERAL:
+    if ANY_LAYOUT:
 
         @functools.lru_cache(maxsize=1024)
         def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride):  # fmt: skip
@@ -614,7 +643,7 @@ else:
         @functools.lru_cache(maxsize=1024)
         def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, weight_stride=None):  # fmt: skip
             """Return the mismatch of a call; layers give the weight's strides, which count in torch too."""  # fmt: skip
-            plan = ONLY
+            plan = PLANS[0]
             mismatch = _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, devices)  # fmt: skip
             if mismatch is not None:
                 return mismatch
@@ -718,7 +747,7 @@ if HAS_GRADIENT:
 
     def _input_gradient(grad, weight):
         """Return the gradient of the input, from that of the output."""
-        plan = _plan_of(grad, weight)
+        plan = _plan_of_gradient(grad, weight)
         c_in = weight.shape[0]
         if grad.numel() == 0:
             return grad.new_zeros(_input_shape(grad.shape, c_in))
@@ -746,7 +775,7 @@ if HAS_GRADIENT:
 
     def _fake_input_gradient(grad, weight):
         """Return an uninitialised gradient of the input, for tracing."""
-        plan = _plan_of(grad, weight)
+        plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
         if plan.CHANNELS_LAST:
             y = grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
             return y.contiguous(memory_format=FORMAT)
@@ -807,7 +836,7 @@ else:
             # If torch computed the output, it computes this too.
             own = own and _fits(input.shape, INPUT_SHAPE) and _fits(weight.shape, WEIGHT_SHAPE)
             own = own and grad.dtype == DTYPE and grad.device.type in DEVICES
-            plan = _plan_of(grad, weight)
+            plan = _plan_of_gradient(grad, weight)
             if not plan.HAS_GRADIENT:
                 own = False
             if plan.CHECKS_GRADIENT:
@@ -852,7 +881,7 @@ def _fake(input, weight, bias):
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
     y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    plan = _plan_of(input, weight)
+    plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
     if plan.CHANNELS_LAST:
         y = y.contiguous(memory_format=FORMAT)
     return y if input.dim() == BATCHED else y.squeeze(0)
@@ -1144,7 +1173,7 @@ class ModelNew(getattr(nn, LAYER)):
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
         call = _call(input, weight, weight.shape, bias, cast)
-        if not SEVERAL:
+        if not ANY_LAYOUT:
             if RANK > 1:
                 call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -21,6 +21,7 @@ SPEC_OPTIONS = (
     click.option("--out-channels", help="Output channels (left to run time)."),
     click.option("--bias/--no-bias", default=None, help="Add a bias (yes)."),
     click.option("--input", help="batch,channels,sizes; write none for a size left to run time."),
+    click.option("--rungs", help="Inputs with a kernel of their own, between semicolons."),
     click.option("--dtype", help="float32, float16, bfloat16, float64."),
     click.option("--precision", help="tf32, tf32x3, bf16x3, bf16x6, ieee; float32 only."),
     click.option("--layout", help="channels_first, channels_last, any."),

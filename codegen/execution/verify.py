@@ -110,10 +110,17 @@ def verify(
     """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
 
     Takes at most 2 GB, and at most `seconds` on systems with timers; the report says what was not
-    verified by then.
+    verified by then. Rungs are verified one by one, as layers of their sizes.
 
     Without a GPU it sets TRITON_INTERPRET in this process, so triton must not be imported yet.
     """
+    if spec.rungs:
+        whole = dataclasses.replace(spec, rungs=())
+        parts = [whole, *(dataclasses.replace(whole, input=rung) for rung in spec.rungs)]
+        share = seconds // len(parts)
+        return _together(
+            spec, [verify(part, target, seed, choices, share, families) for part in parts]
+        )
     start = time.monotonic()
     import torch
 
@@ -149,6 +156,24 @@ def verify(
         return dataclasses.replace(report, unverified="there is not enough memory")
     passed = report.exact is not False and error <= allowed(sized, faithful)
     return dataclasses.replace(report, error=error, faithful=faithful, passed=passed)
+
+
+def _together(spec: ConvTransposeSpec, reports: list[Report]) -> Report:
+    """Return the report of a spec from those of its parts: what is worst counts."""
+    exact = [report.exact for report in reports]
+    errors = [(r.error, r.faithful) for r in reports if r.error is not None]
+    error, faithful = max(errors, key=lambda pair: pair[0], default=(None, None))
+    return Report(
+        spec=str(spec),
+        where=reports[0].where,
+        reduced=any(report.reduced for report in reports),
+        reduced_geometry=any(report.reduced_geometry for report in reports),
+        exact=None if None in exact else all(exact),
+        error=error,
+        faithful=faithful,
+        unverified=next((r.unverified for r in reports if r.unverified is not None), None),
+        passed=all(report.passed for report in reports),
+    )
 
 
 def allowed(spec: ConvTransposeSpec, faithful: float) -> float:

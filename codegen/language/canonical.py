@@ -31,6 +31,7 @@ def _arguments(spec: ConvTransposeSpec) -> list[str]:
     texts += ["bias=False"] * (not spec.bias)
     texts += [f"dilation={_axes(spec.dilation)}"] * (set(spec.dilation) != {1})
     texts += [f"input={spec.input}"] * (spec.input is not None)
+    texts += [f"rungs={spec.rungs}"] * bool(spec.rungs)
     defaults = {
         "dtype": "float32",
         "precision": "tf32" if spec.dtype == "float32" else None,

@@ -43,7 +43,8 @@ CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
     "dilation",
     "padding_mode",
 )
-OWN_ARGUMENTS = ("input", "dtype", "precision", "layout", "grid", "target", "autotune")
+OWN_ARGUMENTS = (*("input", "rungs", "dtype", "precision", "layout", "grid", "target", "autotune"),)
+MOST_RUNGS = 3  # beside the one for any size
 
 # Defaults of the arguments with one integer per axis; the rank turns them into tuples.
 _ONE: Any = 1
@@ -126,6 +127,9 @@ class ConvTransposeSpec:
         bias: whether the layer adds a number to each output channel.
         input: (batch, channels, spatial…), each an int, or None if known only at run time; None
             means that all are None.
+        rungs: up to `MOST_RUNGS` inputs, each like `input` with every size known, that a kernel of
+            their own computes: planned for that batch, it serves any. All other sizes have the
+            kernel of `input`.
         dtype: a name in `DTYPES`.
         precision: a name in `PRECISIONS` for float32, None for the other dtypes.
         layout: memory layout of input and output, a name in `LAYOUTS`, or `ANY` for both.
@@ -150,6 +154,7 @@ class ConvTransposeSpec:
     bias: bool = True
     dilation: tuple[int, ...] = _ONE
     input: tuple[int | None, ...] | None = None
+    rungs: tuple[tuple[int | None, ...], ...] = ()
     dtype: str = "float32"
     precision: str | None = None
     layout: str = "channels_first"
@@ -165,6 +170,7 @@ class ConvTransposeSpec:
         self._check_channels()
         self._check_input()
         self._check_own()
+        self._check_rungs()
 
     def _set(self, argument: str, value: object) -> None:
         object.__setattr__(self, argument, value)
@@ -259,6 +265,39 @@ class ConvTransposeSpec:
             if elements > MAX_ELEMENTS:
                 raise SpecError(f"input asks for a tensor of {elements} elements", "input")
 
+    def _check_rungs(self) -> None:
+        rungs = entries_of(self.rungs)
+        if rungs is None or len(rungs) > MOST_RUNGS:
+            raise SpecError(
+                f"rungs must be up to {MOST_RUNGS} inputs (batch, channels, sizes), "
+                f"got {shown(self.rungs)}",
+                "rungs",
+            )
+        if rungs and self.autotune != "none":
+            raise SpecError(f"autotune {self.autotune} goes with no rungs", "autotune")
+        self._set("rungs", tuple(map(self._rung, rungs)))
+        spatial = [rung[2:] for rung in self.rungs]
+        if len(set(spatial)) < len(spatial):
+            raise SpecError(f"rungs must differ in their spatial sizes, got {self.rungs}", "rungs")
+
+    def _rung(self, rung: Any) -> tuple[int | None, ...]:
+        """Return a checked rung; one is an input of the layer, and more of it is known."""
+        try:
+            sized = dataclasses.replace(self, input=rung, rungs=())
+        except SpecError as error:
+            if error.argument != "input":
+                raise
+            raise SpecError(f"rungs: {error}", "rungs") from None
+        found: tuple[int | None, ...] = sized.input or ()
+        own = self.input or (None,) * len(found)
+        if not found or None in (found[0], *found[2:]):
+            raise SpecError(f"rungs: every size must be known, got {shown(rung)}", "rungs")
+        if None not in own[2:]:
+            raise SpecError("rungs need an input whose spatial sizes are open", "rungs")
+        if any(size not in (None, other) for size, other in zip(own, found, strict=True)):
+            raise SpecError(f"rungs: {shown(rung)} is no input {self.input}", "rungs")
+        return found
+
     def _check_own(self) -> None:
         self._choose("dtype", tuple(row.name for row in DTYPES))
         if self.precision is None:
@@ -297,10 +336,15 @@ class ConvTransposeSpec:
 
     @property
     def each_layout(self) -> tuple[ConvTransposeSpec, ...]:
-        """The spec in each of its layouts: itself, or one for each of `LAYOUTS`."""
-        if self.layout != ANY:
-            return (self,)
-        return tuple(dataclasses.replace(self, layout=layout) for layout in LAYOUTS)
+        """The spec in each of its layouts, without rungs."""
+        layouts = LAYOUTS if self.layout == ANY else (self.layout,)
+        return tuple(dataclasses.replace(self, layout=each, rungs=()) for each in layouts)
+
+    @property
+    def parts(self) -> tuple[ConvTransposeSpec, ...]:
+        """What a kernel of its own computes: each layout, then that of each rung."""
+        rungs = (dataclasses.replace(self, input=rung, rungs=()) for rung in self.rungs)
+        return *self.each_layout, *(each for rung in rungs for each in rung.each_layout)
 
     @property
     def batch(self) -> int | None:

@@ -127,7 +127,8 @@ def tune(
     """Measure each spec that is not in `output` yet; write and yield its row once it is measured.
 
     Args:
-        specs: the layers to tune, of any layout in each; nominal values replace run-time sizes.
+        specs: the layers to tune, each layout and rung of them by itself; nominal values replace
+            run-time sizes.
         target: the GPU to compile for; the executor's GPUs should be of this kind.
         output: the choices file, created or extended. A stream is written once, at the end.
         executor: runs `measure`; each of its workers has one GPU.
@@ -145,8 +146,8 @@ def tune(
     streams = is_stream(output)
     rows, measured = ([], None) if streams else _read(output, target, force=force)
     done = {row["spec"] for row in rows}
-    layouts = [each for spec in specs for each in spec.each_layout]
-    keys = [key for key in dict.fromkeys(map(key_of, layouts)) if key not in done]
+    parts = [part for spec in specs for part in spec.parts]
+    keys = [key for key in dict.fromkeys(map(key_of, parts)) if key not in done]
     futures: list[Future[Row]] = [
         executor.submit(measure, key, target.name, count, ahead, known=known)
         for key, ahead in zip(keys, _ahead(keys, gpus), strict=True)

@@ -17,7 +17,7 @@ from ..geometry.phases import AxisPhases
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ANY, ConvTransposeSpec
-from ..symbolic.sizes import PREFIXES, Sizes
+from ..symbolic.sizes import GRADIENT, Sizes
 from ..tables.targets import GpuTarget
 from .family import Family
 
@@ -122,9 +122,10 @@ class KernelPlan:
         unmeasured: whether the package has a measured tile that the caller excluded (`none`).
         grid_reason: reason for the grid, as text.
         prefix: prefix of the names of this kernel's own sizes; empty for a file's first kernel.
+        rung: the input that the kernel was planned for as a rung; None if it is for any.
         is_backward: whether it computes the gradient of a layer's input, from that of the output.
         gradient: plan of the kernel for the input's gradient, None if torch computes it.
-        others: plans of the other layouts' kernels in the same file.
+        others: plans of the file's other kernels: of the other layout, of its rungs.
     """
 
     spec: ConvTransposeSpec
@@ -147,6 +148,7 @@ class KernelPlan:
     unmeasured: bool
     grid_reason: str
     prefix: str = ""
+    rung: tuple[int | None, ...] | None = None
     is_backward: bool = False
     gradient: KernelPlan | None = None
     others: tuple[KernelPlan, ...] = ()
@@ -164,12 +166,16 @@ class KernelPlan:
     @property
     def file_spec(self) -> ConvTransposeSpec:
         """The spec of the file, of which `spec` is the part that this kernel computes."""
-        return dataclasses.replace(self.spec, layout=ANY) if self.others else self.spec
+        layouts = {kernel.spec.layout for kernel in self.kernels}
+        rungs = dict.fromkeys(kernel.rung for kernel in self.kernels if kernel.rung)
+        layout = ANY if len(layouts) > 1 else self.spec.layout
+        return dataclasses.replace(self.spec, layout=layout, rungs=tuple(rungs))
 
     @property
     def suffix(self) -> str:
         """What the names of its functions and kernels end in; empty for a file's first kernel."""
-        return "_last" if self.prefix.startswith(PREFIXES[1]) else ""
+        own = self.prefix.removesuffix(GRADIENT)
+        return f"_{own.removesuffix('_').lower()}" if own else ""
 
     @property
     def input_layout(self) -> str:

@@ -16,7 +16,7 @@ from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
-from ..symbolic.sizes import GRADIENT, PREFIXES
+from ..symbolic.sizes import GRADIENT, LAYOUTS, RUNG
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
@@ -38,26 +38,42 @@ def plan_kernel(
     tile: Tile | tuple[Tile, ...] | None = None,
     choices: Choices | None = None,
 ) -> KernelPlan:
-    """Return the plan of `spec` on `target`; for any layout, that of channels_first, with `others`.
+    """Return the plan of `spec` on `target`; for several kernels, the first one's, with `others`.
 
     Args:
         spec: the layer.
         phases: phases of each axis of `spec`.
         target: the GPU to plan for.
         families: the families whose tiles are ranked.
-        tile: the tile to use, or one for each layout; None lets the planner choose.
+        tile: the tile to use, or one for each of the spec's parts; None lets the planner choose.
         choices: measured tiles, preferred to the package's own; `MODEL_ALONE` to use neither.
 
     Raises:
         SpecError: the launch grid cannot hold the programs, or a tile cannot serve the spec.
     """
-    layouts = spec.each_layout
-    tiles = tile if isinstance(tile, tuple) else (tile,) * len(layouts)
-    first, *others = (
-        _plan_one(each, phases, target, families, its, choices, prefix=prefix)
-        for each, its, prefix in zip(layouts, tiles, PREFIXES, strict=False)
+    parts = spec.parts
+    tiles = tile if isinstance(tile, tuple) else (tile,) * len(parts)
+    layouts = len(spec.each_layout)
+    kernels = []
+    for number, (part, its) in enumerate(zip(parts, tiles, strict=True)):
+        rung, layout = divmod(number, layouts)
+        names = RUNG.format(rung) if rung else "", LAYOUTS[layout]
+        found = _plan_one(part, phases, target, families, its, choices, names=names)
+        kernels.append(_for_any_batch(found, spec, names) if rung else found)
+    return dataclasses.replace(kernels[0], others=tuple(kernels[1:]))
+
+
+def _for_any_batch(plan: KernelPlan, spec: ConvTransposeSpec, names: tuple[str, str]) -> KernelPlan:
+    """Return the plan of a rung with its tile, but the batch that `spec` has, which may be open."""
+    rung = plan.spec.input
+    assert rung is not None
+    other = dataclasses.replace(plan.spec, input=(spec.batch, *rung[1:]))
+    found = _plan_one(
+        other, plan.phases, plan.target, plan.families, plan.tile, names=names, known=plan
     )
-    return dataclasses.replace(first, others=tuple(others))
+    return dataclasses.replace(
+        found, rung=rung, cost=plan.cost, nominal=False, choices_digest=plan.choices_digest
+    )
 
 
 def _plan_one(
@@ -68,12 +84,18 @@ def _plan_one(
     tile: Tile | None = None,
     choices: Choices | None = None,
     *,
-    prefix: str = "",
+    names: tuple[str, str] = ("", ""),
     is_backward: bool = False,
+    known: KernelPlan | None = None,
 ) -> KernelPlan:
-    """Return the plan of a kernel; `prefix` and `is_backward` as in `KernelPlan`, else as above."""
+    """Return the plan of a kernel.
+
+    `names` are the prefixes of its extents and of its layout; `known` is a plan of the same layer,
+    with more sizes known, that has the given tile; `is_backward` is as in `KernelPlan`, the rest as
+    above.
+    """
+    measured = None if known is None else known.measured
     rank = functools.partial(rank_tiles, spec, phases, target, families)
-    measured: Measured | None = None
     digest: str | None = None
     if tile is None and spec.autotune == "none":
         measured, digest = _measured(spec, target, families, choices)
@@ -85,7 +107,8 @@ def _plan_one(
     family = form.family
     if measured is not None:
         check_limits(form, spec, chosen, target)
-    fold = family.folds_batch(problem, form, chosen)
+    fold = family.folds_batch(problem, form, chosen) if known is None else known.fold_batch
+    last = GRADIENT if is_backward else ""
     grouping = family.grouping(spec, phases, chosen.span)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
     sizes = SizeTable(
@@ -97,8 +120,9 @@ def _plan_one(
         block=block,
         box=form.box(chosen),
         fold=fold,
-        prefix=prefix,
-        layer_prefix=GRADIENT if is_backward else "",
+        prefix="".join(names) + last,
+        layer_prefix=last,
+        extent_prefix=names[0] + last,
     ).sizes()
     grid, reason = place_on_grid(spec, phases, sizes, fold)
     return KernelPlan(
@@ -121,9 +145,9 @@ def _plan_one(
         choices_digest=digest,
         unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target, families),
         grid_reason=reason,
-        prefix=prefix,
+        prefix="".join(names) + last,
         is_backward=is_backward,
-        gradient=_gradient(spec, target, families, measured, prefix),
+        gradient=_gradient(spec, target, families, measured, names),
     )
 
 
@@ -132,7 +156,7 @@ def _gradient(
     target: GpuTarget,
     families: tuple[Family, ...],
     measured: Measured | None,
-    prefix: str,
+    names: tuple[str, str],
 ) -> KernelPlan | None:
     """Return the plan of the input's gradient, None unless its kernel is known to beat torch."""
     found = None if measured is None else measured.gradient
@@ -145,8 +169,7 @@ def _gradient(
     if refusal is not None:
         raise SpecError(refusal, "choices")
     check_limits(form, back, found.tile, target)
-    name = f"{prefix}{GRADIENT}"
-    return _plan_one(back, phases, target, families, found.tile, prefix=name, is_backward=True)
+    return _plan_one(back, phases, target, families, found.tile, names=names, is_backward=True)
 
 
 def _measured(

@@ -136,6 +136,8 @@ def spec_from_flags(flags: dict[str, Any]) -> ConvTransposeSpec:
 def _value(name: str, text: Any) -> Any:
     if name in _INTEGERS:
         return _integer(name, text)
+    if name == "rungs":
+        return tuple(_value("input", part) for part in text.split(";"))
     if name in _TUPLES:
         text = text.strip()
         if text[:1] == "(" and text[-1:] == ")":

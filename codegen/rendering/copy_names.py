@@ -101,7 +101,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     spatial = ", ".join(f"{letter.upper()}_IN" for letter in AXES[plan.spec.rank])
     copy_shape = f"[BATCH, {spatial}, C_IN]"
     return RelayoutText(
-        kernel=f"{name}_kernel",
+        kernel=f"{name}{plan.suffix}_kernel",
         function=f"_start_copy{plan.suffix}",
         prefix=plan.prefix,
         what="an input in channels_last" if plan.suffix else "the input",

@@ -51,13 +51,13 @@ class HeaderText:
     """Lines of the header about a kernel.
 
     Attributes:
-        layout: of its input and output.
+        serves: the inputs that it is for, where a file has several kernels.
         family: its name.
         tile, grid: as text.
         gradient_tile: family and tile of the kernel of the input's gradient, None without one.
     """
 
-    layout: str
+    serves: str
     family: str
     tile: str
     grid: str
@@ -66,10 +66,17 @@ class HeaderText:
 
 @dataclass(frozen=True, slots=True)
 class RecordText:
-    """What a file of several kernels states of one: its layout, and lines `NAME=value`."""
+    """What a file of several kernels states of one.
 
-    layout: str
+    Attributes:
+        name: of the variable that has it.
+        lines: lines `NAME=value`.
+        rungs: the variables of its layout's rungs, each by its spatial sizes.
+    """
+
+    name: str
     lines: tuple[str, ...]
+    rungs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,7 @@ class FileContext:
         launches: what the launches of the layer's kernels need, and the checks of sizes.
         boxes: a kernel loads by tensor descriptors.
         records: what is stated of each of several kernels; empty if there is one.
+        plans: the variables of the records by layout, as a tuple in text.
         glue: what files have in common, with what this one states put in.
         gradients: what the functions for the input's gradient need; none where torch gives it.
         relayouts: what the kernels that copy the input need.
@@ -134,6 +142,7 @@ class FileContext:
     launches: tuple[LaunchText, ...]
     boxes: bool
     records: tuple[RecordText, ...]
+    plans: str
     glue: GlueText
     gradients: tuple[LaunchText, ...]
     relayouts: tuple[RelayoutText, ...]
@@ -214,6 +223,7 @@ def file_context(
         launches=tuple(text.launch for text in texts),
         boxes=any(text.launch.descriptors for text in texts),
         records=_records(plan, values, shared=shared) if others else (),
+        plans=_plans(plan),
         glue=glue_text(spec.rank, values),
         gradients=gradients,
         relayouts=tuple(text.relayout for text in texts if text.relayout is not None),
@@ -277,21 +287,48 @@ def _plan_text(plan: KernelPlan, packer: _PlanText | None) -> _PlanText:
 
 def _records(plan: KernelPlan, values: GlueValues, *, shared: bool) -> tuple[RecordText, ...]:
     """Return what a file of several kernels states of each: all, if a shared runtime reads it."""
+    layouts = sum(each.rung is None for each in plan.kernels)
     alike = () if shared else values.alike
-    return tuple(
-        RecordText(
-            each.spec.layout,
-            tuple(f"{n}={v}" for n, v in kernel.items() if f"{RECORD}.{n}" not in alike),
-        )
-        for each, kernel in zip(plan.kernels, values.kernels, strict=True)
-    )
+    made = []
+    for each, kernel in zip(plan.kernels, values.kernels, strict=True):
+        lines = tuple(f"{n}={v}" for n, v in kernel.items() if f"{RECORD}.{n}" not in alike)
+        rungs = () if each.rung else _rungs(plan, each.spec.layout)
+        made.append(RecordText(_record_name(each), lines, rungs))
+    # A rung stands before the record that names it.
+    return (*made[layouts:], *made[:layouts])
+
+
+def _record_name(plan: KernelPlan) -> str:
+    """Return the variable of a kernel's record."""
+    return f"PLAN{plan.suffix.upper()}"
+
+
+def _plans(plan: KernelPlan) -> str:
+    """Return the records of the kernels for any size, by layout."""
+    names = [_record_name(each) for each in plan.kernels if each.rung is None]
+    return ", ".join(names) + "," * (len(names) == 1)
+
+
+def _rungs(plan: KernelPlan, layout: str) -> tuple[str, ...]:
+    """Return the records of a layout's rungs, as entries of a dictionary by spatial sizes."""
+    found = (each for each in plan.kernels if each.rung and each.spec.layout == layout)
+    return tuple(f"{each.spec.spatial}: {_record_name(each)}" for each in found)
+
+
+def _serves(plan: KernelPlan) -> str:
+    """Return the inputs that a kernel beside a file's first is for, in words."""
+    layout = f"in {plan.spec.layout}"
+    if plan.rung is None:
+        return layout
+    sizes = f"for {plan.rung} and other batches"
+    return f"{sizes}, {layout}" if plan.spec.rank > 1 else sizes
 
 
 def _header_text(plan: KernelPlan) -> HeaderText:
     back = plan.gradient
     tuned = f"one of {len(plan.tuned)}, tuned at run time"
     return HeaderText(
-        layout=plan.spec.layout,
+        serves=_serves(plan),
         family=plan.family.name,
         tile=tuned if plan.tuned else tile_text(plan),
         grid=_grid_text(plan),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from ..kernels.packing import packed_grouping, packed_taps
-from ..language.spec import MEMORY_FORMATS, ConvTransposeSpec
+from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.input_copy import copy_text
 from ..planning.plan import KernelPlan
 from ..symbolic.sizes import AXES, Sizes
@@ -133,6 +133,8 @@ def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
     first = facts.kernels[0]
     values = _of_spec(spec) | {
         "SEVERAL": len(kernels) > 1,
+        "ANY_LAYOUT": spec.layout == ANY,
+        "HAS_RUNGS": bool(spec.rungs),
         "RAW_WEIGHT": all(each["RAW_WEIGHT"] for each in kernels),
         "PACKED_DTYPES": _packed_dtypes(spec),
         "PACKED_WEIGHT": _packed_weight(first),

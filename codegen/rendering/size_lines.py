@@ -13,7 +13,7 @@ from sympy import Expr, Symbol
 
 from ..symbolic.lines import WIDTH, bare
 from ..symbolic.scribe import Scribe
-from ..symbolic.sizes import BLOCKS, Size, Sizes
+from ..symbolic.sizes import BLOCKS, GRADIENT, Size, Sizes
 from ..symbolic.space import FloorDiv, floors
 
 _COMMENTS = {
@@ -79,7 +79,8 @@ def _constant(size: Size, sizes: Sizes, scribe: Scribe) -> str:
     comment = None
     if sizes.block is not None and size.name == "BLOCK_M":
         what = "groups of outputs" if sizes.grouping is not None else "outputs"
-        comment = f"positions of a tile: {what}, in each of ROWS rows"
+        rows = "ROWS" if size.prefix in ("", GRADIENT) else "its"  # a longer name has no place
+        comment = f"positions of a tile: {what}, in each of {rows} rows"
     elif sizes.grouping is not None:
         comment = {
             "BLOCK_M": "positions of a tile: groups of outputs",

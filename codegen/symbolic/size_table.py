@@ -36,7 +36,9 @@ class SizeTable:
             flattened positions.
         fold: whether a tile may contain positions of several images.
         prefix: prefix of the names, in the file, of sizes that the tile decides.
-        layer_prefix: prefix of those of the layer, which kernels of two layouts share.
+        layer_prefix: prefix of those of the layer, which all kernels share.
+        extent_prefix: prefix of those that follow from the input's extents, which the kernels of
+            two layouts share.
     """
 
     spec: ConvTransposeSpec
@@ -49,6 +51,7 @@ class SizeTable:
     fold: bool
     prefix: str
     layer_prefix: str
+    extent_prefix: str
 
     def sizes(self) -> Sizes:
         """Return the sizes, each after those its definition reads."""
@@ -85,14 +88,20 @@ class SizeTable:
         spelled: bool = False,
         found: Expr | None = None,
         of_layer: bool = False,
+        of_extent: bool = False,
     ) -> Size:
-        """Return a size with its prefix; `of_layer`: whatever the tile, it is the same."""
-        prefix = self.layer_prefix if of_layer else self.prefix
+        """Return a size with its prefix: of the layer, of the input's extents, or of the tile."""
+        prefix = self.extent_prefix if of_extent else self.prefix
+        prefix = self.layer_prefix if of_layer else prefix
         return Size(name, value, definition, spelled, found, prefix)
 
     def _named(self, name: str) -> Symbol:
         """Return the symbol of a size that the tile decides."""
         return symbol(self.prefix + name)
+
+    def _extent(self, name: str) -> Symbol:
+        """Return the symbol of a size that follows from the input's extents."""
+        return symbol(self.extent_prefix + name)
 
     def _layer(self, name: str) -> Symbol:
         """Return the symbol of a size of the layer."""
@@ -120,19 +129,19 @@ class SizeTable:
 
     def _inputs(self) -> Iterator[Size]:
         for letter, extent, _, _ in self._axes():
-            yield self._size(f"{letter}_IN", extent, of_layer=True)
+            yield self._size(f"{letter}_IN", extent, of_extent=True)
 
     def _outputs(self) -> Iterator[Size]:
         for letter, _, output, axis in self._axes():
-            source = self._layer(f"{letter}_IN")
+            source = self._extent(f"{letter}_IN")
             definition = axis.stride * source + axis.growth - axis.stride
-            yield self._size(f"{letter}_OUT", output, definition, of_layer=True)
+            yield self._size(f"{letter}_OUT", output, definition, of_extent=True)
 
     def _phases(self) -> Iterator[Size]:
         for letter, extent, _, axis in self._axes():
             value = extent + axis.extent_growth if extent else None
-            definition = self._layer(f"{letter}_IN") + axis.extent_growth
-            yield self._size(f"{letter}_PHASE", value, definition, of_layer=True)
+            definition = self._extent(f"{letter}_IN") + axis.extent_growth
+            yield self._size(f"{letter}_PHASE", value, definition, of_extent=True)
 
     def _kernel(self) -> Iterator[Size]:
         for (letter, *_), extent in zip(self._axes(), self.spec.kernel_size, strict=True):
@@ -144,10 +153,10 @@ class SizeTable:
         if grouping is None:
             return
         letter, extent, output, _ = list(self._axes())[-1]
-        span, source = grouping.span, self._layer(f"{letter}_IN")
+        span, source = grouping.span, self._extent(f"{letter}_IN")
         definition = source + grouping.growth
         if span > 1:
-            lifted = self._layer(f"{letter}_OUT") + grouping.offset
+            lifted = self._extent(f"{letter}_OUT") + grouping.offset
             definition = CeilDiv(lifted, self._named("PHASES"))
         groups = -(-(output + grouping.offset) // grouping.width) if output else None
         inputs = extent // span if extent else None
@@ -165,7 +174,7 @@ class SizeTable:
             return
         letter, _, output, _ = list(self._axes())[-2]
         assert output is not None
-        blocks = CeilDiv(self._layer(f"{letter}_OUT"), self._named("ROWS"))
+        blocks = CeilDiv(self._extent(f"{letter}_OUT"), self._named("ROWS"))
         yield self._size("ROWS", self.block.rows)
         yield self._size(f"{letter}_BLOCKS", -(-output // self.block.rows), blocks)
         yield self._size("ROWS_IN", self.block.advance)
