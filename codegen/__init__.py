@@ -77,7 +77,9 @@ def replace_layers(
     with the same parameters, hooks, parametrizations and attributes; only its class becomes an
     emitted `ModelNew`. So optimizers, tied weights and checkpoints made before or after still fit.
     The specs leave batch and spatial sizes to run time, so that a layer takes inputs
-    [N, C_in, spatial...] or [C_in, spatial...] of any size.
+    [N, C_in, spatial...] or [C_in, spatial...] of any size. Those of rank 2 and 3 run a kernel for
+    channels_first and for channels_last, whichever arrives; the output has the format that torch's
+    layer would give it.
 
     Layers of a subclass of torch's layers are replaced if it overrides nothing that the kernel
     relies on (`forward`, for example), and stay instances of that subclass.
@@ -86,8 +88,8 @@ def replace_layers(
     do override such an attribute, layers on devices other than CPU and CUDA, and layers that no
     spec can express (complex numbers, for example).
 
-    A second call plans anew what has changed: the dtype, device, layout or geometry of a layer, or
-    the arguments of the call. Layers whose spec is the same stay as they are. `restore_layers`
+    A second call plans anew what has changed: the dtype, device or geometry of a layer, or the
+    arguments of the call. Layers whose spec is the same stay as they are. `restore_layers`
     undoes the call, `report` says what became of it.
 
     A call that the kernel cannot compute (another dtype than the layer's, for example) is computed

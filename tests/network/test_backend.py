@@ -71,7 +71,7 @@ def test_torch_finds_it_and_inductor_compiles_the_rest(specs: list[str], device:
     for want, got in zip(*outcomes, strict=True):
         torch.testing.assert_close(got, want)
     layer = "ConvTranspose2d(4, 6, kernel_size=4, stride=2, padding=1, input=(2, 4, 5, 6)"
-    assert specs == [f"{layer}, dtype=float64)"]
+    assert specs == [f"{layer}, dtype=float64, layout=any)"]
 
 
 def test_ten_lengths_are_two_compilations(specs: list[str], device: str) -> None:
@@ -84,32 +84,33 @@ def test_ten_lengths_are_two_compilations(specs: list[str], device: str) -> None
     assert parse(specs[1]).input == (2, 4, None)
 
 
+# Each is in float64, and its file serves any layout.
 CALLS: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
     "by position": (
         lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1, 1, 1, 1),
-        "ConvTranspose2d(4, 6, 3, 2, 1, 1, input=(2, 4, 5, 7), dtype=float64)",
+        "ConvTranspose2d(4, 6, 3, 2, 1, 1, input=(2, 4, 5, 7))",
     ),
     "by name": (
         lambda x, w, b: F.conv_transpose2d(
             input=x, weight=w, bias=b, stride=(2, 1), dilation=(1, 2)
         ),
-        "ConvTranspose2d(4, 6, 3, (2, 1), dilation=(1, 2), input=(2, 4, 5, 7), dtype=float64)",
+        "ConvTranspose2d(4, 6, 3, (2, 1), dilation=(1, 2), input=(2, 4, 5, 7))",
     ),
     "no bias, groups": (
         lambda x, w, b: F.conv_transpose2d(x, w, groups=2),
-        "ConvTranspose2d(4, 12, 3, groups=2, bias=False, input=(2, 4, 5, 7), dtype=float64)",
+        "ConvTranspose2d(4, 12, 3, groups=2, bias=False, input=(2, 4, 5, 7))",
     ),
     "unbatched": (
         lambda x, w, b: F.conv_transpose2d(x[0], w, b),
-        "ConvTranspose2d(4, 6, 3, input=(1, 4, 5, 7), dtype=float64)",
+        "ConvTranspose2d(4, 6, 3, input=(1, 4, 5, 7))",
     ),
     "channels_last, cut": (  # dense in no format: its strides decide, as in torch
         lambda x, w, b: F.conv_transpose2d(x.to(memory_format=torch.channels_last)[:, :, 1:], w, b),
-        "ConvTranspose2d(4, 6, 3, input=(2, 4, 4, 7), dtype=float64, layout=channels_last)",
+        "ConvTranspose2d(4, 6, 3, input=(2, 4, 4, 7))",
     ),
     "channels_last": (
         lambda x, w, b: F.conv_transpose2d(x.to(memory_format=torch.channels_last), w, b),
-        "ConvTranspose2d(4, 6, 3, input=(2, 4, 5, 7), dtype=float64, layout=channels_last)",
+        "ConvTranspose2d(4, 6, 3, input=(2, 4, 5, 7))",
     ),
 }
 
@@ -124,6 +125,7 @@ def test_a_call_has_its_own_spec(name: str, specs: list[str], device: str) -> No
     torch.testing.assert_close(got, want)
     if device == "cpu":  # on a GPU torch has no channels_last for float64
         assert got.stride() == want.stride()
+    text = f"{text.removesuffix(')')}, dtype=float64, layout=any)"
     assert [str(parse(each)) for each in specs] == [str(parse(text))]
 
 

@@ -6,6 +6,7 @@ closely; a layer that silently left its work to torch would warn, and warnings a
 
 import copy
 import functools
+import itertools
 import pickle
 
 import pytest
@@ -24,7 +25,7 @@ close = functools.partial(torch.allclose, rtol=1e-10, atol=1e-10)
 KINDS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # A layer is compiled for the GPU at hand; without one its spec names no target.
 TARGET = f", target={local_target().name}" if torch.cuda.is_available() else ""
-UP = f"ConvTranspose2d(4, 4, kernel_size=3, stride=2, padding=1, dtype=float64{TARGET})"
+UP = f"ConvTranspose2d(4, 4, kernel_size=3, stride=2, padding=1, dtype=float64, layout=any{TARGET})"
 
 
 def up(device, **others):
@@ -71,7 +72,8 @@ def test_every_layer_of_a_model_is_replaced(rank, device):
     reference = copy.deepcopy(model)
     found = convgen.replace_layers(model)
     assert [*found] == ["0", "2.0"]
-    text = f"(6, 4, kernel_size=2, stride=1, dilation=2, dtype=float64{TARGET})"
+    layout = "" if rank == 1 else ", layout=any"
+    text = f"(6, 4, kernel_size=2, stride=1, dilation=2, dtype=float64{layout}{TARGET})"
     assert found["2.0"] == f"ConvTranspose{rank}d{text}"
     layers = [layer for layer in model.modules() if isinstance(layer, KINDS)]
     assert [hasattr(layer, "_convgen") for layer in layers] == [True, True]
@@ -360,37 +362,46 @@ def test_a_dtype_for_autocast_leaves_the_parameters(name, x, device):
     assert torch.allclose(got, want, atol=20 * torch.finfo(dtype).eps)
 
 
-LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+FORMATS = {
+    2: (torch.contiguous_format, torch.channels_last),
+    3: (torch.contiguous_format, torch.channels_last_3d),
+}
 SHAPES = {
     "dense": ((4, 6, 3), {}),
     "pointwise": ((4, 6, 1), {}),
     "depthwise": ((4, 4, 3), {"groups": 4}),
     "a column": ((4, 6, (3, 1)), {}),
+    "a volume": ((4, 6, 2), {}),
+    "a depthwise volume": ((4, 4, 3), {"groups": 4}),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_layout_is_that_of_the_weight(shape, device):
-    """Weights with an axis of size 1 are dense in both formats; torch looks at their strides."""
+def test_every_layout_runs_a_kernel(shape, device):
+    """Replaced once, a layer takes what arrives; what it gives is laid out as torch's is.
+
+    Weights with an axis of size 1 are dense in both formats; torch looks at their strides.
+    """
     arguments, others = SHAPES[shape]
-    x = torch.randint(-2, 3, (2, 4, 5, 3), device=device).float()
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        layer = nn.ConvTranspose2d(*arguments, **others, dtype=torch.float32)
-        for parameter in layer.parameters():  # integers, which sum exactly in TF32, too
-            nn.init.trunc_normal_(parameter, std=2).data.round_()
-        layer = layer.to(device, memory_format=memory_format)
-        want = layer(x)
-        assert want.is_contiguous(memory_format=memory_format)
-        (text,) = convgen.replace_layers(layer).values()
-        assert ("channels_last" in text) == (memory_format is torch.channels_last)
-        got = layer(x.to(memory_format=memory_format))
+    rank = 3 if "volume" in shape else 2
+    layer = KINDS[rank - 1](*arguments, **others, dtype=torch.float32, device=device)
+    for parameter in layer.parameters():  # integers, which sum exactly in TF32, too
+        nn.init.trunc_normal_(parameter, std=2).data.round_()
+    reference = copy.deepcopy(layer)
+    assert parse(convgen.replace_layers(layer, strict=True)[""]).layout == "any"
+    kind = type(layer)
+    x = torch.randint(-2, 3, (2, 4, 5, 3, 2)[: rank + 2], device=device).float()
+    for of_weight, of_input in itertools.product(FORMATS[rank], FORMATS[rank]):
+        want = reference.to(memory_format=of_weight)(x.to(memory_format=of_input))
+        got = layer.to(memory_format=of_weight)(x.to(memory_format=of_input))
         assert got.stride() == want.stride()
         assert torch.equal(got, want)
-
-
-def test_the_layout_of_volumes(device):
-    layer = nn.ConvTranspose3d(4, 4, 3, groups=4).to(memory_format=LAST[3])
-    assert parse(convgen.replace_layers(layer)[""]).layout == "channels_last"
+        last = torch.contiguous_format not in (of_weight, of_input)
+        assert not last or want.is_contiguous(memory_format=of_input)
+    (row,) = convgen.report(layer).layers
+    assert (row.kernel_calls, row.torch_calls) == (4, {})
+    convgen.replace_layers(layer, strict=True)  # its weight is in channels_last by now
+    assert type(layer) is kind
 
 
 def test_arguments_may_have_been_edited(x, device):
