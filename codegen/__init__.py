@@ -67,6 +67,7 @@ def replace_layers(
     precision: str | None = None,
     dtype: str | None = None,
     folder: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
     include: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
     exclude: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
     strict: bool = False,
@@ -80,6 +81,10 @@ def replace_layers(
     [N, C_in, spatial...] or [C_in, spatial...] of any size. Those of rank 2 and 3 run a kernel for
     channels_first and for channels_last, whichever arrives; the output has the format that torch's
     layer would give it.
+
+    With `example_inputs` the model runs once, and the sizes that a layer is then called with get
+    kernels of their own beside that for any size: it is planned for their batch, and serves any
+    batch. Other sizes run the kernel for any. Of many sizes the two that are called most count.
 
     Layers of a subclass of torch's layers are replaced if it overrides nothing that the kernel
     relies on (`forward`, for example), and stay instances of that subclass.
@@ -107,6 +112,11 @@ def replace_layers(
             Unpickling a whole model imports the files, so it needs a folder on the import path
             that nobody else may write to; layers of a subclass need convgen too. Checkpoints
             (state_dict) do not need the files.
+        example_inputs: what the model will be called with: a tensor, a tuple of positional or a
+            dict of keyword arguments, a list of these for several calls, or a function that calls
+            the model it is given. The model runs in its mode, under the autocast that is on (whose
+            dtype its layers then get), without gradients; buffers, modes and random numbers are
+            afterwards as they were. None plans for any size alone, or for those of an earlier call.
         include: the layers to replace: a name in `named_modules()`, a list of names, or a function
             (name, layer) -> bool; names may be patterns ("decoder.*"). None means all.
         exclude: layers that the call leaves as they are, given in the same ways.
@@ -121,6 +131,7 @@ def replace_layers(
         SpecError: an argument is not one of the above, `include` or `exclude` names no transposed
             convolution of the model, a lazy layer is not initialised, or with `strict` a layer
             cannot be replaced.
+        ModelError: the model's own code raised, with `example_inputs`.
         ProjectError: a file in `folder` was edited, or other users may write to the folder.
         MachineError: the folder cannot be written. On any error the model is unchanged.
 
@@ -135,6 +146,7 @@ def replace_layers(
         precision=precision,
         dtype=dtype,
         folder=folder,
+        example_inputs=example_inputs,
         include=include,
         exclude=exclude,
         strict=strict,

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import MachineError, SpecError, nearest, shown, visible
-from ..network.trace import user_code
+from ..network.calls import user_code
 from ..values import check_choice, check_integer
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")

@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compiler import compile_kernel
 from ..errors import SpecError, shown, text_of
 from ..execution.loading import kept_module
+from ..language.parser import parse
 from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
+from .calls import Call
+from .examples import dtype_of, example_calls, rungs_of
 from .layers import (
     LeftError,
     Selection,
@@ -60,6 +64,7 @@ def replace_layers(
     precision: str | None,
     dtype: str | None,
     folder: str | os.PathLike[str] | None,
+    example_inputs: object,
     include: Selection,
     exclude: Selection,
     strict: bool,
@@ -68,6 +73,7 @@ def replace_layers(
     check_module(model)
     wishes = _checked_arguments(target, precision, dtype, folder, strict)
     layers = chosen(model, include, exclude)
+    calls = example_calls(model, layers, example_inputs)
     files: dict[ConvTransposeSpec, type] = {}
     plans: dict[str, _Planned] = {}
     left: dict[str, str] = {}
@@ -75,7 +81,8 @@ def replace_layers(
         if is_emitted(layer) and record_of(layer) is None:
             continue  # its owner's, from a file of theirs
         try:
-            plans[name] = _planned(layer, wishes, folder, files)
+            made = None if calls is None else calls[name]
+            plans[name] = _planned(layer, wishes, made, folder, files)
         except LeftError as error:
             left[name] = str(error)
     if left:
@@ -135,16 +142,23 @@ def _is_path(value: object) -> bool:
 def _planned(
     layer: Any,
     wishes: Wishes,
+    calls: Sequence[Call] | None,
     folder: str | os.PathLike[str] | None,
     files: dict[ConvTransposeSpec, type],
 ) -> _Planned:
-    """Return what becomes of a layer; `files` has the classes that were made, and gets its."""
+    """Return what becomes of a layer; `files` has the classes that were made, and gets its.
+
+    `calls` are those with example inputs, None without.
+    """
     original, note = original_of(layer), ""
+    if wishes.dtype is None and calls:
+        wishes = replace(wishes, dtype=dtype_of(calls))
     if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
     if spec.rank in MEMORY_FORMATS:  # whatever arrives, now or after model.to(memory_format=…)
         spec = replace(spec, layout=ANY)
+    spec = _with_rungs(spec, layer, calls)
     note = note if spec.dtype == "float32" else ""
     record = record_of(layer)
     if record is not None and record["spec"] == str(spec) and folder is None:
@@ -157,6 +171,21 @@ def _planned(
         files[spec] = kept_module(spec, text, folder).ModelNew
     made = None if record is not None and isinstance(layer, files[spec]) else files[spec]
     return _Planned(spec, note, made, original)
+
+
+def _with_rungs(
+    spec: ConvTransposeSpec, layer: Any, calls: Sequence[Call] | None
+) -> ConvTransposeSpec:
+    """Return a spec with the sizes of calls as rungs; without examples those of before stay."""
+    record = record_of(layer)
+    rungs: tuple[tuple[int | None, ...], ...] = ()
+    if calls is not None:
+        rungs = rungs_of(calls)
+    elif record is not None:
+        rungs = parse(record["spec"]).rungs
+    with contextlib.suppress(SpecError):  # the layer's geometry has changed since
+        return replace(spec, rungs=rungs)
+    return spec
 
 
 def _tell(left: dict[str, str], strict: bool) -> None:

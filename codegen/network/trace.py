@@ -10,21 +10,17 @@ import contextlib
 import copy
 import dataclasses
 import inspect
-import random
 import re
-import sys
-import sysconfig
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MachineError, ModelError, SpecError, visible
+from ..errors import MachineError, SpecError, visible
 from ..language.spec import ConvTransposeSpec
-from ..language.torch_module import layout_of
 from ..values import check_choice
-from .layers import LeftError, Wishes, check_module, spec_of, torch_kinds, transposed
+from .calls import Call, random_restored, recorded, user_code
+from .layers import LeftError, Wishes, check_module, spec_of, transposed
 
 OPEN = ("batch", "all")
 DTYPES = ("float16", "bfloat16")  # of autocast
@@ -102,43 +98,12 @@ def trace_layers(
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise SpecError("model lies on the device meta, without values", "model")
     _check_inputs(model, inputs)
-    with _random_restored(device):
+    gpus = [torch.cuda.current_device()] if device == "cuda" else []
+    with random_restored(gpus):
         run = model if in_place else _copied(model)
         layers = transposed(run)
         found = _trace(layers, _calls(run, layers, inputs, dtype, device), opened)
         return dataclasses.replace(found, left=found.left | _scripted(run))
-
-
-@contextlib.contextmanager
-def user_code(what: str) -> Iterator[None]:
-    """Turn whatever the user's code in the block raises into a ModelError with its place."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:  # SystemExit: a script that parses arguments
-        lines = "".join(traceback.format_exception_only(error)).rstrip()
-        raise ModelError(f"{what} failed{_place(error)}\n{_indented(lines)}") from error
-
-
-def _place(error: BaseException) -> str:
-    """Return the innermost line that is not convgen's, torch's or of Python's own modules."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not _is_library(frame.filename)]
-    if not theirs:  # a syntax error, which says its place itself
-        return ""
-    file, line, name, text = theirs[-1]
-    return f", at {file}:{line} in {name}" + (f"\n{_indented(text)}" if text else "")
-
-
-def _is_library(file: str) -> bool:
-    import torch
-
-    python = sysconfig.get_path("stdlib")
-    own = file.startswith(python) and "site-packages" not in file.removeprefix(python)
-    return own or file.startswith((_PACKAGE, str(Path(torch.__file__).parent), "<frozen importlib"))
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.split("\n"))
 
 
 def _check_inputs(model: Any, inputs: Sequence[Any]) -> None:
@@ -151,22 +116,6 @@ def _check_inputs(model: Any, inputs: Sequence[Any]) -> None:
     except TypeError as error:
         said = f"forward{visible(str(signature))} does not take {len(inputs)} inputs"
         raise SpecError(f"{said}: {visible(str(error))}", "inputs") from None
-
-
-@contextlib.contextmanager
-def _random_restored(device: str) -> Iterator[None]:
-    """Restore the random states of Python, torch and, if it is loaded, NumPy."""
-    import torch
-
-    own, numpy = random.getstate(), sys.modules.get("numpy")
-    of_numpy = None if numpy is None else numpy.random.get_state()
-    try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
-            yield
-    finally:
-        random.setstate(own)
-        if numpy is not None:
-            numpy.random.set_state(of_numpy)
 
 
 def _copied(model: Any) -> Any:
@@ -190,56 +139,22 @@ def _copied(model: Any) -> Any:
 # ---- calls ----
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of a layer, as far as its spec depends on it.
-
-    Attributes:
-        name: the layer's name.
-        shape: (batch, channels, spatial…) of the input, with batch 1 for an unbatched one.
-        batched: whether the input has a batch.
-        layout: layout of the input, by its strides.
-        dtype: the dtype of autocast, None without.
-        output: spatial extents of the output if the call gave `output_size`, else None.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    batched: bool = True
-    layout: str = "channels_first"
-    dtype: str | None = None
-    output: tuple[int, ...] | None = None
-
-
 def _calls(
     model: Any, layers: dict[str, Any], inputs: Sequence[Any], dtype: str | None, device: str
-) -> list[_Call]:
+) -> list[Call]:
     """Return the distinct calls of a model's layers during its forward, in order."""
     import torch
 
-    calls: dict[_Call, None] = {}
-
-    def seen(name: str) -> Any:
-        def hook(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-            calls[_call(name, layer, args, kwargs, output, dtype)] = None
-
-        return hook
-
     with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            # The first of all hooks: others may change the output.
-            handle = layer.register_forward_hook(seen(name), prepend=True, with_kwargs=True)
-            stack.callback(handle.remove)
-        if (
-            "torch._dynamo" in sys.modules
-        ):  # else nothing is compiled; a compiled graph has no hooks
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        calls = stack.enter_context(recorded(layers))
         if dtype is not None:
             stack.enter_context(torch.autocast(device, getattr(torch, dtype)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(user_code("the model's forward"))
         model.to(device).eval()(*(_moved(value, device) for value in inputs))
-    return [*calls]
+    if dtype is None:  # what a model's own autocast does is not the caller's wish
+        calls = [dataclasses.replace(call, dtype=None) for call in calls]
+    return list(dict.fromkeys(calls))
 
 
 def _scripted(model: Any) -> dict[str, str]:
@@ -261,32 +176,11 @@ def _moved(value: Any, device: str) -> Any:
     return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
 
 
-def _call(name: str, layer: Any, args: Any, kwargs: Any, output: Any, dtype: str | None) -> _Call:
-    from torch import Tensor, is_autocast_enabled
-
-    x = args[0] if args else kwargs.get("input")
-    kinds = torch_kinds()
-    rank = next(rank for rank, kind in enumerate(kinds, 1) if isinstance(layer, kind))
-    if not isinstance(x, Tensor) or x.dim() not in (rank + 1, rank + 2):
-        return _Call(name)  # of a subclass with a forward of its own
-    batched = x.dim() == rank + 2
-    x = x if batched else x.unsqueeze(0)  # as torch does
-    resized = (args[1] if len(args) > 1 else kwargs.get("output_size")) is not None
-    return _Call(
-        name,
-        tuple(x.shape),
-        batched,
-        layout_of(x),
-        dtype if dtype and is_autocast_enabled(x.device.type) else None,
-        tuple(output.shape[-rank:]) if resized and isinstance(output, Tensor) else None,
-    )
-
-
 # ---- specs ----
 
 
-def _trace(layers: dict[str, Any], calls: list[_Call], opened: str | None) -> Trace:
-    found: dict[ConvTransposeSpec, list[_Call]] = {}
+def _trace(layers: dict[str, Any], calls: list[Call], opened: str | None) -> Trace:
+    found: dict[ConvTransposeSpec, list[Call]] = {}
     left: dict[str, dict[str, None]] = {}
     for call in calls:
         try:
@@ -309,7 +203,7 @@ def _trace(layers: dict[str, Any], calls: list[_Call], opened: str | None) -> Tr
     )
 
 
-def _spec_at(layer: Any, call: _Call, opened: str | None) -> ConvTransposeSpec:
+def _spec_at(layer: Any, call: Call, opened: str | None) -> ConvTransposeSpec:
     """Return the spec of a call; raises LeftError or SpecError if there is none."""
     if hasattr(layer, "_convgen"):
         raise LeftError("it runs an emitted kernel already")

@@ -137,15 +137,20 @@ def _value(name: str, text: Any) -> Any:
     if name in _INTEGERS:
         return _integer(name, text)
     if name == "rungs":
-        return tuple(_value("input", part) for part in text.split(";"))
-    if name in _TUPLES:
-        text = text.strip()
-        if text[:1] == "(" and text[-1:] == ")":
-            text = text[1:-1].strip()
-        parts = text.removesuffix(",").split(",")
-        numbers = tuple(_integer(name, part, none=name == "input") for part in parts)
-        return numbers[0] if len(numbers) == 1 and name != "input" else numbers
-    return text
+        return tuple(_numbers(name, part) for part in text.split(";"))
+    if name not in _TUPLES:
+        return text
+    numbers = _numbers(name, text)
+    return numbers[0] if len(numbers) == 1 and name != "input" else numbers
+
+
+def _numbers(name: str, text: str) -> tuple[int | None, ...]:
+    """Return numbers between commas, in brackets or not; sizes may be none."""
+    text = text.strip()
+    if text[:1] == "(" and text[-1:] == ")":
+        text = text[1:-1].strip()
+    parts = text.removesuffix(",").split(",")
+    return tuple(_integer(name, part, none=name in ("input", "rungs")) for part in parts)
 
 
 def _integer(name: str, text: str, none: bool = False) -> int | None:
