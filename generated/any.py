@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# sha256 of the other lines: a52c6f57c2f7c80d8f0aed15e97a8bca35d143344e64d9592e767e202c0f45ad
+# sha256 of the other lines: a33670a74be2d173e4dcbd4c656b4feed6dbe3401299147b117914358a2c6e23
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -475,6 +475,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -670,7 +672,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -690,7 +693,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9b6c5cd7fb5f85ac"
+NAMESPACE = "convgen_72a67d5aebb50047"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

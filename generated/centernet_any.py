@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 8 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: 014998441b7b6a7df7faf333d1aed25fe1668c78c08bc25c8d359a810ff9b1ef
+# sha256 of the other lines: 5985e829fcabe98cc7bbb4519abb084df4b2827cf48e487d3f678bc26371daa7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -309,6 +309,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -486,7 +488,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -506,7 +509,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_d5ba32f6cd019212"
+NAMESPACE = "convgen_56d5f7b1c8502aa3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: fa4183a5ab3950149649eabeb5ae37fdab3b416e10fe597c0d04b09eb2e1c6a7
+# sha256 of the other lines: 54b3e0f4dcf2eaffb7a698a9a99423a06d45388644f1e7d3b17a7766a0f3f63e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -208,10 +208,17 @@ def _launch(input, packed_weight, bias):
     return y if batched else y.squeeze_(0)
 
 
+def _empty_last(shape, x):
+    """Return an uninitialised tensor in channels_last; one without elements as torch has it."""
+    nothing = type(shape[0]) is int and shape[0] == 0  # a symbol of a graph is at least 1
+    format = torch.contiguous_format if nothing else torch.channels_last
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format)
+
+
 def _first(x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = _empty_last(shape, x)
     return y, *_start(x, packed_weight, bias, y)
 
 
@@ -286,6 +293,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -469,8 +478,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    y = y.contiguous(memory_format=torch.channels_last)
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = _empty_last(shape, input)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -490,7 +499,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_76b64d2bba386e65"
+NAMESPACE = "convgen_0ea72f9d618c4ade"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# sha256 of the other lines: 34c615204821525a3c30349089eaaf71bad846ba2a5a0f3bcd8c8718863bc8c6
+# sha256 of the other lines: adc1582d2b73a5da36989f8bfc5c5d40e8732a60b3bcdcb7c3d9335e2768d8a9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -307,6 +307,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -473,7 +475,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -493,7 +496,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_33afe38691b355d2"
+NAMESPACE = "convgen_49b9dadf60177ee3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 14779e0bada8e461600c36cab305b9ea51ec35541f8724102a6bb3930e504979
+# sha256 of the other lines: d0f72f5f42490bb07466f1f83cb940ff44901a57ccb8dce178ebe4d2fbf573dd
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -316,10 +316,17 @@ def _boxed(call, x, packed_weight):
     return x_desc, w_desc
 
 
+def _empty_last(shape, x):
+    """Return an uninitialised tensor in channels_last; one without elements as torch has it."""
+    nothing = type(shape[0]) is int and shape[0] == 0  # a symbol of a graph is at least 1
+    format = torch.contiguous_format if nothing else torch.channels_last
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format)
+
+
 def _first(x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = _empty_last(shape, x)
     return y, *_start(x, packed_weight, bias, y)
 
 
@@ -405,6 +412,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -592,8 +601,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    y = y.contiguous(memory_format=torch.channels_last)
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = _empty_last(shape, input)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -613,7 +622,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_ae4f88959544a202"
+NAMESPACE = "convgen_709add3ca6ffbbee"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

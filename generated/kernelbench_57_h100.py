@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# sha256 of the other lines: 59ad2683f4f3e78b14c22a5bdbcb346e36f30023c498dd3618ff6d76955b6e96
+# sha256 of the other lines: 1e27a7206ca0970ebfc0fb11b67e3cba9315c39ce0da59c60da3e13250e1fe1c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -625,6 +625,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -791,7 +793,8 @@ def _first_gradient(x, packed_weight, c_in):
 
 def _fake_input_gradient(grad, weight):
     """Return an uninitialised gradient of the input, for tracing."""
-    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+    shape = _input_shape(grad.shape, weight.shape[0])
+    return grad.new_empty(shape)
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
@@ -854,7 +857,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -874,7 +878,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5104d461a704d068"
+NAMESPACE = "convgen_f345d9fae50631b4"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

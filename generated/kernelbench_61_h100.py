@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: 98940f44e456808d432f2552a8562eeb22994a5edddfc06d1d3b6064c1413fe0
+# sha256 of the other lines: 7d06d9ed4b4deacb59c83c41709d32de88e2b19a54dbc3ac6b3ad202dc907639
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -676,6 +676,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 4:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
@@ -842,7 +844,8 @@ def _first_gradient(x, packed_weight, c_in):
 
 def _fake_input_gradient(grad, weight):
     """Return an uninitialised gradient of the input, for tracing."""
-    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+    shape = _input_shape(grad.shape, weight.shape[0])
+    return grad.new_empty(shape)
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
@@ -905,7 +908,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 5 else y.squeeze(0)
 
 
@@ -925,7 +929,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_0cba2b109f9e4544"
+NAMESPACE = "convgen_3ecc5ff3abaad0ef"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: e7c7225f9db61c2dd5e64a45aa7fa2f60b982ef26d3b33fa52cf7dd0e13f48a4
+# sha256 of the other lines: 0ad098fbb9228f5047ddc87b931d27307b6a90b5a8f25d7400e9fe3ef0ec7ab2
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -677,6 +677,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 4:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
@@ -843,7 +845,8 @@ def _first_gradient(x, packed_weight, c_in):
 
 def _fake_input_gradient(grad, weight):
     """Return an uninitialised gradient of the input, for tracing."""
-    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+    shape = _input_shape(grad.shape, weight.shape[0])
+    return grad.new_empty(shape)
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
@@ -906,7 +909,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 5 else y.squeeze(0)
 
 
@@ -926,7 +930,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_7be95d6fa621c711"
+NAMESPACE = "convgen_113441539df2a8a0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 3a6c443e3a22258b9caebee0c0db14f9b4257d7da34210a3b63a2247fb13cbf6
+# sha256 of the other lines: 0549f62bf940127eb8fa3fe5a1a8ff06b5310fe0a672ead6f85f5027ea2e9a7b
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -661,6 +661,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -827,7 +829,8 @@ def _first_gradient(x, packed_weight, c_in):
 
 def _fake_input_gradient(grad, weight):
     """Return an uninitialised gradient of the input, for tracing."""
-    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+    shape = _input_shape(grad.shape, weight.shape[0])
+    return grad.new_empty(shape)
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
@@ -890,7 +893,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -910,7 +914,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_c5dad308e6e5297e"
+NAMESPACE = "convgen_e2da790c2f19a618"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

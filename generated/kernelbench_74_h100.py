@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: 87defd4f7661a7ed06c215979ce5962a9634faf216006e4e6acd36ca48f864a9
+# sha256 of the other lines: f373f558d98e52364435ddfcdc49fc5f62a7dfa8705c6a4640ece586d97467fd
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -579,7 +579,8 @@ def _first_gradient(x, packed_weight, c_in):
 
 def _fake_input_gradient(grad, weight):
     """Return an uninitialised gradient of the input, for tracing."""
-    return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+    shape = _input_shape(grad.shape, weight.shape[0])
+    return grad.new_empty(shape)
 
 
 def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
@@ -642,7 +643,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 3 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 3 else y.squeeze(0)
 
 
@@ -662,7 +664,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_66bd25aa1be5a120"
+NAMESPACE = "convgen_4a3157ef0f96070c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: ab8ec73ea13b431d80679c2fa117549b109d865400d835c9a984e532a9474f2b
+# sha256 of the other lines: 816b967326d89dd76538c02ac91831a3705204646bf5f8053573aed70568d709
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -477,6 +477,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -661,7 +663,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -681,7 +684,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_52aca9f162e60d40"
+NAMESPACE = "convgen_00082c61f54035cb"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 648a03c8227ab3b0fb2d20cea17f9df2f3f061d51b142c53a1b4c003ec21b813
+# sha256 of the other lines: 2e5f084c66c8bd44e644732df0784583729d3b5ca5ad7c2977367a4b29b8c2d3
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -440,6 +440,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 4:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
@@ -624,7 +626,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = input.new_empty(shape)
     return y if input.dim() == 5 else y.squeeze(0)
 
 
@@ -644,7 +647,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b391d450c7430f6e"
+NAMESPACE = "convgen_e7cc4f7feb70f519"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

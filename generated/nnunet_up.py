@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 026cd562d7a7b915b10773907f3aae2fcdd3d4187d6c44ce9c1cc9564e7ad9e3
+# sha256 of the other lines: c48e392aa24f385384ac22a5a09de488550670de69df0fdbbc0ee936266e2e0a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -292,10 +292,17 @@ def _launch(input, packed_weight, bias):
     return y if batched else y.squeeze_(0)
 
 
+def _empty_last(shape, x):
+    """Return an uninitialised tensor in channels_last; one without elements as torch has it."""
+    nothing = type(shape[0]) is int and shape[0] == 0  # a symbol of a graph is at least 1
+    format = torch.contiguous_format if nothing else torch.channels_last_3d
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format)
+
+
 def _first(x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    y = _empty_last(shape, x)
     return y, *_start(x, packed_weight, bias, y)
 
 
@@ -381,6 +388,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 4:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 5 or stride[1] == 0:
         return False
     least = 0
@@ -568,8 +577,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 5 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    y = y.contiguous(memory_format=torch.channels_last_3d)
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = _empty_last(shape, input)
     return y if input.dim() == 5 else y.squeeze(0)
 
 
@@ -589,7 +598,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_16bccc99199af549"
+NAMESPACE = "convgen_d78f6d9bf3ab1a37"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

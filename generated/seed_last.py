@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: f737147bdeb3292fc48cebc891b5451de39f56584373c9458153fc070b0cb7fa
+# sha256 of the other lines: 17da60cdac1cc46914adca945900a48ed54d2f3b82ac6e5d06f72eed721508c4
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -346,10 +346,17 @@ def _boxed(call, x, packed_weight):
     return x_desc, w_desc
 
 
+def _empty_last(shape, x):
+    """Return an uninitialised tensor in channels_last; one without elements as torch has it."""
+    nothing = type(shape[0]) is int and shape[0] == 0  # a symbol of a graph is at least 1
+    format = torch.contiguous_format if nothing else torch.channels_last
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format)
+
+
 def _first(x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = _empty_last(shape, x)
     return y, *_start(x, packed_weight, bias, y)
 
 
@@ -435,6 +442,8 @@ def _is_dense(shape, stride, axes):
 
 def _is_channels_last(shape, stride):
     """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+    if len(stride) == 3:  # torch puts the batch in front
+        shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
     if len(stride) != 4 or stride[1] == 0:
         return False
     least = 0
@@ -622,8 +631,8 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
-    y = y.contiguous(memory_format=torch.channels_last)
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
+    y = _empty_last(shape, input)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -643,7 +652,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_96de3af00d397141"
+NAMESPACE = "convgen_6ce60c14c968e556"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

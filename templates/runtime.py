@@ -105,6 +105,7 @@ LAYER = f"ConvTranspose{RANK}d"
 HALF = {torch.float32, torch.float16, torch.bfloat16}  # autocast converts between these
 PACKED_DTYPES = {DTYPE} if DTYPE.itemsize > 2 else HALF
 CHANNELS_LAST = LAYOUT == "channels_last"
+HAS_LAST = LAYOUT != "channels_first"
 OTHER_LAYOUT = "channels_last" if LAYOUT == "channels_first" else "channels_first"
 FORMAT = torch.channels_last_3d if RANK == 3 else torch.channels_last
 FIRST_AXES = (*range(RANK + 1, -1, -1),)  # of a tensor in channels_first, the innermost first
@@ -321,11 +322,20 @@ if HAS_BOXES:
         return x_desc, w_desc
 
 
+if HAS_LAST:
+
+    def _empty_last(shape, x):
+        """Return an uninitialised tensor in channels_last; one without elements as torch has it."""
+        nothing = type(shape[0]) is int and shape[0] == 0  # a symbol of a graph is at least 1
+        format = torch.contiguous_format if nothing else FORMAT
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format)
+
+
 def _first(plan, x, packed_weight, bias, c_out):
     """Launch the kernel by Triton; return the output and what `_start` returns."""
     shape = _output_shape(x.shape, c_out)
-    if plan.CHANNELS_LAST:
-        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
+    if plan.CHANNELS_LAST:  # noqa: SIM108
+        y = _empty_last(shape, x)
     else:
         y = x.new_empty(shape)
     if PRECOMPILED:
@@ -562,6 +572,8 @@ if RANK > 1:
 
     def _is_channels_last(shape, stride):
         """Whether torch's convolutions treat a tensor with these strides as channels_last."""
+        if len(stride) == UNBATCHED:  # torch puts the batch in front
+            shape, stride = (1, *shape), (shape[0] * stride[0], *stride)
         if len(stride) != BATCHED or stride[1] == 0:
             return False
         least = 0
@@ -767,20 +779,20 @@ if HAS_GRADIENT:
     def _first_gradient(plan, x, packed_weight, c_in):
         """Launch the kernel of the input's gradient by Triton; return as `_first` does."""
         shape = _input_shape(x.shape, c_in)
-        if plan.CHANNELS_LAST:
-            y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=FORMAT)
+        if plan.CHANNELS_LAST:  # noqa: SIM108
+            y = _empty_last(shape, x)
         else:
             y = x.new_empty(shape)
         return y, *plan.start_gradient(x, packed_weight, y)
 
     def _fake_input_gradient(grad, weight):
         """Return an uninitialised gradient of the input, for tracing."""
+        shape = _input_shape(grad.shape, weight.shape[0])
         plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
         if plan.CHANNELS_LAST:
-            y = grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
-            return y.contiguous(memory_format=FORMAT)
+            return _empty_last(shape, grad)
         else:
-            return grad.new_empty(_input_shape(grad.shape, weight.shape[0]))
+            return grad.new_empty(shape)
 
     def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
         """Return the operations that torch's FlopCounterMode counts for its own operator."""
@@ -880,10 +892,12 @@ def _fake(input, weight, bias):
     if _mismatch.__wrapped__(*call) is not None:
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
-    y = input.new_empty(_output_shape(shape, GROUPS * weight.shape[1]))
+    shape = _output_shape(shape, GROUPS * weight.shape[1])
     plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-    if plan.CHANNELS_LAST:
-        y = y.contiguous(memory_format=FORMAT)
+    if plan.CHANNELS_LAST:  # noqa: SIM108
+        y = _empty_last(shape, input)
+    else:
+        y = input.new_empty(shape)
     return y if input.dim() == BATCHED else y.squeeze(0)
 
 

@@ -105,6 +105,27 @@ def test_a_slice_of_a_channels_last_tensor_is_one(tmp_path):
     assert pair(module)[0](sparse).stride() == layer(sparse).stride()
 
 
+@pytest.mark.parametrize("own", FORMATS)
+def test_a_fake_has_the_strides_of_the_output(tmp_path, own, device):
+    """Of an image without a batch, of one position, and of none at all, in one channel or several.
+
+    Tensors of one position or channel are dense in both formats, but have the strides of one.
+    """
+    for c_out, kernel in ((1, 2), (6, 1), (6, 2)):
+        text = f"ConvTranspose2d(4, {c_out}, {kernel}, stride=2, dtype=float64, layout={own})"
+        module, layer = emitted(tmp_path, text), nn.ConvTranspose2d(4, c_out, kernel, 2)
+        layer = layer.double().to(device, memory_format=FORMATS[own])
+        tensors = layer.weight.detach(), layer.bias.detach()
+        for shape in [(2, 4, 3, 5), (2, 4, 1, 1), (1, 4, 1, 1), (0, 4, 3, 5)]:
+            x = torch.empty(shape, dtype=torch.float64, device=device, memory_format=FORMATS[own])
+            for given in (x.zero_(), *x[:1].unbind()):
+                want = layer(given.cpu()) if device == "cpu" else module.OPERATOR(given, *tensors)
+                got = module.OPERATOR(given, *tensors)
+                with FakeTensorMode() as mode:
+                    fake = module.OPERATOR(*map(mode.from_tensor, (given, *tensors)))
+                assert got.stride() == want.stride() == fake.stride(), (c_out, kernel, shape)
+
+
 # ---- compilers and tracers ----
 
 
