@@ -338,9 +338,6 @@ def _first(plan, x, packed_weight, bias, c_out):
         y = _empty_last(shape, x)
     else:
         y = x.new_empty(shape)
-    if PRECOMPILED:
-        if x.is_cuda:
-            _use_precompiled(x.device)
     if IS_TUNED:
         plan.start(x, packed_weight, bias, y)
         return y
@@ -403,6 +400,9 @@ if REPEATS:
         device, start = call[:2]
         again = LAUNCHED.get(call)
         if again is None or torch._C._cuda_getDevice() != device:
+            if PRECOMPILED:
+                if device >= 0:
+                    _use_precompiled(device)
             y, compiled, grid, others = start(*arguments)
             if device >= 0 and len(LAUNCHED) < MOST_LAUNCHED:  # not in Triton's interpreter
                 # The last three are for launch hooks, which see Triton's own launches only.
@@ -423,29 +423,34 @@ if PRECOMPILED:
     def _use_precompiled(device):
         """Put machine code that ships beside this file into Triton's cache, if it suits the device.
 
-        Its key is a hash of the kernel's source, signature and options, the architecture and the
+        Its keys are hashes of a kernel's source, signature and options, the architecture and the
         version of Triton. If any of these differ, Triton compiles as usual.
         """
         major, minor = torch.cuda.get_device_capability(device)
-        kernel = f"{OP}_kernel"  # the name of the files in the cache; another name is not used
         path = Path(__file__).with_suffix(f".sm_{major}{minor}.cubin")
         try:
             manifest = json.loads(path.with_name("manifest.json").read_text())
             stated = manifest.pop("sha256")
             intact = hashlib.sha256(json.dumps(manifest).encode()).hexdigest() == stated
             row, content = manifest["precompiled"][path.name], path.read_bytes()
-            found = kernel, triton.__version__, hashlib.sha256(content).hexdigest()
-            if not intact or found != (row["kernel"], row["triton"], row["sha256"]):
+            found = triton.__version__, hashlib.sha256(content).hexdigest()
+            if not intact or found != (row["triton"], row["sha256"]):
                 return
-            cache = get_cache_manager(row["key"])
-            name = f"{kernel}.json"
-            if cache.get_group(name) is None:
-                files = {name: json.dumps(row["metadata"])}
-                files[f"{kernel}.cubin"] = content[: row["size"]]
-                # The group last: Triton expects the files that a group names to be complete.
-                cache.put_group(name, {file: cache.put(data, file) for file, data in files.items()})
+            for kernel in row["kernels"]:
+                code, content = content[: kernel["size"]], content[kernel["size"] :]
+                _offer(kernel["kernel"], kernel["key"], kernel["metadata"], code)
         except Exception:
             return  # nothing ships for this device, or it is unusable: Triton compiles
+
+    def _offer(kernel, key, metadata, code):
+        """Put the machine code of a kernel into Triton's cache, where it is not there yet."""
+        cache, name = get_cache_manager(key), f"{kernel}.json"
+        if not kernel.isidentifier():  # files in the cache have this name
+            raise ValueError(kernel)
+        if cache.get_group(name) is None:
+            files = {name: json.dumps(metadata), f"{kernel}.cubin": code}
+            # The group last: Triton expects the files that a group names to be complete.
+            cache.put_group(name, {file: cache.put(data, file) for file, data in files.items()})
 
 
 # ---- plans ----

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProjectError
-from ..execution.cubin import capability_of, compile_text, cores
+from ..execution.cubin import capability_of, compile_text, cores, read_launches
 from ..rendering.render import RUNTIME
 from ..tables.targets import TARGETS, find_target
 from .table import Kernel, Table
@@ -58,7 +58,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Cubin:
-    """A file of machine code, and its manifest row, which the generated file needs to load it."""
+    """A file of machine code, and its manifest row, which the generated file needs to load it.
+
+    It has the code of all kernels of a generated file one after the other, of the sizes and in the
+    order that the row says.
+    """
 
     content: bytes
     row: dict[str, Any]
@@ -183,8 +187,9 @@ def _run(jobs: list[Job], texts: dict[Path, str]) -> list[Cubin]:
 
 
 def _cubin(job: Job, text: str, result: dict[str, Any]) -> Cubin:
-    code = base64.b64decode(result.pop("cubin"))
-    shared, limit = result["metadata"]["shared"], _shared(job.arch)
+    code = b"".join(map(base64.b64decode, result.pop("cubins")))
+    limit = _shared(job.arch)
+    shared = max(kernel["metadata"]["shared"] for kernel in result["kernels"])
     if shared > limit:
         raise ProjectError(
             f"{job.kernel.name}, planned for {job.kernel.target}, takes {shared} bytes of shared "
@@ -195,7 +200,7 @@ def _cubin(job: Job, text: str, result: dict[str, Any]) -> Cubin:
     content = code + f"\nconvgen sha256 {_digest(code)}\n".encode()
     source = {"source": job.kernel.path.name, "source_sha256": _digest(text.encode())}
     made = {"arch": job.arch, "python": _python(), **result}
-    return Cubin(content, source | made | {"size": len(code), "sha256": _digest(content)})
+    return Cubin(content, source | made | {"sha256": _digest(content)})
 
 
 def main() -> None:
@@ -212,16 +217,15 @@ def main() -> None:
     triton.knobs.compilation.disable_line_info = True
     for line in sys.stdin:
         text, dtype, name, arch, runtime = json.loads(line)
-        binary = compile_text(text, dtype, name, capability_of(arch), runtime=runtime)
-        # extern_libs has paths of this machine; the launcher does not read it.
-        metadata = binary.metadata | {"extern_libs": []}
-        result = {
-            "triton": triton.__version__,
-            "kernel": binary.kernel,
-            "key": binary.key,
-            "metadata": metadata,
-            "cubin": base64.b64encode(binary.cubin).decode(),
-        }
+        kernels, codes = [], []
+        for number in range(len(read_launches(text))):
+            binary = compile_text(text, dtype, name, capability_of(arch), number, runtime)
+            # extern_libs has paths of this machine; the launcher does not read it.
+            metadata = binary.metadata | {"extern_libs": []}
+            row = {"kernel": binary.kernel, "key": binary.key, "size": len(binary.cubin)}
+            kernels.append(row | {"metadata": metadata})
+            codes.append(base64.b64encode(binary.cubin).decode())
+        result = {"triton": triton.__version__, "kernels": kernels, "cubins": codes}
         print(json.dumps(result), flush=True)
 
 

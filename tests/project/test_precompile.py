@@ -108,7 +108,9 @@ def rewrite_manifest(project: Path, **changes: str) -> None:
     """Write the manifest with other words for the code, and a hash that holds for them."""
     content = manifest(project)
     del content["sha256"]
-    content["precompiled"][CODE] |= changes
+    row = content["precompiled"][CODE]
+    for name, word in changes.items():
+        (row if name in row else row["kernels"][0])[name] = word
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     text = json.dumps(content | {"sha256": digest}, indent=2) + "\n"
     (project / "kernels" / "manifest.json").write_text(text)
@@ -122,7 +124,14 @@ def test_code_lies_beside_the_file_with_its_row(built: Path) -> None:
     assert sorted(files) == FILES
     assert run("list-files", built).stdout.split() == [str(built / "kernels" / n) for n in FILES]
     row = manifest(built)["precompiled"][CODE]
-    assert files[CODE][: row["size"]].startswith(b"\x7fELF")
+    assert [kernel["kernel"] for kernel in row["kernels"]] == [
+        f"conv_transpose1d{purpose}_kernel" for purpose in ("", "_pack")
+    ]
+    code = files[CODE]
+    for kernel in row["kernels"]:
+        assert code.startswith(b"\x7fELF")
+        code = code[kernel["size"] :]
+    assert code.startswith(b"\nconvgen sha256")
     assert row["arch"] == "sm_90"
     assert row["sha256"] == hashlib.sha256(files[CODE]).hexdigest()
     assert row["source_sha256"] == hashlib.sha256(files["up.py"]).hexdigest()
@@ -200,12 +209,12 @@ def test_a_wheel_ships_the_code_from_an_environment_without_torch(
 
 def test_triton_finds_the_code_and_compiles_nothing(project: Path, tmp_path: Path) -> None:
     """For any size: one kernel serves all of them. The folder and its name do not matter."""
-    size = manifest(project)["precompiled"][CODE]["size"]
+    size = manifest(project)["precompiled"][CODE]["kernels"][0]["size"]
     wanted = hashlib.sha256((project / "kernels" / CODE).read_bytes()[:size]).hexdigest()
     (project / "kernels").rename(tmp_path / "installed")
     for shape in ("1,64,100", "3,64,7"):
         found = used(tmp_path / "installed" / "up.py", 90, tmp_path / "cache", shape)
-        assert found["found"] == [True]
+        assert found["found"] == [True, True]  # the layer's, and what packs the weight
         assert found["sha256"] == wanted
 
 
@@ -214,14 +223,15 @@ def test_two_dimensions_and_halves_are_found_too(tmp_path: Path) -> None:
         (
             "ConvTranspose2d(64, 64, 3, input=(1, 64, 16, 16))",
             "relu | ConvTranspose3d(16, 8, 3) | tanh",
+            "ConvTranspose2d(16, 8, 3, rungs=((1, 16, 6, 7),), layout=any)",
         )
     ):
         table = ONE.replace(SPEC, spec).replace('"h100"', '"rtx4090"').replace("sm_90", "sm_89")
         project = make_project(tmp_path / str(number), table)
         write(generate(project))
-        shape = "1,64,16,16" if number == 0 else "1,16,4,5,6"
+        shape = ("1,64,16,16", "1,16,4,5,6", "1,16,6,7")[number]
         cache = tmp_path / f"cache{number}"
-        assert used(project / "kernels" / "up.py", 89, cache, shape)["found"] == [True]
+        assert set(used(project / "kernels" / "up.py", 89, cache, shape)["found"]) == {True}
 
 
 OTHERS = {  # files of that name that others have
@@ -254,14 +264,15 @@ def test_triton_compiles_where_the_code_does_not_match(
     elif what in OTHERS:
         (project / "kernels" / "manifest.json").write_bytes(OTHERS[what])
     capability, cache = 80 if what == "another card" else 90, tmp_path / "cache"
-    assert used(project / "kernels" / "up.py", capability, cache)["found"] == [False]
+    found = used(project / "kernels" / "up.py", capability, cache)["found"]
+    assert found == [False, False]
     assert list(tmp_path.rglob("*escaped*")) == []  # nothing outside the kernel's folder
 
 
 def test_a_key_of_another_kernel_is_never_asked_for(project: Path, tmp_path: Path) -> None:
     """As a manifest of another text has it: the cache holds it, and nothing reads it."""
     rewrite_manifest(project, key="0" * 64)
-    assert used(project / "kernels" / "up.py", 90, tmp_path)["found"] == [False]
+    assert used(project / "kernels" / "up.py", 90, tmp_path)["found"] == [False, True]
 
 
 # ---- later builds ----
@@ -270,7 +281,7 @@ def test_a_key_of_another_kernel_is_never_asked_for(project: Path, tmp_path: Pat
 def swap_code(project: Path) -> None:
     """Change machine code as somebody does who knows all of the hashes, none of which has a key."""
     path, row = project / "kernels" / CODE, manifest(project)["precompiled"][CODE]
-    code = bytearray(path.read_bytes()[: row["size"]])
+    code = bytearray(path.read_bytes()[: sum(kernel["size"] for kernel in row["kernels"])])
     code[0x800:0x810] = bytes(16)
     code += f"\nconvgen sha256 {hashlib.sha256(code).hexdigest()}\n".encode()
     assert seal_is_intact(bytes(code))
