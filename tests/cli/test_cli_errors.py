@@ -86,6 +86,11 @@ def test_every_flag_of_the_language_is_in_the_table_above():
         ("emit --k 3 --in-channels 6 --input 1,4,8,8", "--input: "),
         ("emit --k 3 --dtype float16 --precision tf32", "--precision: precision is for dtype"),
         ("emit --k 3 --rank 1 --layout channels_last", "--layout: "),
+        ("emit --k 3 --rank 1 --layout any", "--layout: layout any needs rank 2 or 3, rank is 1"),
+        (
+            "emit --k 3 --layout any --autotune launch",
+            "--autotune: autotune launch needs one layout",
+        ),
         ("emit ConvTranspose2d(kernel_size=3) --k 3", "--kernel-size cannot be combined with SPEC"),
         ("explain --k 3 --stage rendered", "Invalid value for '--stage'"),
         ("build --zap", "No such option '--zap'"),

@@ -178,6 +178,59 @@ def test_lines_that_a_formatter_skips():
     assert folded("if FLAG:\n    a = f(b)  # fmt: skip\n", FLAG=True) == "a = f(b)"
 
 
+RECORD = """\
+    def f(plan, x):
+        return g(x, plan, 1) + plan.start(x) + h(plan)
+
+
+    def g(plan, x):
+        if plan.LAST:
+            return x + plan.TAPS
+        return i(plan, x)
+
+
+    def k(x):
+        plan = ONLY
+        return x, plan.TAPS, x.plan
+    """
+
+
+def test_a_record_without_a_value_is_no_parameter():
+    """What is read from it are names like others."""
+    names = {"plan": None, "plan.start": "_start", "plan.LAST": True, "plan.TAPS": 9}
+    assert folded(RECORD, **names) == (
+        "def f(x):\n    return g(x, 1) + _start(x) + h()\n\n\n"
+        "def g(x):\n    return x + 9\n    return i(x)\n\n\n"
+        "def k(x):\n    return x, 9, x.plan"
+    )
+
+
+def test_a_record_that_stays_is_read_for_what_has_no_value():
+    kept = folded(RECORD, **{"plan.TAPS": 9})
+    assert kept == textwrap.dedent(RECORD).replace("plan.TAPS", "9").rstrip()
+    kept = folded(RECORD, **{"plan.LAST": False})
+    assert "plan.TAPS" in kept
+    assert "if" not in kept
+    assert "def f(plan, x):\n    return g(x, plan, 1) + plan.start(x) + h(plan)" in kept
+
+
+def test_a_test_of_text_stays():
+    """What stands in the text only a call knows: `LAST` is then a name of the shared runtime."""
+    text = """\
+    if not LAST:
+        a = 1
+        if FLAG:
+            b = LAST
+    else:
+        c = 2
+    """
+    assert folded(text, LAST="of.LAST", FLAG=True) == (
+        "if not of.LAST:\n    a = 1\n    b = of.LAST\nelse:\n    c = 2"
+    )
+    both = "if LAST and FLAG:\n    a = 1\nb = 2\n"
+    assert folded(both, LAST="of.LAST", FLAG=True) == "if of.LAST and True:\n    a = 1\nb = 2"
+
+
 def test_words_are_replaced_in_names_and_texts():
     text = 'def conv2d_packed():\n    """Of `conv2d`."""\n'
     assert folded(text, words={"conv2d": "conv3d"}) == (

@@ -58,6 +58,7 @@ KINDS = {
     "float64": lambda spec: spec.dtype == "float64",
     "depthwise": lambda spec: 1 < spec.groups == spec.in_channels,
     "channels last": lambda spec: spec.layout == "channels_last",
+    "any layout": lambda spec: spec.layout == "any",
     "a precision": lambda spec: spec.precision not in (None, "tf32"),
     "autotuning": lambda spec: spec.autotune != "none",
     "a stage before": lambda spec: spec.before,

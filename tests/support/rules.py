@@ -284,6 +284,10 @@ def _section(statement: ast.stmt) -> str | None:
             return "imports"
         case ast.FunctionDef():
             return "kernels" if _is_kernel(statement) else "wrappers"
+        case ast.ClassDef(name="Plan", bases=[]):
+            return "wrappers"  # which of several kernels there are
+        case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("PLAN"):
+            return "wrappers"
         case ast.ClassDef(name="ModelNew", bases=[base]) if ast.unparse(base) in LAYERS:
             return "ModelNew"
         case ast.ClassDef(bases=[base]) if ast.unparse(base) == "torch.autograd.Function":
