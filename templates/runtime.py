@@ -95,7 +95,7 @@ HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input'
 
 # ---- derived ----
 SEVERAL = bool(PLANS)  # kernels for layouts or sizes
-ANY_LAYOUT = len(PLANS) > 1
+ANY_LAYOUT = SEVERAL and len(PLANS) > 1
 HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
@@ -122,6 +122,17 @@ HAS_STAGES = _torch is not None
 HAS_COPY = _start_copy is not None
 HAS_BOXES = _descriptors is not None
 HAS_GRADIENT = _start_gradient is not None
+if SEVERAL:  # what is stated of each kernel counts
+    EVERY = [each for plan in PLANS for each in (plan, *vars(plan).get("rungs", {}).values())]
+    RAW_WEIGHT, HAS_LANES, HAS_PLACES = (
+        all(each.RAW_WEIGHT for each in EVERY),
+        any(each.LANES > 1 for each in EVERY),
+        any(each.PLACES > 1 for each in EVERY),
+    )
+    HAS_COPY, HAS_BOXES, HAS_GRADIENT = (
+        any(vars(each)[name] for each in EVERY)
+        for name in ("HAS_COPY", "HAS_BOXES", "HAS_GRADIENT")
+    )
 IS_TUNED = CONFIGS is not None
 CHECKS_SIZES = _mismatch_of_sizes is not None
 CHECKS_GRADIENT = _serves_gradient is not None

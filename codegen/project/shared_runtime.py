@@ -7,7 +7,7 @@ Part of a build. Input: the emitted files of a package; output: the text of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..rendering.fold import RECORD, Value, fold, read_source
@@ -114,7 +114,7 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
             stages=text["stages"],
             record=text["record"] if several else "",
             required=[name for name in _REQUIRED if name not in values],
-            optional=[name for name in _OPTIONAL if _is_stated(name, sources)],
+            optional=[n for n in _OPTIONAL if _is_stated(n, sources) or _is_read(n, text, titles)],
             sections=[Section(title, _nested(text[name])) for name, title in titles.items()],
         )
     )
@@ -169,14 +169,20 @@ def _is_stated(name: str, sources: Sequence[KernelSource]) -> bool:
     return any(text in source.text for source in sources for text in stated)
 
 
+def _is_read(name: str, text: Mapping[str, str], sections: Iterable[str]) -> bool:
+    """Whether sections read a name: the record of a file's only kernel has all there could be."""
+    return any(re.search(rf"\b{name}\b", text[section]) for section in sections)
+
+
 def _read(text: str, others: Sequence[str]) -> str:
     """Return lines without the assignments to names that neither they nor `others` read."""
     lines = text.split("\n")
     for line in lines[::-1]:  # what is left out may be what read an earlier one
         name, _, value = line.partition(" = ")
+        if not value or not name.isidentifier():
+            continue
         rest = [other for other in lines if other != line]
-        found = any(re.search(rf"\b{name}\b", part) for part in (*rest, *others))
-        if value and name.isidentifier() and not found:
+        if not any(re.search(rf"\b{name}\b", part) for part in (*rest, *others)):
             lines.remove(line)
     return "\n".join(lines)
 

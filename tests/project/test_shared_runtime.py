@@ -49,6 +49,10 @@ LAYERS = {
     "raw": "ConvTranspose2d(6, 6, 4, stride=2, groups=6)",
     "grouped": "ConvTranspose1d(8, 8, 4, stride=2, groups=2)",
     "tuned": "ConvTranspose2d(8, 4, 3, autotune=blocks)",
+    "both": "ConvTranspose2d(8, 4, 2, stride=2, layout=any)",
+    "both_raw": "ConvTranspose3d(4, 4, 2, groups=4, bias=False, layout=any)",
+    "rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6), (2, 8, 4, 4)))",
+    "both_rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6),), layout=any)",
     "staged": "relu | ConvTranspose1d(4, 6, 3) | leaky_relu(0.5)",
 }
 SHARED = 'runtime = "shared"\n'
@@ -129,9 +133,17 @@ def test_a_layer_computes(
         assert np.array_equal(layer.freeze()(x).cpu().double().numpy(), exact)
         function = getattr(module, f"conv_transpose{x.dim() - 2}d")
         assert np.array_equal(function(x, layer.weight, layer.bias).cpu().double().numpy(), exact)
-        packed = module.pack_weight(layer.weight)
+        others = [x] if hasattr(module, "PLANS") else []
+        packed = module.pack_weight(layer.weight, *others)
         split = getattr(module, f"conv_transpose{x.dim() - 2}d_packed")
         assert np.array_equal(split(x, packed, layer.bias).cpu().double().numpy(), exact)
+        if module.LAYOUT == "any":
+            last = (torch.channels_last, torch.channels_last_3d)[x.dim() - 4]
+            for each in (layer, layer.unfreeze(), function):
+                given = [layer.weight, layer.bias] * (each is function)
+                output = each(x.contiguous(memory_format=last), *given)
+                assert np.array_equal(output.cpu().double().numpy(), exact)
+                assert output.is_contiguous(memory_format=last)
     layer(x.requires_grad_()).sum().backward()
     assert x.grad is not None
     assert layer.weight.grad.shape == layer.weight.shape
