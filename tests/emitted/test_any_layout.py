@@ -447,3 +447,43 @@ def test_nothing_is_copied_where_formats_agree(name: str, load: Callable[[str], 
             of.file._launch(plan, x, weight, layer.bias)
         turned = of_input is FIRST and of_weight is not FIRST
         assert copies.found == ["clone"] * turned, (of_weight, of_input)
+
+
+# ---- how long the file is ----
+
+
+@pytest.mark.parametrize("name", ["gather", "polyphase", "window", "volume"])
+def test_a_second_kernel_is_less_than_a_third_of_a_file(name: str) -> None:
+    """Constants, packing and all glue are shared."""
+    spec = parse(SPECS[name])
+    one = max(
+        len(compile_kernel(each, find_target("h200")).text.splitlines())
+        for each in spec.each_layout
+    )
+    assert len(source_of(name).text.splitlines()) <= 1.3 * one
+
+
+# ---- in a compiled network ----
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_network_hands_over_its_own_format(
+    dynamic: bool, load: Callable[[str], Layer], device: str
+) -> None:
+    """Forward and backward, in one graph, between two convolutions."""
+    of = load("polyphase")
+    for format in of.formats:
+        layer = of.made(format)
+        parts = [nn.Conv2d(3, 4, 3, padding=1), layer, nn.Conv2d(6, 2, 3, padding=1)]
+        model = nn.Sequential(*parts).to(device, memory_format=format)
+        x = torch.randn(2, 3, 5, 6, device=device).to(memory_format=format)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        outcomes = []
+        for each in (model, compiled):
+            y = each(x.requires_grad_())
+            outcomes.append([y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])])
+        for want, got in zip(*outcomes, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+        assert outcomes[1][0].stride() == outcomes[0][0].stride()
+        assert outcomes[1][0].is_contiguous(memory_format=format)
