@@ -188,3 +188,12 @@ def test_the_packed_weight_is_as_large_as_it_says(tmp_path, spec):
         assert rows["weight"].startswith("read in torch's layout")
     says = "of the layer recomputed" if layer.before else "convolution_backward"
     assert says in rows["gradients"]
+
+
+def test_each_kernel_of_a_file_for_any_layout_has_its_sections():
+    spec = "ConvTranspose2d(4, 6, 4, stride=2, padding=1, layout=any)"
+    (kernel,) = json.loads(run("explain", spec, "--json").output)["kernels"]
+    found = kernel["stages"]
+    names = [name for name in found if name.partition(", ")[0] == "plan"]
+    assert names == ["plan, channels_first", "plan, channels_last"]
+    assert found["spec"]["spec"].endswith("layout=any)")
