@@ -3,8 +3,8 @@
     python tests/support/host_times.py [--target NAME] [--json FILE]
 
 Kinds of call: of a layer whose kernel reads the weight as it is (raw), of one that packs it at
-every call (packing), of that after `freeze()` (frozen), all three beside `F.conv_transposeNd`
-without gradients; and of a layer that records gradients (recorded), beside torch's layer. Both
+every call (packing), of that after `freeze()` (frozen), of one from a file of several kernels that
+packs (several), all four beside `F.conv_transposeNd` without gradients; and of a layer that records gradients (recorded), beside torch's layer. Both
 sides make CALLS calls in turns, on one core; what the GPU has left to do then is waited for outside
 the time. Each figure is the median of all rounds, in microseconds a call. It exits 1 if a ratio is
 above its kind's bound.
@@ -51,11 +51,17 @@ PACKING = [
     "ConvTranspose2d(8, 8, 4, stride=2, padding=1, layout=channels_last, input=(1, 8, 8, 8))",
     "ConvTranspose3d(8, 8, 3)",
 ]
+SEVERAL = [
+    "ConvTranspose2d(8, 8, 3, layout=any)",
+    "ConvTranspose2d(8, 8, 4, stride=2, padding=1, rungs=((1, 8, 8, 8),), layout=any)",
+    "ConvTranspose3d(8, 8, 3, layout=any)",
+]
 KINDS = {  # layers, and the most times what torch takes
     "raw": (RAW, 1.25),
     "packing": (PACKING, 1.4),
     "frozen": (PACKING, 1.05),
     "recorded": (RAW + PACKING, 1.6),
+    "several": (SEVERAL, 1.4),
 }
 
 Call = Callable[[], torch.Tensor]
@@ -66,7 +72,7 @@ def main() -> None:
     given = timing.arguments_of(__doc__)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        files = timing.loaded(RAW + PACKING, given.target, Path(folder))
+        files = timing.loaded(RAW + PACKING + SEVERAL, given.target, Path(folder))
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         print(f"{'':10}{'':84}{'torch':>8}{'convgen':>8}{'ratio':>8}")
         for kind, (specs, most) in KINDS.items():
