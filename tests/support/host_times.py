@@ -4,10 +4,10 @@
 
 Kinds of call: of a layer whose kernel reads the weight as it is (raw), of one that packs it at
 every call (packing), of that after `freeze()` (frozen), of one from a file of several kernels that
-packs (several), all four beside `F.conv_transposeNd` without gradients; and of a layer that records gradients (recorded), beside torch's layer. Both
-sides make CALLS calls in turns, on one core; what the GPU has left to do then is waited for outside
-the time. Each figure is the median of all rounds, in microseconds a call. It exits 1 if a ratio is
-above its kind's bound.
+packs (several), all four beside `F.conv_transposeNd` without gradients; and of a layer that records
+gradients (recorded), beside torch's layer. Both sides make CALLS calls in turns, on one core; what
+the GPU has left to do then is waited for outside the time. Each figure is the median of all rounds,
+in microseconds a call. It exits 1 if a ratio is above its kind's bound.
 """
 
 from __future__ import annotations
