@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: d0f72f5f42490bb07466f1f83cb940ff44901a57ccb8dce178ebe4d2fbf573dd
+# sha256 of the other lines: 27b4b8f4af3cd4f7506ebf8e77ea93876452e8932ab3874536b7a535d4d59ccc
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -293,14 +293,19 @@ def _launch(input, packed_weight, bias):
     x = input if batched else input.unsqueeze(0)
     # Copies only an input that is not dense in this layout or is lazily negated.
     x = x.resolve_neg().contiguous(memory_format=torch.channels_last)
-    # Boxes need tensors that start at a multiple of 16 bytes; others are copied.
-    if (x.data_ptr() | packed_weight.data_ptr()) % 16:
-        x, packed_weight = x.clone(), packed_weight.clone()
+    x, packed_weight = _aligned(x, packed_weight)
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
     operands = _boxed(call, x, packed_weight)
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
+
+
+def _aligned(x, packed_weight):
+    """Return both; copies, if one does not start at a multiple of 16 bytes as boxes need it."""
+    if (x.data_ptr() | packed_weight.data_ptr()) % 16:
+        return x.clone(), packed_weight.clone()
+    return x, packed_weight
 
 
 def _boxed(call, x, packed_weight):
@@ -622,7 +627,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_709add3ca6ffbbee"
+NAMESPACE = "convgen_c36463f1f584fa94"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 17da60cdac1cc46914adca945900a48ed54d2f3b82ac6e5d06f72eed721508c4
+# sha256 of the other lines: 4eb82e74843f001f0f288269ffc8eebb512e49c45e3c154ce18d2fe594f8c52c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -323,14 +323,19 @@ def _launch(input, packed_weight, bias):
     x = input if batched else input.unsqueeze(0)
     # Copies only an input that is not dense in this layout or is lazily negated.
     x = x.resolve_neg().contiguous(memory_format=torch.channels_last)
-    # Boxes need tensors that start at a multiple of 16 bytes; others are copied.
-    if (x.data_ptr() | packed_weight.data_ptr()) % 16:
-        x, packed_weight = x.clone(), packed_weight.clone()
+    x, packed_weight = _aligned(x, packed_weight)
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, x.shape, c_out, x_ptr % 16, w_ptr % 16
     operands = _boxed(call, x, packed_weight)
     y = _launched(call, operands, (x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
+
+
+def _aligned(x, packed_weight):
+    """Return both; copies, if one does not start at a multiple of 16 bytes as boxes need it."""
+    if (x.data_ptr() | packed_weight.data_ptr()) % 16:
+        return x.clone(), packed_weight.clone()
+    return x, packed_weight
 
 
 def _boxed(call, x, packed_weight):
@@ -652,7 +657,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6ce60c14c968e556"
+NAMESPACE = "convgen_f9334e420c6c4528"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

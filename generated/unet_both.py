@@ -6,7 +6,7 @@
 # in channels_last: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 4 stages
 #   grid (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: cf7d04757407dd347e2b9b9a1cb8bdfb7cfe2d6e6fd45505f4e5d915ffc28d93
+# sha256 of the other lines: d4284ddb2a597d8bbff104774d64127d02e91fab71373f0d712341223d4f21c7
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -577,9 +577,14 @@ def _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, de
         return f"input {INPUT_SHAPE}, got {shape}"
     if bias_shape is None:
         return "bias=True, got bias=None"
-    output = _output_shape(shape, GROUPS * weight_shape[1])
     mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-    return mismatch or plan.mismatch_of_sizes(shape, output)
+    return mismatch or _mismatch_of_plan(plan, shape, weight_shape)
+
+
+def _mismatch_of_plan(plan, shape, weight_shape):
+    """Return which sizes are too large for a kernel, None if all fit."""
+    check = plan.mismatch_of_sizes
+    return check and check(shape, _output_shape(shape, GROUPS * weight_shape[1]))
 
 
 # Cached, as calls repeat. Symbolic sizes cannot be cached: `__wrapped__` is for those.
@@ -777,10 +782,7 @@ def _fake(input, weight, bias):
     shape = input.shape if input.dim() == 4 else (1, *input.shape)
     shape = _output_shape(shape, GROUPS * weight.shape[1])
     plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-    if plan.CHANNELS_LAST:  # noqa: SIM108
-        y = _empty_last(shape, input)
-    else:
-        y = input.new_empty(shape)
+    y = _empty_last(shape, input) if plan.CHANNELS_LAST else input.new_empty(shape)
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -800,7 +802,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_7fe717a039e5e211"
+NAMESPACE = "convgen_b47903c316326988"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

@@ -122,6 +122,7 @@ HAS_STAGES = _torch is not None
 HAS_COPY = _start_copy is not None
 HAS_BOXES = _descriptors is not None
 HAS_GRADIENT = _start_gradient is not None
+CHECKS_PLANS = False  # of a file's several kernels some check sizes
 if SEVERAL:  # what is stated of each kernel counts
     EVERY = [each for plan in PLANS for each in (plan, *vars(plan).get("rungs", {}).values())]
     RAW_WEIGHT, HAS_LANES, HAS_PLACES = (
@@ -129,6 +130,7 @@ if SEVERAL:  # what is stated of each kernel counts
         any(each.LANES > 1 for each in EVERY),
         any(each.PLACES > 1 for each in EVERY),
     )
+    CHECKS_PLANS = any(each.CHECKS_SIZES for each in EVERY)
     HAS_COPY, HAS_BOXES, HAS_GRADIENT = (
         any(vars(each)[name] for each in EVERY)
         for name in ("HAS_COPY", "HAS_BOXES", "HAS_GRADIENT")
@@ -294,9 +296,7 @@ def _launch(plan, input, packed_weight, bias):
     if HAS_BIAS:
         bias = bias.resolve_neg().contiguous()
     if plan.HAS_BOXES:
-        # Boxes need tensors that start at a multiple of 16 bytes; others are copied.
-        if (x.data_ptr() | packed_weight.data_ptr()) % 16:
-            x, packed_weight = x.clone(), packed_weight.clone()
+        x, packed_weight = _aligned(x, packed_weight)
     if IS_TUNED:
         y = _first(plan, x, packed_weight, bias, c_out)
     else:
@@ -319,6 +319,12 @@ def _launch(plan, input, packed_weight, bias):
 
 
 if HAS_BOXES:
+
+    def _aligned(x, packed_weight):
+        """Return both; copies, if one does not start at a multiple of 16 bytes as boxes need it."""
+        if (x.data_ptr() | packed_weight.data_ptr()) % 16:
+            return x.clone(), packed_weight.clone()
+        return x, packed_weight
 
     def _boxed(plan, call, x, packed_weight):
         """Return the tensor descriptors of a call; Triton checks them only at its first."""
@@ -640,12 +646,24 @@ def _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, de
     else:
         if bias_shape is not None:
             return "bias=False, got a bias"
-    if plan.CHECKS_SIZES:
-        output = _output_shape(shape, GROUPS * weight_shape[1])
+    if CHECKS_PLANS:
         mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
-        return mismatch or plan.mismatch_of_sizes(shape, output)
+        return mismatch or _mismatch_of_plan(plan, shape, weight_shape)
     else:
-        return _mismatch_of_weight(weight_shape, dtypes, devices)
+        if plan.CHECKS_SIZES:
+            output = _output_shape(shape, GROUPS * weight_shape[1])
+            mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+            return mismatch or plan.mismatch_of_sizes(shape, output)
+        else:
+            return _mismatch_of_weight(weight_shape, dtypes, devices)
+
+
+if CHECKS_PLANS:
+
+    def _mismatch_of_plan(plan, shape, weight_shape):
+        """Return which sizes are too large for a kernel, None if all fit."""
+        check = plan.mismatch_of_sizes
+        return check and check(shape, _output_shape(shape, GROUPS * weight_shape[1]))
 
 
 # Cached, as calls repeat. Symbolic sizes cannot be cached: `__wrapped__` is for those.
@@ -804,11 +822,14 @@ if HAS_GRADIENT:
     def _fake_input_gradient(grad, weight):
         """Return an uninitialised gradient of the input, for tracing."""
         shape = _input_shape(grad.shape, weight.shape[0])
-        plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
-        if plan.CHANNELS_LAST:
-            return _empty_last(shape, grad)
+        if ANY_LAYOUT:
+            plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            return _empty_last(shape, grad) if plan.CHANNELS_LAST else grad.new_empty(shape)
         else:
-            return grad.new_empty(shape)
+            if CHANNELS_LAST:
+                return _empty_last(shape, grad)
+            else:
+                return grad.new_empty(shape)
 
     def _input_gradient_flops(grad_shape, weight_shape, *, out_shape=None, **_):
         """Return the operations that torch's FlopCounterMode counts for its own operator."""
@@ -909,11 +930,14 @@ def _fake(input, weight, bias):
         return _torch(input, weight, bias)
     shape = input.shape if input.dim() == BATCHED else (1, *input.shape)
     shape = _output_shape(shape, GROUPS * weight.shape[1])
-    plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-    if plan.CHANNELS_LAST:  # noqa: SIM108
-        y = _empty_last(shape, input)
+    if ANY_LAYOUT:
+        plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+        y = _empty_last(shape, input) if plan.CHANNELS_LAST else input.new_empty(shape)
     else:
-        y = input.new_empty(shape)
+        if CHANNELS_LAST:  # noqa: SIM108
+            y = _empty_last(shape, input)
+        else:
+            y = input.new_empty(shape)
     return y if input.dim() == BATCHED else y.squeeze(0)
 
 

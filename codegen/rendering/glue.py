@@ -149,6 +149,7 @@ def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
         "UNPIPELINED": facts.unpipelined,
         "PRECOMPILED": facts.precompiled,
     }
+    values["CHECKS_PLANS"] = len(kernels) > 1 and any(each["CHECKS_SIZES"] for each in kernels)
     for name in ("HAS_COPY", "HAS_BOXES", "HAS_GRADIENT"):
         values[name] = any(each[name] for each in kernels)
     return GlueValues(values, kernels)

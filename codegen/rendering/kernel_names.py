@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sympy import Symbol
+from sympy import Expr, Symbol
 
 from ..kernels.gemm import is_overtaken
 from ..kernels.packing import packed_grouping
@@ -56,8 +56,9 @@ class KernelText:
         argument_names: the names in `arguments`, as a Python list.
         body: the names that the family adds.
         x_shape, w_shape, y_shape: axes of the tensors, in comments.
-        x_box, w_box: extents of the boxes in which operands are loaded, as names; empty if
-            operands have pointers.
+        x_box: extents of the boxes in which the input is loaded, as names; empty if operands have
+            pointers.
+        x_boxed, w_boxed: comments on the operands' descriptors, in lines; empty likewise.
     """
 
     name: str
@@ -86,7 +87,8 @@ class KernelText:
     w_shape: str
     y_shape: str
     x_box: tuple[str, ...]
-    w_box: tuple[str, ...]
+    x_boxed: tuple[str, ...]
+    w_boxed: tuple[str, ...]
 
 
 def kernel_text(
@@ -114,6 +116,7 @@ def kernel_text(
     if not plan.is_backward:  # always define the kernel size: it identifies the layer to readers
         scribe.used |= {sizes.named(f"K{sizes.letter(axis)}") for axis in range(spec.rank)}
     constants, arguments, local_lines = size_lines(sizes, scribe, set(used))
+    shapes = _tensor_shapes(plan, boxed=boxes is not None)
     tuned_blocks = tuple(
         size.text for size in sizes.table if size.name in BLOCKS and size.value is None
     )
@@ -143,10 +146,19 @@ def kernel_text(
         tuned=bool(plan.tuned),
         argument_names=list_text(arguments),
         body=body,
-        **_tensor_shapes(plan, boxed=boxes is not None),
+        **shapes,
         x_box=() if boxes is None else tuple(map(str, boxes.input)),
-        w_box=() if boxes is None else tuple(map(str, boxes.weight)),
+        x_boxed=() if boxes is None else _boxed(spec, shapes["x_shape"], boxes.input),
+        w_boxed=() if boxes is None else _boxed(spec, shapes["w_shape"], boxes.weight),
     )
+
+
+def _boxed(spec: ConvTransposeSpec, shape: str, box: tuple[Expr, ...]) -> tuple[str, ...]:
+    """Return the comment on a descriptor, in two lines if one would be too long."""
+    tensor = f"{TRITON_DTYPES[spec.dtype]} {shape},"
+    boxes = f"in boxes [{', '.join(map(str, box))}]"
+    one = f"{tensor} {boxes}"
+    return (one,) if len(f"    x_desc,  # {one}") <= WIDTH else (tensor, boxes)
 
 
 def _tensor_shapes(plan: KernelPlan, *, boxed: bool) -> dict[str, str]:
