@@ -72,7 +72,7 @@ def is_emitted(layer: Any) -> bool:
 
 
 def record_of(layer: Any) -> dict[str, str] | None:
-    """Return what `replace_layers` noted of a layer (spec, note); None if it is none of its."""
+    """Return what `replace_layers` noted: spec, note, folder; None if the layer is none of its."""
     record: dict[str, str] | None = vars(layer).get("_replaced")
     return record
 

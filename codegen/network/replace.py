@@ -49,12 +49,14 @@ class _Planned:
         note: how the spec came about, if that needs saying.
         made: the emitted class; None if the layer has it already.
         original: the class without it.
+        folder: of the user's, that has its file; empty if the file goes with the process.
     """
 
     spec: ConvTransposeSpec
     note: str
     made: type | None
     original: type
+    folder: str
 
 
 def replace_layers(
@@ -162,15 +164,16 @@ def _planned(
     note = note if spec.dtype == "float32" else ""
     record = record_of(layer)
     if record is not None and record["spec"] == str(spec) and folder is None:
-        return _Planned(spec, note, None, original)
+        return _Planned(spec, note, None, original, record["folder"])
     if spec not in files:
         try:
             text = compile_kernel(spec).text
         except SpecError as error:  # no launch grid holds it
             raise LeftError(str(error)) from None
         files[spec] = kept_module(spec, text, folder).ModelNew
-    made = None if record is not None and isinstance(layer, files[spec]) else files[spec]
-    return _Planned(spec, note, made, original)
+    is_made = record is not None and bool(record["folder"]) and isinstance(layer, files[spec])
+    made = None if is_made else files[spec]
+    return _Planned(spec, note, made, original, "" if folder is None else os.fspath(folder))
 
 
 def _with_rungs(
@@ -199,9 +202,9 @@ def _tell(left: dict[str, str], strict: bool) -> None:
 def _apply(layer: Any, name: str, plan: _Planned, strict: bool) -> None:
     """Change a layer as planned."""
     if plan.made is not None:
-        become(layer, plan.made, plan.original)
+        become(layer, plan.made, plan.original, bool(plan.folder))
     vars(layer).update(
-        _replaced={"spec": str(plan.spec), "note": plan.note},
+        _replaced={"spec": str(plan.spec), "note": plan.note, "folder": plan.folder},
         _strict=strict,
         _notice=_notice(name, strict),
     )

@@ -9,12 +9,11 @@ references to it (in parents, hooks and optimizers) and its attributes stay vali
 
 from __future__ import annotations
 
-import functools
-import types
 from typing import Any
 
 from ..errors import SpecError
-from .layers import LeftError, check_module, original_of, record_of, torch_kinds, where
+from .layers import LeftError, check_module, original_of, record_of, where
+from .saving import pickling
 
 # What an emitted layer has of its own among its attributes.
 OWN = ("_calls", "_frozen", "_notice", "_strict", "_replaced")
@@ -42,8 +41,15 @@ def restore(layer: Any, original: type) -> None:
     _set_class(layer, original)
 
 
-def become(layer: Any, made: type, original: type) -> None:
-    """Make a layer an instance of an emitted class; its parameters are not touched."""
+def become(layer: Any, made: type, original: type, is_kept: bool) -> None:
+    """Make a layer an instance of an emitted class; its parameters are not touched.
+
+    Args:
+        layer: a transposed convolution.
+        made: the emitted class.
+        original: the class that the layer has without convgen.
+        is_kept: whether the file of `made` lies in a folder of the user's.
+    """
     from torch import nn
 
     for name in OWN:
@@ -53,34 +59,8 @@ def become(layer: Any, made: type, original: type) -> None:
     for name, value in vars(fresh).items():  # a stride that was edited to be an integer, or a list
         if name not in own and vars(layer).get(name) != value:
             vars(layer)[name] = value
-    _set_class(layer, made if original in torch_kinds() else derived(made, original))
+    _set_class(layer, pickling(made, original, is_kept))
     layer._new_calls()  # replicas of the layer count into them
-
-
-@functools.cache
-def derived(made: Any, original: Any) -> Any:
-    """Return a user's subclass of torch's layer that computes as an emitted class."""
-
-    def reduced(layer: Any, protocol: Any) -> tuple[Any, ...]:
-        return _unpickled, (made, original), layer.__getstate__()
-
-    def scriptable(layer: Any) -> Any:
-        plain = original.__new__(original)
-        vars(plain).update(vars(made.__prepare_scriptable__(layer)))
-        return plain
-
-    def fill(names: dict[str, Any]) -> None:
-        names |= {name: getattr(original, name) for name in ("__init__", "__doc__", "_get_name")}
-        names |= {"__module__": original.__module__, "__qualname__": original.__qualname__}
-        names["__reduce_ex__"] = reduced  # this class has no name that pickle could look up
-        names["__prepare_scriptable__"] = scriptable
-
-    return types.new_class(original.__name__, (made, original), exec_body=fill)
-
-
-def _unpickled(made: Any, original: Any) -> Any:
-    kind = derived(made, original)
-    return kind.__new__(kind)
 
 
 def _set_class(layer: Any, kind: type) -> None:
