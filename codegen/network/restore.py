@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import SpecError
 from .layers import LeftError, check_module, original_of, record_of, where
-from .saving import pickling
+from .saving import class_of
 
 # What an emitted layer has of its own among its attributes.
 OWN = ("_calls", "_frozen", "_notice", "_strict", "_replaced")
@@ -59,7 +59,7 @@ def become(layer: Any, made: type, original: type, is_kept: bool) -> None:
     for name, value in vars(fresh).items():  # a stride that was edited to be an integer, or a list
         if name not in own and vars(layer).get(name) != value:
             vars(layer)[name] = value
-    _set_class(layer, pickling(made, original, is_kept))
+    _set_class(layer, class_of(made, original, is_kept))
     layer._new_calls()  # replicas of the layer count into them
 
 

@@ -28,7 +28,7 @@ LOST = (
 )
 
 
-def pickling(made: Any, original: Any, is_kept: bool) -> Any:
+def class_of(made: Any, original: Any, is_kept: bool) -> Any:
     """Return the class of a layer: `made`, or a user's subclass of torch's that computes as it.
 
     Args:
@@ -37,6 +37,7 @@ def pickling(made: Any, original: Any, is_kept: bool) -> Any:
         is_kept: whether the file of `made` lies in a folder of the user's.
     """
     made.__reduce_ex__ = _reduced
+    made.__name__ = made.__bases__[-1].__name__  # what torchinfo prints, and FSDP2 a part of
     module: Any = sys.modules[made.__module__]
     operator = vars(module.OPERATOR).get("kept", module.OPERATOR)
     module.OPERATOR = operator if is_kept else _temporary(operator, made.__module__)
@@ -70,7 +71,7 @@ def _reduced(layer: Any, protocol: Any) -> Any:
 
 
 def _unpickled(made: Any, original: Any) -> Any:
-    kind = pickling(made, original, is_kept=True)
+    kind = class_of(made, original, is_kept=True)
     return kind.__new__(kind)
 
 
@@ -81,7 +82,7 @@ def _emitted(name: str, spec_text: str, original: Any) -> Any:
         spec = parse(spec_text)
         module = kept_module(spec, compile_kernel(spec).text, None)
     made = module.ModelNew
-    kind = pickling(made, original or made.__bases__[-1], is_kept=False)
+    kind = class_of(made, original or made.__bases__[-1], is_kept=False)
     return kind.__new__(kind)
 
 

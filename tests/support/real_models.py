@@ -329,7 +329,7 @@ def made(package: str, make: Callable[[], Network]) -> Network:
     os.environ["HF_HUB_OFFLINE"] = "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _declare_vision()
+        declare_vision()
         importlib.import_module(package)
         torch.manual_seed(3)
         network = make()
@@ -342,7 +342,7 @@ def made(package: str, make: Callable[[], Network]) -> Network:
 
 
 @functools.cache
-def _declare_vision() -> None:
+def declare_vision() -> None:
     """Declare the operators that torchvision's import needs, where its own cannot be loaded.
 
     Its wheel is built for CUDA, and beside a torch for the CPU it loads no operators. Networks
