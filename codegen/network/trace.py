@@ -97,16 +97,17 @@ def trace_layers(
         raise MachineError("this needs a CUDA GPU, and torch sees none")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise SpecError("model lies on the device meta, without values", "model")
-    _check_inputs(model, inputs)
+    check_inputs(model, inputs)
     gpus = [torch.cuda.current_device()] if device == "cuda" else []
     with random_restored(gpus):
-        run = model if in_place else _copied(model)
+        run = model if in_place else copied(model, "; in_place=True runs it")
         layers = transposed(run)
         found = _trace(layers, _calls(run, layers, inputs, dtype, device), opened)
         return dataclasses.replace(found, left=found.left | _scripted(run))
 
 
-def _check_inputs(model: Any, inputs: Sequence[Any]) -> None:
+def check_inputs(model: Any, inputs: Sequence[Any]) -> None:
+    """Raise SpecError if a model's forward does not take that many positional arguments."""
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):  # of a scripted module
@@ -118,8 +119,8 @@ def _check_inputs(model: Any, inputs: Sequence[Any]) -> None:
         raise SpecError(f"{said}: {visible(str(error))}", "inputs") from None
 
 
-def _copied(model: Any) -> Any:
-    """Return a deep copy of a model; raises SpecError if there can be none."""
+def copied(model: Any, hint: str = "") -> Any:
+    """Return a deep copy of a model; raises SpecError, which ends with `hint`, if there is none."""
     from torch import Tensor, no_grad
 
     # torch copies no tensor that was computed from parameters, as weight_norm's hook leaves one.
@@ -131,9 +132,7 @@ def _copied(model: Any) -> Any:
             return copy.deepcopy(model, memo)
     except Exception as error:  # whatever the user's attributes raise
         said = visible(f"{type(error).__name__}: {error}")
-        raise SpecError(
-            f"model cannot be copied ({said}); in_place=True runs it", "model"
-        ) from None
+        raise SpecError(f"model cannot be copied ({said}){hint}", "model") from None
 
 
 # ---- calls ----
