@@ -16,6 +16,7 @@ import click
 
 from ..language.spec import NO_CHOICES
 from ..version import __version__
+from .bench_model import bench_model
 from .common import guarded, print_json, progress, torch_for
 from .flags import SPEC_OPTIONS
 from .project import build, init, list_files
@@ -370,5 +371,5 @@ def bench(
         click.echo(table(report))
 
 
-for _command in (trace, init, build, list_files):
+for _command in (bench_model, trace, init, build, list_files):
     main.add_command(_command)

@@ -25,6 +25,15 @@ T = TypeVar("T")
 INTERNAL_ERROR = 123
 # Errors of stdout when it is full; files.py reports those of files, with their names.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Of the commands that call a user's model.
+inputs_option = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SHAPE",
+    help="Shape of a positional argument of forward, such as 4,3,256,256 or 1,80,100:float16 "
+    "(float32); once for each argument.",
+)
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:

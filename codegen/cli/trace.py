@@ -14,19 +14,12 @@ from typing import Any
 import click
 
 from ..errors import SpecError, visible
-from .common import guarded, print_json, torch_for
+from .common import guarded, inputs_option, print_json, torch_for
 
 
 @click.command()
 @click.argument("model", metavar="MODULE:FACTORY")
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    metavar="SHAPE",
-    help="Shape of a positional argument of forward, such as 4,3,256,256 or 1,80,100:float16 "
-    "(float32); once for each argument.",
-)
+@inputs_option
 @click.option(
     "--open",
     "opened",

@@ -31,7 +31,7 @@ from .report import finished, judged, row_of
 
 WORKER = (*PYTHON, "-m", "convgen.measuring.worker")
 MESSAGE = 300  # characters of a dead worker's last output
-_REPORT = re.compile(r'\s*\{\s*"schema":\s*\d+,\s*"command":\s*"bench",')  # start of a report
+_REPORT = r'\s*\{{\s*"schema":\s*\d+,\s*"command":\s*"{}",'  # start of a command's report
 
 
 def require(*modules: str, extra: str) -> None:
@@ -68,7 +68,7 @@ def run(
     job = {"target": facts["target"], "choices": given}
     rows = [row_of(case, facts) for case in cases]
     report = _saved(finished(head, rows, complete=not ways), output)
-    with _progress(len(cases) * len(ways)) as advance:
+    with progress("bench", len(cases) * len(ways)) as advance:
         for index, way in enumerate(ways, 1):
             measure(way, cases, rows, job, advance)
             report = _saved(finished(head, rows, complete=index == len(ways)), output)
@@ -81,9 +81,9 @@ def _saved(report: dict[str, Any], output: Path | None) -> dict[str, Any]:
     return report
 
 
-def not_a_report(text: str) -> str | None:
+def not_a_report(text: str, command: str = "bench") -> str | None:
     """Return why a report must not overwrite a file with this text, None if it is a report."""
-    return None if _REPORT.match(text) else "is no report of convgen bench"
+    return None if re.match(_REPORT.format(command), text) else f"is no report of convgen {command}"
 
 
 def measure(
@@ -149,12 +149,12 @@ def _ended(code: int) -> str:
 
 
 @contextmanager
-def _progress(length: int) -> Iterator[Callable[[str], None]]:
+def progress(label: str, length: int) -> Iterator[Callable[[str], None]]:
     """Yield a function that advances a progress bar; without a terminal it does nothing."""
     if not sys.stderr.isatty():
         yield lambda item: None
         return
     with click.progressbar(
-        length=length, label="bench", file=sys.stderr, item_show_func=lambda item: item
+        length=length, label=label, file=sys.stderr, item_show_func=lambda item: item
     ) as bar:
         yield lambda item: bar.update(1, item)

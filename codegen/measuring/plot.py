@@ -1,7 +1,8 @@
-"""The plot of bench.
+"""The plots of bench and bench-model.
 
 Stage 4 of bench; needs matplotlib (extra `report`). Input: a report; output: the text of an SVG
-file with a bar chart of speedups over torch and a roofline. Equal reports give equal files.
+file. That of bench has a bar chart of speedups over torch and a roofline, that of bench-model a bar
+chart of times. Equal reports give equal files.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import io
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import MachineError
+from ..errors import MachineError, visible
 
 BARS = {"over_default": "torch's default", "over_best": "the fastest way of torch"}
 SIDES = {"best_convgen_ms": ("convgen", "o", "full"), "best_torch_ms": ("torch", "s", "none")}
+MODEL_BARS = {"ms": "wall time", "device_ms": "time of its kernels on the GPU"}
 PANEL = 3.2  # inches
-TITLE = "convgen bench"  # marks the file, so that a later plot may overwrite it
+# They mark a file, so that a later plot may overwrite it.
+TITLE, MODEL_TITLE = "convgen bench", "convgen bench-model"
 
 
 def require_matplotlib() -> None:
@@ -27,7 +30,6 @@ def require_matplotlib() -> None:
 def draw_plot(report: dict[str, Any]) -> str:
     """Return the plot of a report as SVG text; raises MachineError without matplotlib."""
     require_matplotlib()
-    import matplotlib
     from matplotlib.figure import Figure
 
     by_dtype: dict[str, list[dict[str, Any]]] = {}
@@ -39,23 +41,50 @@ def draw_plot(report: dict[str, Any]) -> str:
     for axis, (dtype, rows) in zip(bars, by_dtype.items(), strict=True):
         _draw_bars(axis, dtype, rows)
     _draw_roofline(roofline, report, by_dtype)
-    for axis in (*bars, roofline):
+    return _svg(figure, report, TITLE)
+
+
+def _svg(figure: Any, report: dict[str, Any], title: str, below: str = "") -> str:
+    """Return the text of a figure, with the machine of its report, and `below` it, on top."""
+    import matplotlib
+
+    for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(
         f"{report['device']}, torch {report['torch']}, cuDNN {report['cudnn']}, "
-        f"Triton {report['triton']}, convgen {report['convgen']}, {report['date'][:10]}",
+        f"Triton {report['triton']}, convgen {report['convgen']}, {report['date'][:10]}{below}",
         fontsize=9,
     )
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "convgen"}):
-        figure.savefig(picture, format="svg", metadata={"Date": None, "Title": TITLE})
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Title": title})
     return picture.getvalue()
 
 
-def not_a_plot(text: str) -> str | None:
+def draw_model_plot(report: dict[str, Any]) -> str:
+    """Return the plot of a report of bench-model; raises MachineError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    ways = report["ways"]
+    figure = Figure(figsize=(9.0, PANEL), layout="constrained")
+    axis = figure.subplots()
+    for offset, (time, label) in zip((-0.2, 0.2), MODEL_BARS.items(), strict=True):
+        known = [(place, way[time]) for place, way in enumerate(ways.values()) if way.get(time)]
+        bars = axis.barh([n + offset for n, _ in known], [ms for _, ms in known], 0.4, label=label)
+        axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=7)
+    notes = {name: "\nfailed" if "failed" in way else "" for name, way in ways.items()}
+    notes |= {name: "\nwrong numbers" for name, way in ways.items() if way.get("off")}
+    axis.set_yticks(range(len(ways)), [f"{name}{notes[name]}" for name in ways], fontsize=8)
+    axis.set_ylim(len(ways) - 0.4, -0.6)  # the first on top
+    axis.set_xlabel("milliseconds of a call")
+    return _svg(figure, report, MODEL_TITLE, f"\n{visible(report['model'])}")
+
+
+def not_a_plot(text: str, title: str = TITLE) -> str | None:
     """Return why a plot must not overwrite a file with this text, None if it is a plot."""
-    return None if f"<title>{TITLE}</title>" in text[:1000] else "is no plot of convgen bench"
+    return None if f"<title>{title}</title>" in text[:1000] else f"is no plot of {title}"
 
 
 def _draw_bars(axis: Any, dtype: str, rows: list[dict[str, Any]]) -> None:
