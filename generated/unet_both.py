@@ -6,7 +6,7 @@
 # in channels_last: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 4 stages
 #   grid (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: d4284ddb2a597d8bbff104774d64127d02e91fab71373f0d712341223d4f21c7
+# sha256 of the other lines: ee0b7290a8ed954778a422c73a6a3c4ddcaf057e86191deb4b63ca852c71d457
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -688,7 +688,7 @@ def _can_freeze(weight):
 
 # ---- what computes a call ----
 class Plan:
-    """A kernel: what it reads, and what launches it; a field that is not given is None."""
+    """A kernel of this file: what it reads, and what launches it."""
 
     def __init__(self, **given):
         self.__dict__.update(given)
@@ -802,7 +802,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b47903c316326988"
+NAMESPACE = "convgen_36c73c16a0725669"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

@@ -154,7 +154,7 @@ OPEN_CHANNELS = OUT_CHANNELS is None
 
 # ---- record ----
 class Plan:
-    """A kernel: what it reads, and what launches it; a field that is not given is None."""
+    """A kernel of this file: what it reads, and what launches it."""
 
     def __init__(self, **given):
         self.__dict__.update(given)
