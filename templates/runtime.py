@@ -499,29 +499,22 @@ if not SEVERAL:
 
 def _plan_of(input, weight):
     """Return what computes a call: the kernel for its sizes and for the format of its output."""
-    plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-    return _rung(plan, input.shape)
+    if HAS_RUNGS:
+        plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+        return plan.rungs.get(input.shape[-RANK:], plan)
+    else:
+        return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
 
 
 if HAS_GRADIENT:
 
     def _plan_of_gradient(grad, weight):
         """Return what computes the input's gradient from that of the output."""
-        plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
-        return _rung(plan, _input_shape(grad.shape, 1))
-
-
-if HAS_RUNGS:
-
-    def _rung(plan, input_shape):
-        """Return the plan for these sizes, if there is one."""
-        return plan.rungs.get(input_shape[-RANK:], plan)
-
-else:
-
-    def _rung(plan, input_shape):
-        """Return the plan: there is none for certain sizes."""
-        return plan
+        if HAS_RUNGS:
+            plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            return plan.rungs.get(_input_shape(grad.shape, 1)[-RANK:], plan)
+        else:
+            return _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
 
 
 if ANY_LAYOUT:
