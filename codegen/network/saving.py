@@ -36,11 +36,15 @@ def class_of(made: Any, original: Any, is_kept: bool) -> Any:
         original: the class that the layer has without convgen.
         is_kept: whether the file of `made` lies in a folder of the user's.
     """
-    made.__reduce_ex__ = _reduced
-    made.__name__ = made.__bases__[-1].__name__  # what torchinfo prints, and FSDP2 a part of
     module: Any = sys.modules[made.__module__]
-    operator = vars(module.OPERATOR).get("kept", module.OPERATOR)
-    module.OPERATOR = operator if is_kept else _temporary(operator, made.__module__)
+    if "__reduce_ex__" not in vars(made):
+        made.__reduce_ex__ = _reduced
+        made.__name__ = made.__bases__[-1].__name__  # what torchinfo prints, and FSDP2 a part of
+    operator = vars(module.OPERATOR).get("kept")  # None if nothing stands around it
+    if is_kept and operator is not None:
+        module.OPERATOR = operator
+    elif not is_kept and operator is None:
+        module.OPERATOR = _temporary(module.OPERATOR, made.__module__)
     return made if original in torch_kinds() else _derived(made, original)
 
 
@@ -87,15 +91,12 @@ def _emitted(name: str, spec_text: str, original: Any) -> Any:
 
 
 def _temporary(operator: Any, name: str) -> Any:
-    """Return what calls an operator, and warns once if a program records it that may be saved."""
+    """Return what calls an operator, and warns if a program records it that may be saved."""
     import torch
-
-    told: list[bool] = []
 
     def call(input: Any, weight: Any, bias: Any) -> Any:
         records = torch.compiler.is_exporting() or torch.jit.is_tracing()
-        if records and not torch.compiler.is_dynamo_compiling() and not told:
-            told.append(True)
+        if records and not torch.compiler.is_dynamo_compiling():
             warnings.warn(LOST.format(name), stacklevel=2)
         return operator(input, weight, bias)
 
