@@ -487,3 +487,44 @@ def test_a_compiled_network_hands_over_its_own_format(
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
         assert outcomes[1][0].stride() == outcomes[0][0].stride()
         assert outcomes[1][0].is_contiguous(memory_format=format)
+
+
+def test_inductor_hands_over_the_layout_that_it_runs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """The operator takes either, so that a graph keeps its layout; an untagged one got copies.
+
+    In a channels_first model Inductor may run convolutions in channels_last. Also of one position
+    and one image, whose strides say little: what the fake promised is what arrives, else
+    Inductor's own check of strides fails.
+    """
+    text = "ConvTranspose2d(4, 7, 2, stride=2, layout=any)"  # no other test's: they share operators
+    file = load_module(compile_kernel(parse(text)).text, "any_inductor", tmp_path)
+    monkeypatch.setitem(sys.modules, "any_inductor", file)
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    plan_of = file._plan_of
+
+    def noted(input: torch.Tensor, weight: torch.Tensor) -> Any:
+        seen.append((tuple(input.shape), input.stride()))
+        return plan_of(input, weight)
+
+    monkeypatch.setattr(file, "_plan_of", noted)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 4, 3, padding=1), file.ModelNew(), nn.Conv2d(7, 2, 3, padding=1)]
+    model = nn.Sequential(*parts).to(device).requires_grad_(False)
+    for format in (torch.contiguous_format, torch.channels_last):
+        torch._dynamo.reset()
+        compiled = torch.compile(model.to(memory_format=format), fullgraph=True)
+        for shape in ((2, 3, 5, 6), (2, 3, 1, 1), (1, 3, 5, 6)):
+            x = torch.randn(shape, device=device).to(memory_format=format)
+            want = model(x)
+            seen.clear()
+            got = compiled(x)
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+            assert got.is_contiguous(memory_format=format)
+            ((sizes, strides),) = seen
+            formats = {torch.channels_last, format}
+            given = [torch.empty(sizes).to(memory_format=each).stride() for each in formats]
+            assert strides in given or sizes[2:] == (1, 1)
+    torch._dynamo.reset()

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.interpreter
 OPEN = "ConvTranspose2d(4, 6, 3, stride=2, padding=1, dtype=float64)"
 KNOWN = f"{OPEN[:-1]}, input=(2, 4, 5, 6))"
 LAST = f"{OPEN[:-1]}, layout=channels_last)"
+BOTH = f"{OPEN[:-1]}, rungs=((2, 4, 5, 6),), layout=any)"  # nothing of these is left to torch
 STAGED = f"relu | {OPEN} | tanh"
 
 
@@ -84,8 +85,11 @@ CASES = [
         (KNOWN, "batch"),
         (KNOWN, "height"),
         (STAGED, "layout"),
+        (BOTH, "layout"),
+        (BOTH, "batch"),
+        (BOTH, "height"),
     )
-    if not (graph == "export" and text == KNOWN)
+    if not (graph == "export" and (text == KNOWN or change == "height"))
 ]
 
 
@@ -173,12 +177,13 @@ def test_flops_are_counted_as_torch_s(tmp_path: Path, device: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch's own exporter
+@pytest.mark.parametrize("text", [OPEN, BOTH])
 def test_onnx_gets_torch_s_operator(
-    load: Callable[[str], ModuleType], x: torch.Tensor, tmp_path: Path
+    text: str, load: Callable[[str], ModuleType], x: torch.Tensor, tmp_path: Path
 ) -> None:
     """ONNX has no operator of convgen's; whoever runs the file has no convgen either."""
     onnx = pytest.importorskip("onnx", reason="needs onnx")
-    model = nn.Sequential(load(OPEN).ModelNew(device=x.device), nn.ReLU()).eval()
+    model = nn.Sequential(load(text).ModelNew(device=x.device), nn.ReLU()).eval()
     path = tmp_path / "model.onnx"
     torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
     nodes = [node.op_type for node in onnx.load(path).graph.node]
