@@ -69,7 +69,11 @@ def case(request, tmp_path, device):
 
 @contextlib.contextmanager
 def started(file) -> Iterator[list[str]]:
-    """Yield a list that gets the name of the function that starts the kernel of each call."""
+    """Yield a list that gets the name of the function that starts the kernel of each call.
+
+    A launch that was made before would be repeated without it: none is remembered.
+    """
+    file.LAUNCHED.clear()
     seen: list[str] = []
     records = [
         value for name, value in vars(file).items() if name.startswith("PLAN") and name != "PLANS"
