@@ -90,13 +90,19 @@ def read_source(text: str, known: frozenset[str]) -> Source:
     ends = [number for number, _ in marks[1:]] + [len(lines)]
     sections = {name: range(n + 1, end) for (n, name), end in zip(marks, ends, strict=True)}
     source = Source(lines, known, sections)
-    _Reader(source).visit(ast.parse(text))
+    _Reader(source).visit(_parsed(text))
     for uses in source.uses.values():
         uses.sort(key=lambda use: use.start)
     strange = known - set(_found(source))
     if strange:
         raise ValueError(f"no such name: {', '.join(sorted(strange))}")
     return source
+
+
+@functools.cache
+def _parsed(text: str) -> ast.Module:
+    """Return the tree of a source, which nobody changes: files differ in what is known."""
+    return ast.parse(text)
 
 
 def _found(source: Source) -> Iterator[str]:
