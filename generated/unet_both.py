@@ -6,7 +6,7 @@
 # in channels_last: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 4 stages
 #   grid (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: f28f2291db771c05670f511f32e27886c1fd1a8435556b06bf6daa4c87ada463
+# sha256 of the other lines: f994af82deaf98b0712910a2abba1f69aaed70d89047887f711daad3e710ceb0
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -309,7 +309,7 @@ def conv_transpose2d_pack_last_kernel(
 def pack_weight(weight, input):
     """Pack a weight [C_in, C_out / groups, KH, KW] for `conv_transpose2d_packed`.
 
-    The input of that call decides, in its layout, what the kernel reads.
+    `input` is one like that of the call: its sizes and its layout decide what a kernel reads.
     """
     plan = _plan_of(input, input)
     _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
@@ -796,7 +796,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_78bd595b48ce8ea5"
+NAMESPACE = "convgen_95e932fd5e3d4b29"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants
@@ -956,7 +956,7 @@ class ModelNew(nn.ConvTranspose2d):
         self._frozen = None
         weight = self._parameters.get("weight")
         if weight is not None and _can_freeze(weight):
-            plan = _plan_of(weight, weight)
+            plan = _plan_of(weight, weight)  # of an input in its layout, to begin with
             packed = _pack(plan, weight.detach())
             if weight.is_cuda:  # the next call may be on another stream
                 torch.cuda.current_stream(weight.device).synchronize()

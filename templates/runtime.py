@@ -179,7 +179,7 @@ if SEVERAL:
     def pack_weight(weight, input):
         """Pack a weight [C_in, C_out / groups, {KERNEL_AXES}] for `conv_transpose2d_packed`.
 
-        The input of that call decides, in its layout, what the kernel reads.
+        `input` is one like that of the call: its sizes and its layout decide what a kernel reads.
         """
         plan = _plan_of(input, input)
         _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
@@ -1164,7 +1164,7 @@ class ModelNew(getattr(nn, LAYER)):
             self._frozen = None
             weight = self._parameters.get("weight")
             if weight is not None and _can_freeze(weight):
-                plan = _plan_of(weight, weight)
+                plan = _plan_of(weight, weight)  # of an input in its layout, to begin with
                 packed = _pack(plan, weight.detach())
                 if weight.is_cuda:  # the next call may be on another stream
                     torch.cuda.current_stream(weight.device).synchronize()

@@ -7,14 +7,22 @@ what it is called with; output: the calls of its layers, and the rungs of a laye
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import SpecError, shown
 from .calls import Call, random_restored, recorded, user_code
+from .layers import is_emitted
 
+OWN = (
+    "_strict",
+    "_calls",
+    "_notice",
+)  # of an emitted layer, which a run with examples is not to change
 MOST = 2  # rungs of a layer: with both layouts each has two kernels
 
 
@@ -47,8 +55,11 @@ def example_calls(
         calls = stack.enter_context(recorded(layers))
         stack.enter_context(torch.no_grad())
         stack.enter_context(user_code("the model's forward"))
-        for run in runs:
-            run(model)
+        results = [run(model) for run in runs]
+    if any(map(inspect.isgenerator, results)):
+        raise SpecError(
+            "example_inputs: a call gave a generator, whose code has not run", "example_inputs"
+        )
     return {name: tuple(each for each in calls if each.name == name) for name in layers}
 
 
@@ -62,7 +73,7 @@ def _run(example: Any) -> Callable[[Any], object]:
         return lambda model: model(*example)
     if isinstance(example, dict):
         return lambda model: model(**example)
-    if callable(example):
+    if callable(example) and not isinstance(example, type):
         return lambda model: example(model)
     raise SpecError(
         "example_inputs must be a tensor, a tuple of arguments, a dict of named ones, a list of "
@@ -83,25 +94,56 @@ def _gpus(model: Any) -> list[int]:
 
 @contextlib.contextmanager
 def _state_restored(model: Any) -> Iterator[None]:
-    """Restore the buffers and the modes of a model's modules."""
-    from torch import no_grad
+    """Restore the buffers and modes of a model's modules, and what emitted layers count.
 
+    Only buffers that have changed are written: a backward pass may still need the others.
+    """
     modes = {module: module.training for module in model.modules()}
     kept = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        (module, name, buffer, None if buffer is None else _value_of(buffer))
         for module in modes
         for name, buffer in module._buffers.items()
     ]
+    emitted = [module for module in modes if is_emitted(module)]
+    before = [
+        {name: vars(each).pop(name) for name in OWN if name in vars(each)} for each in emitted
+    ]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*computed by torch", UserWarning)  # by old layers
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        with no_grad():
-            for module, name, buffer, value in kept:
-                module._buffers[name] = buffer
-                if buffer is not None:
-                    buffer.copy_(value)
+        for each, own in zip(emitted, before, strict=True):
+            vars(each).pop("_calls", None)
+            vars(each).update(own)
+        for module, name, buffer, value in kept:
+            module._buffers[name] = buffer
+            if value is not None:
+                _put_back(buffer, value)
+
+
+def _value_of(buffer: Any) -> Any:
+    """Return a copy of a buffer; raises SpecError if it is nothing yet."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(buffer):
+        raise SpecError(
+            "a module of the model is lazy and not initialised: run the model once first", "model"
+        )
+    return buffer.detach().clone()
+
+
+def _put_back(buffer: Any, value: Any) -> None:
+    """Give a buffer its value again, if it has another: batch norm's change leaves no mark."""
+    import torch
+
+    if buffer.shape != value.shape:
+        buffer.data = value
+    elif not torch.equal(buffer, value):
+        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+            buffer.copy_(value)
 
 
 def rungs_of(calls: Sequence[Call]) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..compiler import compile_kernel
+from ..compiler import compile_kernel, plan
 from ..errors import SpecError, shown, text_of
 from ..execution.loading import kept_module
 from ..language.parser import parse
@@ -89,8 +89,8 @@ def replace_layers(
             left[name] = str(error)
     if left:
         _tell(left, strict)
-    for name, plan in plans.items():
-        _apply(layers[name], name, plan, strict)
+    for name, planned in plans.items():
+        _apply(layers[name], name, planned, strict)
     for name in left:
         _give_back(layers[name])
     return {
@@ -153,8 +153,9 @@ def _planned(
     `calls` are those with example inputs, None without.
     """
     original, note = original_of(layer), ""
-    if wishes.dtype is None and calls:
-        wishes = replace(wishes, dtype=dtype_of(calls))
+    dtype = dtype_of(calls) if wishes.dtype is None and calls else None
+    if dtype is not None:  # a precision is for float32, which these calls have not
+        wishes = replace(wishes, dtype=dtype, precision=None)
     if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
@@ -166,14 +167,30 @@ def _planned(
     if record is not None and record["spec"] == str(spec) and folder is None:
         return _Planned(spec, note, None, original, record["folder"])
     if spec not in files:
-        try:
-            text = compile_kernel(spec).text
-        except SpecError as error:  # no launch grid holds it
-            raise LeftError(str(error)) from None
+        spec, text = _emitted(spec)
         files[spec] = kept_module(spec, text, folder).ModelNew
     is_made = record is not None and bool(record["folder"]) and isinstance(layer, files[spec])
     made = None if is_made else files[spec]
     return _Planned(spec, note, made, original, "" if folder is None else os.fspath(folder))
+
+
+def _emitted(spec: ConvTransposeSpec) -> tuple[ConvTransposeSpec, str]:
+    """Return a spec and its file's text, without the rungs that no launch grid holds."""
+    try:
+        return spec, compile_kernel(spec).text
+    except SpecError as error:
+        kept = tuple(rung for rung in spec.rungs if _has_plan(spec, rung))
+        if kept == spec.rungs:
+            raise LeftError(str(error)) from None
+    return _emitted(replace(spec, rungs=kept))
+
+
+def _has_plan(spec: ConvTransposeSpec, rung: tuple[int | None, ...]) -> bool:
+    try:
+        plan(replace(spec, input=rung, rungs=()))
+    except SpecError:
+        return False
+    return True
 
 
 def _with_rungs(

@@ -137,7 +137,11 @@ def _value(name: str, text: Any) -> Any:
     if name in _INTEGERS:
         return _integer(name, text)
     if name == "rungs":
-        return tuple(_numbers(name, part) for part in text.split(";"))
+        try:
+            return tuple(_numbers(name, part) for part in text.split(";"))
+        except SpecError:
+            said = f"rungs must be inputs such as 8,64,16,16;8,64,32,32, got {shown(text)}"
+            raise SpecError(said, name) from None
     if name not in _TUPLES:
         return text
     numbers = _numbers(name, text)

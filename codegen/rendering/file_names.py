@@ -7,6 +7,7 @@ is already printed.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def file_context(
         precompiled=precompiled,
     )
     values = glue_values(spec, glue)
+    text = glue_text(spec.rank, values)
     first, *others = map(_header_text, plan.kernels)
     context = FileContext(
         version=__version__,
@@ -222,9 +224,9 @@ def file_context(
         wrapper=wrapper_context(spec),
         launches=tuple(text.launch for text in texts),
         boxes=any(text.launch.descriptors for text in texts),
-        records=_records(plan, values, shared=shared) if others else (),
+        records=_records(plan, values, None if shared else text) if others else (),
         plans=_plans(plan),
-        glue=glue_text(spec.rank, values),
+        glue=text,
         gradients=gradients,
         relayouts=tuple(text.relayout for text in texts if text.relayout is not None),
     )
@@ -285,13 +287,19 @@ def _plan_text(plan: KernelPlan, packer: _PlanText | None) -> _PlanText:
     return _PlanText(facts, kernels, packs, launch, gradient, copy)
 
 
-def _records(plan: KernelPlan, values: GlueValues, *, shared: bool) -> tuple[RecordText, ...]:
-    """Return what a file of several kernels states of each: all, if a shared runtime reads it."""
+def _records(plan: KernelPlan, values: GlueValues, glue: GlueText | None) -> tuple[RecordText, ...]:
+    """Return what a file of several kernels states of each: what its glue reads.
+
+    Without `glue` a shared runtime reads it, which may need all.
+    """
+    names = [*values.kernels[0]]
+    if glue is not None:
+        sections = "".join(getattr(glue, field.name) for field in dataclasses.fields(glue))
+        names = [name for name in names if re.search(rf"\b{RECORD}\.{name}\b", sections)]
     layouts = sum(each.rung is None for each in plan.kernels)
-    alike = () if shared else values.alike
     made = []
     for each, kernel in zip(plan.kernels, values.kernels, strict=True):
-        lines = tuple(f"{n}={v}" for n, v in kernel.items() if f"{RECORD}.{n}" not in alike)
+        lines = tuple(f"{name}={kernel[name]}" for name in names)
         rungs = () if each.rung else _rungs(plan, each.spec.layout)
         made.append(RecordText(_record_name(each), lines, rungs))
     # A rung stands before the record that names it.

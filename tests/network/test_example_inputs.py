@@ -136,7 +136,7 @@ def test_autocast_decides_on_the_dtype(model, device):
     assert parse(found["unused"]).dtype == "float32"  # which was not called
 
 
-@pytest.mark.parametrize("wrong", [5, "x", [5], [torch.zeros(1), None]])
+@pytest.mark.parametrize("wrong", [5, "x", [5], [torch.zeros(1), None], nn.Identity])
 def test_what_is_no_example(model, wrong):
     with pytest.raises(SpecError, match="example_inputs must be a tensor, a tuple"):
         convgen.replace_layers(model, example_inputs=wrong)
@@ -151,6 +151,93 @@ def test_an_error_of_the_model_leaves_it_as_it_was(model, device):
         convgen.replace_layers(model, example_inputs=x)
     assert type(model.up) is nn.ConvTranspose2d
     assert model.seen == 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_second_run_does_not_go_by_the_first_call_s_layers(model, device, strict):
+    """Of another dtype they would refuse it, or warn; and nothing of it counts as a call."""
+    x = torch.randn(3, 3, 5, 6).double().to(device)
+    used = {"include": ["up", "last"], "strict": strict}
+    convgen.replace_layers(model, example_inputs=x, **used)
+    found = convgen.replace_layers(model.float(), example_inputs=x.float(), **used)
+    assert parse(found["up"]).dtype == "float32"
+    convgen.replace_layers(model, example_inputs=x.float(), **used)
+    layers = {each["name"]: each for each in convgen.report(model).as_dict()["layers"]}
+    assert layers["up"]["kernel_calls"] == 0
+    assert not layers["up"]["torch_calls"]
+    assert model.up._strict is strict
+
+
+class Buffers(nn.Module):
+    """Buffers that cannot be written as they are, or that forward makes larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 3, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("expanded", torch.zeros(1, 5).expand(3, 5))
+        self.register_buffer("grows", torch.zeros(2))
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        self.grows.resize_(4).fill_(1)
+        return self.norm(self.up(x))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_buffers_of_every_kind_are_as_before(inference, device):
+    with torch.inference_mode(inference):
+        model = Buffers().to(device)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.inference_mode(inference):
+        found = convgen.replace_layers(
+            model, example_inputs=torch.randn(2, 4, 5, 5, device=device), include="up"
+        )
+    assert sized(found, "up") == ((2, 4, 5, 5),)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_a_backward_that_is_yet_to_come_is_not_broken(device):
+    """It needs buffers that nobody has written since."""
+    model = nn.Sequential(nn.ConvTranspose2d(4, 3, 3, 2, 1), nn.BatchNorm2d(3)).eval().to(device)
+    x = torch.randn(2, 4, 5, 5, device=device)
+    y = model(x.clone().requires_grad_())
+    convgen.replace_layers(model, example_inputs=x)
+    y.sum().backward()
+
+
+def test_what_is_not_initialised_is_told(device):
+    model = nn.Sequential(nn.ConvTranspose2d(4, 3, 3, 2, 1), nn.LazyBatchNorm2d()).to(device)
+    with pytest.raises(SpecError, match="lazy and not initialised: run the model once"):
+        convgen.replace_layers(model, example_inputs=torch.randn(2, 4, 5, 5, device=device))
+
+
+def test_sizes_that_no_grid_holds_cost_their_rung_alone():
+    model = nn.Sequential(nn.ConvTranspose2d(4, 3, 3, 2, 1)).to("meta")
+    shapes = ((1, 4, 8, 8), (100000, 4, 2000, 2000))
+    examples = [torch.empty(shape, device="meta") for shape in shapes]
+    found = convgen.replace_layers(model, example_inputs=examples)
+    assert sized(found, "0") == ((1, 4, 8, 8),)
+
+
+def test_a_precision_does_not_go_with_autocast_s_dtype(model, device):
+    with torch.autocast(device, torch.bfloat16):
+        found = convgen.replace_layers(
+            model.float(),
+            precision="ieee",
+            example_inputs=torch.randn(3, 3, 5, 6, device=device),
+        )
+    assert parse(found["up"]).dtype == "bfloat16"
+    assert parse(found["unused"]).precision == "ieee"
+
+
+def test_a_generator_has_run_nothing(model):
+    def calls(each):
+        yield each(torch.zeros(1))
+
+    with pytest.raises(SpecError, match="a call gave a generator"):
+        convgen.replace_layers(model, example_inputs=calls)
 
 
 def test_of_many_sizes_the_most_called_count():
