@@ -38,6 +38,8 @@ CLEAN = (
     "sigmoid | ConvTranspose2d(3, 64, (3, 5), target=h100) | leaky_relu(0.2) | mul(0.5)",
     "ConvTranspose3d(8, 16, 3, stride=2, padding=1, input=(1, 8, 10, 10, 10), autotune=blocks)",
     "ConvTranspose3d(8, 16, (1, 2, 3), stride=(1, 2, 2), layout=channels_last, autotune=launch)",
+    # Each of the rungs is copied before its kernel.
+    "ConvTranspose2d(20, 16, 4, rungs=((6, 20, 1, 1), (2, 20, 3, 5)), layout=any, target=h200)",
 )
 
 HASH = "# sha256 of the other lines: "
@@ -123,6 +125,8 @@ HARNESS = [
         ("test method", END, "\n    def test_layer(self):\n        pass\n"),
     )
 ]
+
+TWICE = [mutation("once", "a function", PLAIN, REGISTRATION, r"def _fits():\n    pass\n\n\n\g<0>")]
 
 FROM_OUTSIDE = [
     mutation("imports", "another package", PLAIN, IMPORTS, r"import numpy as np\n\g<0>"),
@@ -254,7 +258,16 @@ PINNED = [
 ]
 
 MUTATIONS = (
-    ORDER + HARNESS + FROM_OUTSIDE + CONSTEXPR + LOOPS + GRID + TUNING + BLOCK_VALUES + PINNED
+    ORDER
+    + HARNESS
+    + TWICE
+    + FROM_OUTSIDE
+    + CONSTEXPR
+    + LOOPS
+    + GRID
+    + TUNING
+    + BLOCK_VALUES
+    + PINNED
 )
 
 

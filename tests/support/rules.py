@@ -143,6 +143,15 @@ def constants(file: EmittedFile) -> Breaches:
                 yield kernel, f"{kernel.name}: {name} is not the module's tl.constexpr(...)"
 
 
+def once(file: EmittedFile) -> Breaches:
+    """Each function of the module is defined once: of two kernels one could not be launched."""
+    defined: set[str] = set()
+    for node in file.tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name in defined:
+            yield node, f"{node.name} is defined again"
+        defined.update([node.name] if isinstance(node, ast.FunctionDef) else ())
+
+
 def loops(file: EmittedFile) -> Breaches:
     """How far a loop runs, and what its step is divided by, are names or expressions of names."""
     for kernel in file.kernels:
@@ -244,6 +253,7 @@ RULES = (
     header,
     imports,
     constants,
+    once,
     loops,
     grid,
     tuning,
