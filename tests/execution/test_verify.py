@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import conv_transpose2d
 
 from convgen import find_target, parse
-from convgen.execution.verify import Report, allowed, measure, verify
+from convgen.execution.verify import Report, allowed, measure, verify, worst
 
 LAYER = parse("ConvTranspose2d(24, 16, 3, padding=1, input=(2, 24, 9, 8))")
 File = Callable[..., torch.Tensor]
@@ -116,3 +116,12 @@ def test_what_is_allowed(dtype: str, roundoff: float) -> None:
     spec = parse(f"ConvTranspose1d(4, 4, 3, input=(1, 4, 9), dtype={dtype})")
     assert allowed(spec, 1e-3) == pytest.approx(1.05e-3 + roundoff, rel=1e-12)
     assert allowed(spec, 0.0) == roundoff
+
+
+def test_of_several_kernels_the_one_that_is_most_off_counts():
+    """A kernel that rounds nothing is wrong at an error that is right for one that rounds."""
+    spec = parse("ConvTranspose2d(8, 8, 3, groups=8, layout=any)")
+    rounds, exact = (3e-4, 3e-4), (2e-4, 1e-7)
+    assert worst(spec, [rounds, exact]) == worst(spec, [exact, rounds]) == exact
+    assert exact[0] > allowed(spec, exact[1])
+    assert rounds[0] <= allowed(spec, rounds[1])
