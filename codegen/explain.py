@@ -25,13 +25,7 @@ from .symbolic.sizes import AXES
 from .tables.targets import GpuTarget
 
 STAGES = ("spec", "phases", "index", "plan", "candidates", "wrapper")
-OF_KERNEL = (
-    "phases",
-    "index",
-    "plan",
-    "candidates",
-    "wrapper",
-)  # each kernel has its own
+OF_KERNEL = STAGES[1:]  # each kernel of a file has its own
 MOST_PHASES = 16  # phases listed for an axis
 MOST_CANDIDATES = 8  # tiles listed
 

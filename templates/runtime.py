@@ -181,10 +181,14 @@ if SEVERAL:
 
         `input` is one like that of the call: its sizes and its layout decide what a kernel reads.
         """
-        plan = _plan_of(input, input)
         _refuse(_mismatch_of_weight(weight.shape, [weight.dtype], [weight.device]))
-        packed = _pack(plan, weight.detach())
-        return packed.clone() if packed.data_ptr() == weight.data_ptr() else packed
+        if RAW_WEIGHT:
+            return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+        else:
+            plan = _plan_of(input, input)
+            if plan.RAW_WEIGHT:
+                return weight.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
+            return _pack(plan, weight.detach())
 
 else:
 

@@ -43,7 +43,7 @@ CONV_ARGUMENTS = (  # the positional order of nn.ConvTransposeNd
     "dilation",
     "padding_mode",
 )
-OWN_ARGUMENTS = (*("input", "rungs", "dtype", "precision", "layout", "grid", "target", "autotune"),)
+OWN_ARGUMENTS = ("input", "rungs", "dtype", "precision", "layout", "grid", "target", "autotune")
 MOST_RUNGS = 3  # beside the one for any size
 
 # Defaults of the arguments with one integer per axis; the rank turns them into tuples.

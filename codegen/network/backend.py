@@ -19,8 +19,8 @@ from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
-from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
-from .layers import allows_tf32
+from ..language.spec import ConvTransposeSpec
+from .layers import allows_tf32, layout_for
 
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -122,7 +122,7 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
             kernel_size=tuple(weight.shape[2:]),
             bias=bias is not None,
             input=sizes if len(sizes) == rank + 2 else (1, *sizes),
-            layout=ANY if rank in MEMORY_FORMATS else "channels_first",
+            layout=layout_for(rank),
             target=local_target().name if torch.cuda.is_available() else None,
             dtype=dtype,
             precision=precision,

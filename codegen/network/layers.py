@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import SpecError, nearest, shown, text_of, visible
 from ..execution.local_gpu import local_target
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import ANY, LAYOUTS, MEMORY_FORMATS, ConvTransposeSpec
 
 DEVICES = ("cpu", "cuda", "meta")  # allowed devices of a layer now; its kernel runs on CUDA
 # What an emitted class has instead of torch's, and what it needs torch's of: a user's subclass that
@@ -75,6 +75,11 @@ def record_of(layer: Any) -> dict[str, str] | None:
     """Return what `replace_layers` noted: spec, note, folder; None if the layer is none of its."""
     record: dict[str, str] | None = vars(layer).get("_replaced")
     return record
+
+
+def layout_for(rank: int) -> str:
+    """Return the layout of a layer's file: whatever arrives, where torch has two."""
+    return ANY if rank in MEMORY_FORMATS else LAYOUTS[0]
 
 
 def allows_tf32() -> bool:

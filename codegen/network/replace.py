@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..compiler import compile_kernel, plan
+from ..compiler import compile_kernel
+from ..compiler import plan as plan_of
 from ..errors import SpecError, shown, text_of
 from ..execution.loading import kept_module
 from ..language.parser import parse
-from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 from .calls import Call
 from .examples import dtype_of, example_calls, rungs_of
 from .layers import (
@@ -28,6 +29,7 @@ from .layers import (
     check_module,
     chosen,
     is_emitted,
+    layout_for,
     original_of,
     record_of,
     spec_of,
@@ -159,8 +161,7 @@ def _planned(
     if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
-    if spec.rank in MEMORY_FORMATS:  # whatever arrives, now or after model.to(memory_format=…)
-        spec = replace(spec, layout=ANY)
+    spec = replace(spec, layout=layout_for(spec.rank))
     spec = _with_rungs(spec, layer, calls)
     note = note if spec.dtype == "float32" else ""
     record = record_of(layer)
@@ -187,7 +188,7 @@ def _emitted(spec: ConvTransposeSpec) -> tuple[ConvTransposeSpec, str]:
 
 def _has_plan(spec: ConvTransposeSpec, rung: tuple[int | None, ...]) -> bool:
     try:
-        plan(replace(spec, input=rung, rungs=()))
+        plan_of(replace(spec, input=rung, rungs=()))
     except SpecError:
         return False
     return True

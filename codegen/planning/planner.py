@@ -16,7 +16,7 @@ from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
-from ..symbolic.sizes import GRADIENT, LAYOUTS, RUNG
+from ..symbolic.sizes import GRADIENT, OF_LAYOUT, RUNG
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
@@ -57,7 +57,7 @@ def plan_kernel(
     kernels = []
     for number, (part, its) in enumerate(zip(parts, tiles, strict=True)):
         rung, layout = divmod(number, layouts)
-        names = RUNG.format(rung) if rung else "", LAYOUTS[layout]
+        names = RUNG.format(rung) if rung else "", OF_LAYOUT[layout]
         found = _plan_one(part, phases, target, families, its, choices, names=names)
         kernels.append(_for_any_batch(found, spec, names) if rung else found)
     return dataclasses.replace(kernels[0], others=tuple(kernels[1:]))
@@ -108,7 +108,8 @@ def _plan_one(
     if measured is not None:
         check_limits(form, spec, chosen, target)
     fold = family.folds_batch(problem, form, chosen) if known is None else known.fold_batch
-    last = GRADIENT if is_backward else ""
+    of_gradient = GRADIENT if is_backward else ""
+    prefix = "".join(names) + of_gradient
     grouping = family.grouping(spec, phases, chosen.span)
     block = RowBlock(phases[-2], chosen.rows) if chosen.rows > 1 else None
     sizes = SizeTable(
@@ -120,9 +121,9 @@ def _plan_one(
         block=block,
         box=form.box(chosen),
         fold=fold,
-        prefix="".join(names) + last,
-        layer_prefix=last,
-        extent_prefix=names[0] + last,
+        prefix=prefix,
+        layer_prefix=of_gradient,
+        extent_prefix=names[0] + of_gradient,
     ).sizes()
     grid, reason = place_on_grid(spec, phases, sizes, fold)
     return KernelPlan(
@@ -145,7 +146,7 @@ def _plan_one(
         choices_digest=digest,
         unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target, families),
         grid_reason=reason,
-        prefix="".join(names) + last,
+        prefix=prefix,
         is_backward=is_backward,
         gradient=_gradient(spec, target, families, measured, names),
     )

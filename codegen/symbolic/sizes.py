@@ -26,7 +26,7 @@ BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
 # Prefixes of names in the file, which add up: of a rung, of sizes that a kernel's tile decides for
 # channels_last beside channels_first, and of the sizes of the input's gradient.
 RUNG = "RUNG{}_"
-LAYOUTS = "", "LAST_"
+OF_LAYOUT = "", "LAST_"
 GRADIENT = "GRAD_"
 GROUPS = symbol("GROUPS")  # the layer's channel groups, always a constant of the file
 

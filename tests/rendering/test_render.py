@@ -78,6 +78,16 @@ def texts(plans):
     return [render(each).text for each in plans]
 
 
+def test_what_a_record_states_is_read(texts):
+    """Fields of a file's kernels that nothing reads are lines that a reader looks for in vain."""
+    several = [text for text in texts if "\nclass Plan:" in text]
+    assert len(several) >= 4
+    for text in several:
+        records = re.findall(r"^PLAN\w* = Plan\((.*?)^\)", text, re.MULTILINE | re.DOTALL)
+        stated = {name for record in records for name in re.findall(r"^    (\w+)=", record, re.M)}
+        assert {name for name in stated if f"plan.{name}" not in text} == set()
+
+
 # ---- the contract ----
 
 

@@ -5,6 +5,9 @@ The layer has a kernel of 4, stride 2 and padding 1, from 16 channels to 8, of i
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -160,3 +163,16 @@ def test_the_sample_s_layer_is_torch_s():
         UserWarning, match="computed by torch: this file was generated for torch.float32, got"
     ):
         assert torch.equal(layer(x), own(x))
+
+
+def test_no_index_is_a_truth_value():
+    """Dynamo of torch 2.11 traces no `pair[flag]`, which Python and later versions take."""
+    tree = ast.parse(Path(runtime.__file__).read_text("utf-8"))
+    tested = (ast.BoolOp, ast.Compare)
+    found = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and any(isinstance(n, tested) for n in ast.walk(node.slice))
+    ]
+    assert found == []

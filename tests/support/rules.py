@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from convgen.rendering.header import HASH_KEY, is_as_generated
-from convgen.symbolic.sizes import GRADIENT, LAYOUTS
+from convgen.symbolic.sizes import GRADIENT, OF_LAYOUT
 
 Breaches = Iterator[tuple[ast.AST, str]]
 
@@ -30,7 +30,7 @@ KERNEL_EXTENTS = {f"{prefix}K{letter}" for prefix in ("", GRADIENT) for letter i
 CONFIG = re.compile(r"triton\.Config\(\{('\w+': \d+(, '\w+': \d+)*)?\}(, \w+=\d+)*\)")
 SETTING = re.compile(r"(\w+)(?:': |=)(\d+)")
 # Of the layer's kernel, of a rung's, of another layout's, or of its gradient's.
-BLOCK = re.compile(rf"(RUNG\d_)?({'|'.join(filter(None, LAYOUTS))})?({GRADIENT})?BLOCK_")
+BLOCK = re.compile(rf"(RUNG\d_)?({'|'.join(filter(None, OF_LAYOUT))})?({GRADIENT})?BLOCK_")
 UNTYPED_BLOCK = re.compile(r"(BLOCK_\w+)(?!\w|: tl\.constexpr(?:,|$))")
 EXECUTION = {"eval", "exec", "compile", "open", "__import__", "importlib", "os", "subprocess"}
 REGISTERED = {"NAMESPACE", "Recorded", "register_optimizer_step_post_hook"}
