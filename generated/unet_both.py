@@ -3,10 +3,10 @@
 # target: h100 (NVIDIA H100 SXM5 80GB, sm_90, 132 SMs)
 # family: polyphase, tile 64 positions x 64 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * tile, image)
-# in channels_last: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 4 stages
-#   grid (phase_w * phase_h * tile, image)
+# in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
+#   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 0407b06b3b2c11520b2bea4920da09433d8acdcfadebee7c73e7244134ebe60f
+# sha256 of the other lines: 8c7e885e15ebd5479132442918d7b893e6a77c3a734b949e0163774f8e65002d
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch._C._dynamo.guards import _empty_strided_cuda
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 C_IN = tl.constexpr(128)
 C_OUT = tl.constexpr(64)
@@ -38,9 +39,11 @@ PHASES = tl.constexpr(2)  # neighbouring outputs of a row, computed together
 BLOCK_M = tl.constexpr(64)  # positions of a tile: groups of outputs
 BLOCK_N = tl.constexpr(64)  # output channels of a tile
 BLOCK_K = tl.constexpr(32)  # input channels of a step
-LAST_BLOCK_M = tl.constexpr(128)  # output positions of a tile
+LAST_ROWS = tl.constexpr(2)  # neighbouring rows of outputs, computed together
+LAST_BLOCK_M = tl.constexpr(128)  # positions of a tile: outputs, in each of its rows
 LAST_BLOCK_N = tl.constexpr(64)  # output channels of a tile
-LAST_BLOCK_K = tl.constexpr(32)  # input channels of a step
+LAST_BLOCK_K = tl.constexpr(64)  # input channels of a step
+LAST_BOX_W = tl.constexpr(128)  # positions of a tile along axis w
 
 # The kernel that packs the weight
 PACK_TAPS = tl.constexpr(4)  # slots of a tile that is packed: tap x output lane x input place
@@ -70,6 +73,7 @@ EAGER = {torch.Tensor, nn.Parameter}
 # Earlier launches by kind of call: what `_launched` needs to repeat them.
 LAUNCHED = {}
 MOST_LAUNCHED = 1024  # entries; further kinds of call are always launched by Triton
+BOXES = {}  # by kind of call: classes with the fields of its descriptors but the tensors
 
 # ---- kernels ----
 
@@ -164,8 +168,8 @@ def conv_transpose2d_kernel(
     do_not_specialize_on_alignment=["H_IN", "W_IN"],
 )
 def conv_transpose2d_last_kernel(
-    x_ptr,  # *fp16 [BATCH, H_IN, W_IN, C_IN]
-    w_ptr,  # *fp16 [KH * KW, C_OUT, C_IN], packed
+    x_desc,  # fp16 [BATCH, H_IN, W_IN, C_IN], in boxes [1, 1, LAST_BOX_W, LAST_BLOCK_K]
+    w_desc,  # fp16 [KH * KW * C_OUT, C_IN], packed, in boxes [LAST_BLOCK_N, LAST_BLOCK_K]
     bias_ptr,  # *fp16 [C_OUT]
     y_ptr,  # *fp16 [BATCH, H_OUT, W_OUT, C_OUT]
     H_IN,
@@ -180,47 +184,53 @@ def conv_transpose2d_last_kernel(
     H_OUT = 2 * H_IN
     W_OUT = 2 * W_IN
     W_PHASE = W_IN
+    w_tiles = tl.cdiv(W_PHASE, LAST_BOX_W)
     channel_blocks = tl.cdiv(C_IN, LAST_BLOCK_K)
 
     # The tile of this program
     program_0 = tl.program_id(0)
     phase_w = program_0 % 2
-    phase_h = (program_0 // 2) % 2
-    tile = program_0 // 4
+    w_tile = (program_0 // 2) % w_tiles
+    block_h = program_0 // (2 * w_tiles)
     image = tl.program_id(1)
 
-    # Its output positions, flattened, and its channels
-    position = tile * LAST_BLOCK_M + tl.arange(0, LAST_BLOCK_M)
-    q_w = position % W_PHASE
-    q_h = position // W_PHASE
-    ci = tl.arange(0, LAST_BLOCK_K)
+    # Its output positions, in a box, and its channels
+    position = tl.arange(0, LAST_BLOCK_M)
+    start_w = w_tile * LAST_BOX_W
+    q_w = position + start_w
     co = tl.arange(0, LAST_BLOCK_N)
 
-    x_tile = x_ptr + tl.cast(image, tl.int64) * H_IN * W_IN * C_IN
-    x_lanes = (q_h * W_IN * C_IN + q_w * C_IN)[:, None] + ci[None, :]
-    w_tile = w_ptr + phase_h * (C_IN * C_OUT * KW) + phase_w * (C_IN * C_OUT)
-    w_lanes = ci[:, None] + (co * C_IN)[None, :]
-
-    acc = tl.zeros((LAST_BLOCK_M, LAST_BLOCK_N), dtype=tl.float32)
+    acc_0 = tl.zeros((LAST_BLOCK_M, LAST_BLOCK_N), dtype=tl.float32)
+    acc_1 = tl.zeros((LAST_BLOCK_M, LAST_BLOCK_N), dtype=tl.float32)
     for block in range(channel_blocks):
         channel = block * LAST_BLOCK_K
-        x_mask = (q_h < H_IN)[:, None]
-        x = tl.load(x_tile + channel + x_lanes, mask=x_mask, other=0.0)
-        w = tl.load(w_tile + channel + w_lanes)
-        acc = tl.dot(x, w, acc, input_precision="ieee")
+        w_start = phase_w * C_OUT
+        # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
+        x = x_desc.load([image, block_h, start_w, channel]).reshape(LAST_BLOCK_M, LAST_BLOCK_K)
+        w_0 = w_desc.load([w_start, channel])
+        w_1 = w_desc.load([w_start + C_OUT * KW, channel])
+        acc_0 = tl.dot(x, w_0.T, acc_0, input_precision="ieee")
+        acc_1 = tl.dot(x, w_1.T, acc_1, input_precision="ieee")
 
     bias = tl.load(bias_ptr + co)
-    acc += bias.to(tl.float32)[None, :]
+    acc_0 += bias.to(tl.float32)[None, :]
+    acc_1 += bias.to(tl.float32)[None, :]
+    # Row 0 of the block
     y_tile = (
         y_ptr
         + tl.cast(image, tl.int64) * H_OUT * W_OUT * C_OUT
-        + tl.cast(phase_h, tl.int64) * W_OUT * C_OUT
+        + tl.cast(block_h, tl.int64) * W_OUT * C_OUT * LAST_ROWS
         + phase_w * C_OUT
     )
-    y_position = q_h * 2 * W_OUT * C_OUT + q_w * (2 * C_OUT)
-    y_lanes = y_position[:, None] + co[None, :]
-    y_mask = (q_h * 2 + phase_h < H_OUT)[:, None]
-    tl.store(y_tile + y_lanes, acc.to(tl.float16), mask=y_mask)
+    y_lanes = (q_w * (2 * C_OUT))[:, None] + co[None, :]
+    y_inside_w = q_w * 2 + phase_w < W_OUT
+    y_inside = y_inside_w & (block_h * LAST_ROWS < H_OUT)
+    y_mask = y_inside[:, None]
+    tl.store(y_tile + y_lanes, acc_0.to(tl.float16), mask=y_mask)
+    # Row 1 of the block
+    y_inside = y_inside_w & (block_h * LAST_ROWS + 1 < H_OUT)
+    y_mask = y_inside[:, None]
+    tl.store(y_tile + y_lanes + W_OUT * C_OUT, acc_1.to(tl.float16), mask=y_mask)
 
 
 @triton.jit
@@ -375,11 +385,12 @@ def _start(x, packed_weight, bias, y):
 def _start_last(x, packed_weight, bias, y):
     """Launch the kernel to compute `y`; return what was compiled, the grid, other arguments."""
     batch, _, h_in, w_in = x.shape
-    positions = h_in * w_in
-    grid = (4 * triton.cdiv(positions, LAST_BLOCK_M.value), batch)
+    h_out = y.shape[2]
+    grid = (2 * triton.cdiv(w_in, LAST_BOX_W.value) * triton.cdiv(h_out, LAST_ROWS.value), batch)
+    x_desc, w_desc = _descriptors_last(x, packed_weight)
     with torch.cuda.device_of(x):
         compiled = conv_transpose2d_last_kernel[grid](
-            x, packed_weight, bias, y, h_in, w_in, num_warps=4, num_stages=4, enable_fp_fusion=True
+            x_desc, w_desc, bias, y, h_in, w_in, num_warps=4, num_stages=2, enable_fp_fusion=True
         )
     return compiled, grid, (h_in, w_in)
 
@@ -416,6 +427,24 @@ def _start_pack_last(weight, last):
     return packed, compiled, grid, (last,)
 
 
+def _descriptors_last(x, packed_weight):
+    """Return the descriptors of the kernel's operands: shapes, strides and the boxes it loads."""
+    _, _, h_in, w_in = x.shape
+    x_desc = TensorDescriptor(
+        x,
+        [x.shape[0], h_in, w_in, 128],
+        [h_in * w_in * 128, w_in * 128, 128, 1],
+        [1, 1, LAST_BOX_W.value, LAST_BLOCK_K.value],
+    )
+    w_desc = TensorDescriptor(
+        packed_weight,
+        [4 * 64, 128],
+        [128, 1],
+        [LAST_BLOCK_N.value, LAST_BLOCK_K.value],
+    )
+    return x_desc, w_desc
+
+
 def _launch(plan, input, packed_weight, bias):
     """Return the output; the arguments were checked."""
     c_out = packed_weight.shape[1] // plan.LANES
@@ -429,13 +458,38 @@ def _launch(plan, input, packed_weight, bias):
     else:
         x = x.resolve_neg().contiguous()
     bias = bias.resolve_neg().contiguous()
+    if plan.HAS_BOXES:
+        x, packed_weight = _aligned(x, packed_weight)
     x_ptr, w_ptr = x.data_ptr(), packed_weight.data_ptr()
     call = x.get_device(), _first, plan, x.shape, c_out, x_ptr % 16, w_ptr % 16
     b_ptr = bias.data_ptr()
     call = *call, b_ptr % 16
-    operands = x_ptr, w_ptr, b_ptr
+    if plan.HAS_BOXES:
+        operands = *_boxed(plan, call, x, packed_weight), b_ptr
+    else:
+        operands = x_ptr, w_ptr, b_ptr
     y = _launched(call, operands, (plan, x, packed_weight, bias, c_out))
     return y if batched else y.squeeze_(0)
+
+
+def _aligned(x, packed_weight):
+    """Return both; copies, if one does not start at a multiple of 16 bytes as boxes need it."""
+    if (x.data_ptr() | packed_weight.data_ptr()) % 16:
+        return x.clone(), packed_weight.clone()
+    return x, packed_weight
+
+
+def _boxed(plan, call, x, packed_weight):
+    """Return the tensor descriptors of a call; Triton checks them only at its first."""
+    if call not in BOXES:
+        described = plan.descriptors(x, packed_weight)
+        if len(BOXES) < MOST_LAUNCHED:
+            fields = [vars(each) | {"base": None} for each in described]
+            BOXES[call] = [type("Box", (TensorDescriptor,), each) for each in fields]
+        return described
+    x_desc, w_desc = map(object.__new__, BOXES[call])
+    x_desc.base, w_desc.base = x, packed_weight
+    return x_desc, w_desc
 
 
 def _empty_last(shape, x):
@@ -617,9 +671,9 @@ def _mismatch_of_sizes(shape, output):
 
 def _mismatch_of_sizes_last(shape, output):
     """Return which sizes are too large for the kernel, None if all fit."""
-    batch, _, h_in, w_in = shape
-    c_out = output[1]
-    reach = 4 * c_out * h_in * w_in
+    batch, c_in, h_in, w_in = shape
+    _, c_out, h_out, _ = output
+    reach = max(c_in * h_in * w_in, 4 * c_out * triton.cdiv(h_out, LAST_ROWS.value) * w_in)
     if reach >= 2**31 - 2**16:
         return f"sizes whose offsets in a tile stay below 2**31, got input {shape}"
     if batch > 65535:
@@ -697,16 +751,20 @@ PLAN = Plan(
     CHANNELS_LAST=False,
     PACKED_TAPS=2,
     LANES=PHASES.value,
+    HAS_BOXES=False,
     start=_start,
     start_pack=_start_pack,
+    descriptors=None,
     mismatch_of_sizes=_mismatch_of_sizes,
 )
 PLAN_LAST = Plan(
     CHANNELS_LAST=True,
     PACKED_TAPS=4,
     LANES=1,
+    HAS_BOXES=True,
     start=_start_last,
     start_pack=_start_pack_last,
+    descriptors=_descriptors_last,
     mismatch_of_sizes=_mismatch_of_sizes_last,
 )
 PLANS = (PLAN, PLAN_LAST)
@@ -795,7 +853,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_1344a787f62a672f"
+NAMESPACE = "convgen_f0c9d3faad451f93"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

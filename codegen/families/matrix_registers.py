@@ -297,7 +297,11 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     # Eight warps at 64 positions took twice as many registers.
     if tile.num_warps > NUM_WARPS[0] and tile.block_m < FRAGMENT[0] * tile.num_warps:
         return False
-    held, roomy = accumulators_of(spec, form, tile), None not in spec.spatial
+    held = accumulators_of(spec, form, tile)
+    # Run-time strides take registers: for every element of a tile that is not in shared memory, and
+    # for those of a grouped store.
+    beside = target.multiplies_from_shared and not form.family.grouped
+    roomy = beside or None not in spec.spatial
     if not target.multiplies_from_shared:
         if _unrolls_fragments(spec, form, tile):
             return False

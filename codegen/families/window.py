@@ -52,8 +52,8 @@ def window_refusal(spec: ConvTransposeSpec) -> str | None:
     """
     if spec.autotune != "none":
         return "autotune: a tensor descriptor fixes the block sizes of one tile"
-    if None in spec.spatial or spec.in_channels is None or spec.out_channels is None:
-        return "extents or channels are left to run time"
+    if spec.in_channels is None or spec.out_channels is None:
+        return "the channels are left to run time"
     if not (spec.element.itemsize == 2 or (spec.product is not None and spec.product.rounds)):
         return f"{spec.dtype} in this precision does not run as a single tensor-core product"
     group = spec.in_channels // spec.groups
@@ -195,14 +195,14 @@ def _load(kernel: Kernel, start: list[Expr]) -> str:
 
 
 class Window(MatrixFamily):
-    """Serves layers of known sizes on GPUs that have a tensor memory accelerator."""
+    """Serves layers of known channels on GPUs that have a tensor memory accelerator."""
 
     name = "window"
     method = (
         "implicit GEMM over neighbours in a row: a tap's inputs are a box that the tensor "
         "memory accelerator loads, without an address or a mask for an element"
     )
-    serves = "known sizes in channels_last or with a copy, on GPUs since Hopper"
+    serves = "known channels, in channels_last or with a copy, on GPUs since Hopper"
     template = "kernels/gemm.py.jinja"
     context_type = GemmContext
 

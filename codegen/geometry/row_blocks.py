@@ -78,9 +78,7 @@ def rows_refusal(spec: ConvTransposeSpec, rows: int) -> str | None:
     stride, extent = spec.stride[-2], spec.output_spatial[-2]
     if rows % stride or rows // stride & (rows // stride - 1):
         return f"{rows} is no power of two times the stride of the last axis but one, {stride}"
-    if extent is None:
-        return "the last extent but one is left to run time"
-    if extent < rows:
+    if extent is not None and extent < rows:
         return f"it has {extent} rows of outputs"
     block = RowBlock(decompose(spec)[-2], rows)
     inputs = len(block.inputs)

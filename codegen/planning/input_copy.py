@@ -40,12 +40,12 @@ def relayout_refusal(spec: ConvTransposeSpec) -> str | None:
         return "a copy would gain nothing: the input is in channels_last and is not rounded"
     if spec.dtype == "float64":
         return "a copy would gain nothing: float64 is bound by its products"
-    if spec.in_channels is None or None in spec.spatial:
-        return "the extents or the channels of the input are left to run time"
+    if spec.in_channels is None:
+        return "the channels of the input are left to run time"
     group = spec.in_channels // spec.groups
     if group * spec.element.itemsize % VECTOR:
         return f"the {group} channels of a group are no multiple of {VECTOR} bytes"
-    if spec.in_channels * math.prod(e for e in spec.spatial if e) > MOST_INDEX:
+    if spec.in_channels * math.prod(_known(spec)) > MOST_INDEX:
         return "an image has more than 2**31 - 1 elements"
     return None
 
@@ -59,8 +59,15 @@ def copy_tile(spec: ConvTransposeSpec) -> CopyTile:
     assert spec.in_channels is not None
     most = min(_power_of_two(spec.in_channels), CHANNELS[0])
     channels = next((each for each in CHANNELS if spec.in_channels % each == 0), most)
-    inputs = _power_of_two(math.prod(extent for extent in spec.spatial if extent))
-    return CopyTile(max(min(ELEMENTS // channels, inputs), LEAST_POSITIONS), channels)
+    positions = ELEMENTS // channels
+    if None not in spec.spatial:
+        positions = min(positions, _power_of_two(math.prod(_known(spec))))
+    return CopyTile(max(positions, LEAST_POSITIONS), channels)
+
+
+def _known(spec: ConvTransposeSpec) -> list[int]:
+    """Return the extents of the input that the spec fixes."""
+    return [extent for extent in spec.spatial if extent is not None]
 
 
 def _power_of_two(least: int) -> int:

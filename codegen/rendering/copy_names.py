@@ -18,10 +18,11 @@ from ..language.spec import MEMORY_FORMATS
 from ..planning.input_copy import CopyTile, copy_name, copy_rounds, copy_text, copy_tile
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.access import Coordinate
+from ..symbolic.lines import call_text, tuple_text
 from ..symbolic.scribe import Scribe
 from ..symbolic.sizes import AXES, Size, Sizes
 from .host_sizes import HostNames, grid_text
-from .size_lines import size_lines
+from .size_lines import list_text, size_lines
 
 ORDER = ("ci", "position")  # dimensions of a tile
 
@@ -39,6 +40,10 @@ class RelayoutText:
         triton_dtype: element type of the tensors, in comments.
         x_shape, copy_shape: axes of the tensors, in comments.
         positions, channels: extents of a tile.
+        arguments: sizes that are arguments of the kernel.
+        argument_names: their names, as a list in text; empty if there are none.
+        sizes: what the launch passes for them, as a tuple in text.
+        launch: the launch.
         locals: lines that define the numbers of tiles that the program's coordinates need.
         program_lines: lines that define the program's coordinates.
         lane_lines: lines that define the lanes over channels and positions.
@@ -63,6 +68,10 @@ class RelayoutText:
     copy_shape: str
     positions: str
     channels: str
+    arguments: tuple[str, ...]
+    argument_names: str
+    sizes: str
+    launch: str
     locals: tuple[str, ...]
     program_lines: tuple[str, ...]
     lane_lines: tuple[str, ...]
@@ -92,16 +101,18 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
     ci = _lane(kernel, lanes, "ci", ("ci_tile", "channel_tiles", "COPY_CHANNELS"))
     position = _lane(kernel, lanes, "position", ("tile", "position_tiles", "COPY_POSITIONS"))
     inputs, channels = _inputs(sizes), sizes.named("C_IN")
-    name, transposes = copy_name(plan.spec), plan.spec.layout == "channels_first"
+    kernel_name = f"{copy_name(plan.spec)}{plan.suffix}_kernel"
+    transposes = plan.spec.layout == "channels_first"
     of_ci, of_position = (inputs, ONE) if transposes else (ONE, channels)
     x = kernel.access("x", _coordinates(kernel, (ci, of_ci), (position, of_position)), ORDER)
     copy = kernel.access("copy", _coordinates(kernel, (ci, ONE), (position, channels)), ORDER)
+    _, arguments, local_lines = size_lines(sizes, kernel.scribe)
     host = HostNames(kernel.plan, sizes)
-    programs = host.extent(grid)
+    programs, given = host.extent(grid), host.launch_sizes(arguments)
     spatial = ", ".join(f"{letter.upper()}_IN" for letter in AXES[plan.spec.rank])
     copy_shape = f"[BATCH, {spatial}, C_IN]"
     return RelayoutText(
-        kernel=f"{name}{plan.suffix}_kernel",
+        kernel=kernel_name,
         function=f"_start_copy{plan.suffix}",
         prefix=plan.prefix,
         what="an input in channels_last" if plan.suffix else "the input",
@@ -112,7 +123,15 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
         copy_shape=copy_shape,
         positions=str(tile.positions),
         channels=str(tile.channels),
-        locals=size_lines(sizes, kernel.scribe)[-1],
+        arguments=arguments,
+        argument_names=list_text(arguments) if arguments else "",
+        sizes=tuple_text(given),
+        launch=call_text(
+            f"compiled = {kernel_name}[grid]",
+            ("x", "copy", *given, "num_warps=4", "enable_fp_fusion=True"),
+            indent=8,
+        ),
+        locals=local_lines,
         program_lines=tuple(program),
         lane_lines=tuple(lanes),
         x_lines=(*([x.base] if x.base else []), *x.lanes, *x.mask_lines),

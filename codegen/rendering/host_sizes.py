@@ -134,7 +134,6 @@ class HostNames:
     def _extents(self) -> list[Expr]:
         """Return the memory that a tile spans in input, output and weight, in elements."""
         sizes, spec = self.sizes, self.plan.spec
-        channels_last = spec.layout == "channels_last"
         images = Integer(1)
         if self.plan.fold_batch:  # images of a tile; folding requires known positions
             positions = self.space.number(sizes.positions) or 1
@@ -147,14 +146,18 @@ class HostNames:
                 span = self.plan.grouping.span
                 known = self.space.number(count)  # always known with a span above 1
                 count = count if known is None else Integer(known)
-            if self.plan.block is not None and sizes.is_blocked(axis):  # requires known extents
-                count = Integer(self.plan.block.advance * (self.space.number(count) or 0))
+            if self.plan.block is not None and sizes.is_blocked(axis):
+                known = self.space.number(count)
+                count = self.plan.block.advance * (count if known is None else Integer(known))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
         blocks_in = max(map(self.plan.family.input_channels, self.plan.tiles))
-        whole = channels_last or self.plan.fold_batch
-        depth_in = sizes.groups * sizes.group_in if whole else Integer(blocks_in)
-        depth_out = sizes.groups * sizes.group_out if whole else Integer(self._most("block_n"))
+        last_in, last_out = (
+            layout == "channels_last" or self.plan.fold_batch
+            for layout in (self.plan.input_layout, spec.layout)
+        )
+        depth_in = sizes.groups * sizes.group_in if last_in else Integer(blocks_in)
+        depth_out = sizes.groups * sizes.group_out if last_out else Integer(self._most("block_n"))
         extents = [images * depth_in * math.prod(inputs), images * depth_out * math.prod(outputs)]
         if not self.plan.reads_raw_weight:  # a row of the packed weight has all input channels
             grouping = self.plan.grouping

@@ -14,7 +14,7 @@ from sympy import Expr
 from ..language.spec import ConvTransposeSpec
 from ..planning.family import Boxes
 from ..planning.plan import KernelPlan
-from ..symbolic.lines import call_text
+from ..symbolic.lines import call_text, tuple_text
 from ..symbolic.sizes import BLOCKS, Sizes
 from ..tables.pointwise import Stage
 from .host_printer import HostPrinter
@@ -76,6 +76,7 @@ class LaunchText:
         grid: line that defines the launch grid.
         launch: lines of the launch.
         descriptors: tensor descriptors of the operands; empty if the kernel takes pointers.
+        descriptor_names: lines that assign the sizes which the descriptors read.
         launch_sizes: sizes that the launch passes, as a tuple in text.
     """
 
@@ -86,18 +87,19 @@ class LaunchText:
     grid: str
     launch: str
     descriptors: tuple[DescriptorText, ...]
+    descriptor_names: tuple[str, ...]
     launch_sizes: str
 
 
 def wrapper_context(spec: ConvTransposeSpec) -> WrapperContext:
     """Return the names in the templates that say what a file of `spec` was generated for."""
     return WrapperContext(
-        input_shape=_tuple((spec.batch, spec.in_channels, *spec.spatial)),
-        weight_shape=_tuple(_weight_shape(spec)),
-        stride=_tuple(spec.stride),
-        padding=_tuple(spec.padding),
-        output_padding=_tuple(spec.output_padding),
-        dilation=_tuple(spec.dilation),
+        input_shape=tuple_text((spec.batch, spec.in_channels, *spec.spatial)),
+        weight_shape=tuple_text(_weight_shape(spec)),
+        stride=tuple_text(spec.stride),
+        padding=tuple_text(spec.padding),
+        output_padding=tuple_text(spec.output_padding),
+        dilation=tuple_text(spec.dilation),
         groups=spec.groups,
         torch_before=tuple(_torch_line("input", stage) for stage in spec.before),
         torch_after=tuple(_torch_line("output", stage) for stage in spec.after[:-1]),
@@ -111,7 +113,8 @@ def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchTex
     arguments = kernel.arguments
     spec = plan.spec
     least = {block: min(getattr(tile, block.lower()) for tile in plan.tiles) for block in BLOCKS}
-    names, check_names = HostNames(plan, sizes), HostNames(plan, sizes, least)
+    names, box_names = HostNames(plan, sizes), HostNames(plan, sizes)
+    check_names = HostNames(plan, sizes, least)
     checks = check_names.checks()
     check_lines = check_names.shape_lines("shape", "output") if checks else ()
     tuned = any(size.name in BLOCKS and size.value is None for size in sizes.table)
@@ -135,19 +138,22 @@ def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchTex
             (*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
             indent=8,
         ),
-        descriptors=_descriptors(plan, boxes, names.printer) if boxes else (),
-        launch_sizes=_tuple(launch_sizes),
+        descriptors=_descriptors(plan, boxes, box_names) if boxes else (),
+        descriptor_names=box_names.shape_lines("x.shape", "y.shape"),
+        launch_sizes=tuple_text(launch_sizes),
     )
 
 
-def _descriptors(
-    plan: KernelPlan, boxes: Boxes, printer: HostPrinter
-) -> tuple[DescriptorText, ...]:
+def _descriptors(plan: KernelPlan, boxes: Boxes, names: HostNames) -> tuple[DescriptorText, ...]:
     """Return the descriptors of the channels_last input and of the packed weight as a matrix."""
     spec = plan.spec
     assert spec.in_channels is not None
     assert spec.out_channels is not None
-    inputs = [*map(str, spec.spatial), str(spec.in_channels)]
+    inputs = [
+        names.printer.text(names.sizes.input(axis)) if extent is None else str(extent)
+        for axis, extent in enumerate(spec.spatial)
+    ]
+    inputs.append(str(spec.in_channels))
     depth = spec.in_channels // spec.groups
     steps = [*(" * ".join(inputs[axis:]) for axis in range(len(inputs))), "1"]
     return (
@@ -156,14 +162,14 @@ def _descriptors(
             tensor="x",
             shape=f"[x.shape[0], {', '.join(inputs)}]",
             strides=f"[{', '.join(steps)}]",
-            box=_box(printer, boxes.input),
+            box=_box(names.printer, boxes.input),
         ),
         DescriptorText(
             name="w_desc",
             tensor="packed_weight",
             shape=f"[{math.prod(spec.kernel_size)} * {spec.out_channels}, {depth}]",
             strides=f"[{depth}, 1]",
-            box=_box(printer, boxes.weight),
+            box=_box(names.printer, boxes.weight),
         ),
     )
 
@@ -171,10 +177,6 @@ def _descriptors(
 def _box(printer: HostPrinter, extents: tuple[Expr, ...]) -> str:
     """Return the extents of a box, as a Python list."""
     return f"[{', '.join(map(printer.text, extents))}]"
-
-
-def _tuple(values: tuple[object, ...]) -> str:
-    return f"({', '.join(map(str, values))}{',' if len(values) == 1 else ''})"
 
 
 def _weight_shape(spec: ConvTransposeSpec) -> tuple[int | None, ...]:

@@ -43,6 +43,12 @@ def call_text(function: str, arguments: Iterable[str], indent: int) -> str:
     return "\n".join([f"{function}(", *(f"    {argument}," for argument in given), ")"])
 
 
+def tuple_text(values: Iterable[object]) -> str:
+    """Return a tuple as text, with the comma that a single element needs."""
+    texts = [str(value) for value in values]
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+
 def split(text: str, signs: str) -> list[str]:
     """Split `text` before each operator of `signs` that is outside all brackets."""
     parts, depth, start = [], 0, 0

@@ -31,7 +31,7 @@ class SizeTable:
         groups: channel groups; a program computes one of them. 1 where a kernel does not
             distinguish them.
         grouping: grouping of the last axis, or None; a span above 1 requires a known extent.
-        block: row block of the last axis but one, or None; requires a known extent.
+        block: row block of the last axis but one, or None.
         box: images, then positions along each axis, of a tile; empty if a tile is a run of
             flattened positions.
         fold: whether a tile may contain positions of several images.
@@ -173,10 +173,10 @@ class SizeTable:
         if self.block is None:
             return
         letter, _, output, _ = list(self._axes())[-2]
-        assert output is not None
+        count = None if output is None else -(-output // self.block.rows)
         blocks = CeilDiv(self._extent(f"{letter}_OUT"), self._named("ROWS"))
         yield self._size("ROWS", self.block.rows)
-        yield self._size(f"{letter}_BLOCKS", -(-output // self.block.rows), blocks)
+        yield self._size(f"{letter}_BLOCKS", count, blocks)
         yield self._size("ROWS_IN", self.block.advance)
 
     def _taps(self) -> Iterator[Size]:

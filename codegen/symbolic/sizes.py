@@ -107,7 +107,7 @@ class Sizes:
             elif size.definition is None or size.is_count:
                 result[name] = None
             else:
-                result[name] = floors(size.definition)
+                result[name] = floors(size.definition.xreplace(self._known))
         return result
 
     @property

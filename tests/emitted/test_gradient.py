@@ -41,8 +41,9 @@ OPEN = "ConvTranspose2d(kernel_size=3, padding=1, groups=2, dtype=float64)"
 def tiles_of(spec, kinds=("gather", 1, 1)):
     """Return the tiles of a (family, span, rows) that could give the input's gradient of `spec`."""
     back = input_gradient(spec)
+    able = {family.name for family in FAMILIES if family.gradient_refusal() is None}
     ranking = rank_tiles(back, decompose(back), H100, FAMILIES)
-    tiles = [c.tile for c in ranking]
+    tiles = [c.tile for c in ranking if c.tile.family in able and not c.tile.relayout]
     return [t for t in tiles if kinds is None or (t.family, t.span, t.rows) == kinds]
 
 

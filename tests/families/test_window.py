@@ -30,7 +30,7 @@ from convgen.planning.choices import Choices, key_of
 from convgen.planning.forms import form_of
 from convgen.planning.plan import Measured
 from convgen.planning.resources import use_of
-from drawing import draw
+from drawing import draw, opened
 from running import worked
 
 H100 = find_target("h100")
@@ -40,7 +40,6 @@ LAST = "layout=channels_last"
 LAYER = f"ConvTranspose2d(32, 16, 3, padding=1, input=(None, 32, 20, 24), {LAST})"
 
 REFUSED = {
-    f"ConvTranspose2d(32, 16, 3, input=(2, 32, None, 24), {LAST})": "run time",
     f"ConvTranspose2d(None, 16, 3, input=(2, None, 20, 24), {LAST})": "run time",
     f"ConvTranspose2d(6, 16, 3, input=(2, 6, 20, 24), {LAST})": "6 channels",
     f"ConvTranspose2d(32, 16, 3, input=(2, 32, 20, 24), {LAST}, dtype=float64)": "as a single",
@@ -104,7 +103,8 @@ def test_layers_match_the_oracle(share: int, tmp_path: Path, device: str) -> Non
             spec = served(9000 + seed)
         except SpecError:
             continue
-        tiles = windows(spec)
+        emitted = opened(spec) if seed % 3 == 0 else spec
+        tiles = windows(emitted)
         if not tiles:
             reason = WINDOW.refusal(spec)
             copied = spec.layout == "channels_first" and spec.stride[-1] > 1
@@ -113,7 +113,8 @@ def test_layers_match_the_oracle(share: int, tmp_path: Path, device: str) -> Non
         source = random.Random(seed)
         rows = source.choice(sorted({tile.rows for tile in tiles}))
         tile = source.choice([tile for tile in tiles if tile.rows == rows])
-        module = load_module(compile_kernel(spec, H100, tile).text, f"window_{seed}", tmp_path)
+        text = compile_kernel(emitted, H100, tile).text
+        module = load_module(text, f"window_{seed}", tmp_path)
         exact, error, faithful = measure(spec, module, device, seed)
         assert exact, f"seed {seed}, {tile}: {spec}"
         assert error <= allowed(spec, faithful), f"seed {seed}, {tile}: {spec}"

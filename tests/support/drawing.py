@@ -29,6 +29,12 @@ def draw(seed: int) -> tuple[ConvTransposeSpec, ConvTransposeSpec]:
         return known, _open(source, known) if source.random() < 0.5 else known
 
 
+def opened(spec: ConvTransposeSpec) -> ConvTransposeSpec:
+    """Return `spec` with the batch and every extent left to run time."""
+    sizes = (None, spec.in_channels, *(None,) * spec.rank)
+    return dataclasses.replace(spec, input=sizes)
+
+
 def _draw_known(source: random.Random) -> ConvTransposeSpec:
     rank = source.choice((1, 2, 2, 3))
 
