@@ -60,6 +60,7 @@ WAYS: dict[str, tuple[str | None, bool, bool]] = {
     "replaced": (None, True, False),
     "examples": (None, True, True),
     "replaced-compiled": ("inductor", True, False),
+    "examples-compiled": ("inductor", True, True),
     "backend": ("convgen", False, False),
 }
 CONVOLUTIONS = (
