@@ -60,6 +60,7 @@ WAYS: dict[str, tuple[str | None, bool, bool]] = {
     "replaced": (None, True, False),
     "examples": (None, True, True),
     "replaced-compiled": ("inductor", True, False),
+    "examples-compiled": ("inductor", True, True),
     "backend": ("convgen", False, False),
 }
 CONVOLUTIONS = (
@@ -333,7 +334,8 @@ def launches(call: Callable[[], Any], device: str, finish: Callable[[], None]) -
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as seen:
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
+    with profile(activities=activities, acc_events=True) as seen:  # torch 2.11 warns without it
         call()
         finish()
     events = [each for each in seen.events() if on_gpu == (each.device_type == DeviceType.CUDA)]

@@ -9,6 +9,7 @@ CHECKOUT is a clone of https://github.com/ScalingIntelligence/KernelBench. Ways 
     replaced           convgen.replace_layers, for inputs of any size
     examples           the same with example_inputs, the problem's own
     replaced-compiled  replaced, then torch.compile
+    examples-compiled  examples, then torch.compile
     backend            torch.compile(backend="convgen")
 
 Each problem is a process of `kernelbench_problem.py`, which says how numbers are checked and what
@@ -18,11 +19,11 @@ With `--workers 6` six processes compile side by side but take turns on the GPU,
 memory for all of them; they share the host's cores, so `wall_ms` is best measured with one worker.
 `--seconds` limits the run: no problem starts later than that.
 
-The report compares medians on the GPU; `off` is the largest error of a problem's ways, as a part of
-what is allowed. The script exits 1 if a number is off, a way failed, none of convgen's kernels ran
-in a way of convgen's, or lines come from different machines. With `--device cpu` kernels run in
-Triton's interpreter and the report compares `wall_ms`, which measures no speed; it takes networks
-far smaller than KernelBench's.
+The report compares medians on the GPU, and names all problems that a way makes slower, by a ratio
+below 0.97; `off` is the largest error of a problem's ways, as a part of what is allowed. The script
+exits 1 if a number is off, a way failed, none of convgen's kernels ran in a way of convgen's, or
+lines come from different machines. With `--device cpu` kernels run in Triton's interpreter and
+`wall_ms` is compared, which measures no speed; it takes networks far smaller than KernelBench's.
 """
 
 from __future__ import annotations
@@ -42,14 +43,19 @@ from typing import Any
 
 Row = dict[str, Any]
 
-WAYS = ("torch", "compiled", "replaced", "examples", "replaced-compiled", "backend")
+WAYS = (
+    *("torch", "compiled", "replaced", "examples"),
+    *("replaced-compiled", "examples-compiled", "backend"),
+)
 COMPARISONS = (
     ("torch", "replaced"),
     ("torch", "examples"),
     ("torch", "compiled"),
     ("compiled", "replaced-compiled"),
+    ("compiled", "examples-compiled"),
     ("compiled", "backend"),
 )
+SLOWER = 0.97  # problems with a ratio below it are named
 LEVELS = (2, 3)
 LIMIT_S = 1800  # for a process, its waiting included: a hang must not stop the others
 LAYER = re.compile(r"\bConvTranspose[123]d\b")
@@ -258,7 +264,7 @@ def complaints(row: Row, ways: list[str]) -> list[str]:
 
 
 def comparison(rows: list[Row], one: str, other: str) -> str:
-    """Return the geometric mean and the lowest of one way's times over another's."""
+    """Return geometric mean and lowest of one way's times over another's, and what is slower."""
     faster = {}
     for row in rows:
         answers = [row["ways"].get(way, {}) for way in (one, other)]
@@ -266,10 +272,13 @@ def comparison(rows: list[Row], one: str, other: str) -> str:
             faster[row["problem"]] = answers[0]["ms"] / answers[1]["ms"]
     if not faster:
         return f"{one} / {other}: none to compare"
-    mean, lowest = statistics.geometric_mean(faster.values()), min(faster, key=faster.__getitem__)
+    mean = statistics.geometric_mean(faster.values())
+    ranked = sorted(faster, key=faster.__getitem__)
+    slower = [f"{key} {faster[key]:.3f}x" for key in ranked if faster[key] < SLOWER]
     return (
         f"{one} / {other}: geometric mean {mean:.2f}x of {len(faster)}, "
-        f"lowest {faster[lowest]:.2f}x ({lowest})"
+        f"lowest {faster[ranked[0]]:.2f}x ({ranked[0]}), "
+        f"{len(slower)} below {SLOWER}" + (f": {', '.join(slower)}" if slower else "")
     )
 
 

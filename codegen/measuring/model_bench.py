@@ -224,7 +224,8 @@ def _profiled(call: Callable[[], object], setting: Setting) -> _Seen:
     gpu = setting.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     _synchronize(setting)
-    with profile(activities=activities) as found:
+    # torch 2.11 warns of cycles without acc_events, though there is only one.
+    with profile(activities=activities, acc_events=True) as found:
         for _ in range(PROFILED):
             call()
         _synchronize(setting)

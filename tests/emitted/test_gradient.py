@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -31,6 +30,7 @@ from convgen.geometry.phases import decompose
 from convgen.planning.candidates import rank_tiles
 from convgen.planning.choices import Choices, key_of, read_choices, text_of
 from convgen.planning.plan import Measured, MeasuredGradient
+from linting import ruff
 from rules import check_rules
 
 H100 = find_target("h100")
@@ -182,9 +182,8 @@ def test_files_with_two_kernels_are_clean_and_within_the_rules(command, root, tm
         assert check_rules(found) == []
         assert [line for line in found.splitlines()[8:] if len(line) > 100] == []
         (tmp_path / "generated" / f"file_{number}.py").write_text(found, "utf-8")
-    ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
-    done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    done = ruff(*command, "--no-cache", ".", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_constant_belongs_to_one_kernel():

@@ -247,7 +247,7 @@ def test_times_on_a_gpu_are_those_of_kernels(monkeypatch: pytest.MonkeyPatch) ->
     calls: list[None] = []
 
     class Profile(contextlib.nullcontext[Any]):
-        def __init__(self, activities: list[Any]) -> None:
+        def __init__(self, activities: list[Any], acc_events: bool) -> None:
             super().__init__(self)
             assert activities == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
 

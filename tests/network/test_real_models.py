@@ -31,7 +31,8 @@ def launches(device, monkeypatch):
     if device == "cuda":
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        # Without acc_events torch 2.11 warns of cycles.
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
             yield found
             torch.cuda.synchronize()
         found.update({event.key: event.count for event in profiled.key_averages()})

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,6 +29,7 @@ from convgen.project.package import MANIFEST, SCHEMA
 from convgen.project.table import read_table
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.render import environment
+from linting import ruff
 from running import make_project, rows, run
 
 SPEC = "ConvTranspose1d(4, 2, 4, stride=2)"
@@ -71,8 +71,8 @@ def test_the_package_is_clean_text_with_an_intact_header(tmp_path: Path, table: 
     text = build.texts[build.output / "__init__.py"]
     assert is_as_generated(text)
     assert max(map(len, text.splitlines())) <= 100
-    command = [sys.executable, "-m", "ruff", "format", "--check", "--line-length=100", "-"]
-    assert subprocess.run(command, input=text.encode(), check=False).returncode == 0
+    done = ruff("format", "--check", "--line-length=100", "-", input=text)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.interpreter

@@ -34,6 +34,7 @@ from convgen.project.table import read_table
 from convgen.rendering.header import is_as_generated
 from convgen.rendering.render import RUNTIME
 from convgen.tables.targets import find_target
+from linting import ruff
 from running import make_project, rows, run
 from test_gradient import H100, choices_of
 
@@ -283,13 +284,11 @@ def test_the_texts_are_clean(names: list[str], tmp_path: Path) -> None:
     """Users' linters read them too: no name that is not defined, none that nobody reads."""
     build = generate(make_project(tmp_path, table_of(names)))
     assert build.output / RUNTIME in build.texts
-    for path, text in build.texts.items():
-        if path.suffix != ".py":
-            continue
-        assert is_as_generated(text)
-        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=E4,E7,E9,F", "-"]
-        done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
-        assert done.returncode == 0, done.stdout.decode()
+    texts = [text for path, text in build.texts.items() if path.suffix == ".py"]
+    assert all(map(is_as_generated, texts))
+    for text in texts:
+        done = ruff("check", "--isolated", "--select=E4,E7,E9,F", "-", input=text)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- builds ----

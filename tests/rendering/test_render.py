@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import re
 import shutil
-import subprocess
-import sys
 import types
 import typing
 
@@ -34,6 +32,7 @@ from convgen.rendering.render import environment, render
 from convgen.rendering.wrapper_names import LaunchText, WrapperContext
 from convgen.tables.pointwise import POINTWISE
 from drawing import draw, each_form
+from linting import ruff
 
 ENVIRONMENT = environment()
 ENVIRONMENT.globals.clear()  # Jinja's own, such as `range` and `namespace`: no template uses them
@@ -346,8 +345,7 @@ def test_files_pass_the_linter_as_they_are(texts, root, tmp_path, command):
     (tmp_path / "generated").mkdir()
     for number, text in enumerate(texts):
         (tmp_path / "generated" / f"file_{number}.py").write_text(text, encoding="utf-8")
-    ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "."]
-    done = subprocess.run(ruff, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = ruff(*command, "--no-cache", ".", cwd=tmp_path)
     failing = [
         text.split("\n")[1:4:2]  # spec and family
         for n, text in enumerate(texts)

@@ -338,6 +338,9 @@ def made(package: str, make: Callable[[], Network]) -> Network:
             if parameter.dim() > 1:  # some start at 0.02 or at 0, and ReLU leaves nothing of it
                 parameter.normal_(0, (parameter.numel() / len(parameter)) ** -0.5)
     network.model.eval()
+    for module in network.model.modules():
+        if isinstance(module, nn.RNNBase) and not module.dropout:
+            module.train()  # the same numbers, but in evaluation cuDNN computes no gradients
     return network
 
 
