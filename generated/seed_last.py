@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 4eb82e74843f001f0f288269ffc8eebb512e49c45e3c154ce18d2fe594f8c52c
+# sha256 of the other lines: 1289c27bef8973f0530991b6bba2623f63f16e6c10b1b89bee3fe9e6bd433b43
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -305,12 +305,7 @@ def _descriptors(x, packed_weight):
         [1024 * 1024 * 64, 1024 * 64, 64, 1],
         [1, 1, BOX_W.value, BLOCK_K.value],
     )
-    w_desc = TensorDescriptor(
-        packed_weight,
-        [9 * 64, 64],
-        [64, 1],
-        [BLOCK_N.value, BLOCK_K.value],
-    )
+    w_desc = TensorDescriptor(packed_weight, [9 * 64, 64], [64, 1], [BLOCK_N.value, BLOCK_K.value])
     return x_desc, w_desc
 
 
@@ -657,7 +652,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f9334e420c6c4528"
+NAMESPACE = "convgen_d6bd98c5d2cbbfe6"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

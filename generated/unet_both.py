@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 8c7e885e15ebd5479132442918d7b893e6a77c3a734b949e0163774f8e65002d
+# sha256 of the other lines: 2fdc7837c5ae287e711093eab80b92e5d042ed249a6c7c384612ce05349cd293
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -437,10 +437,7 @@ def _descriptors_last(x, packed_weight):
         [1, 1, LAST_BOX_W.value, LAST_BLOCK_K.value],
     )
     w_desc = TensorDescriptor(
-        packed_weight,
-        [4 * 64, 128],
-        [128, 1],
-        [LAST_BLOCK_N.value, LAST_BLOCK_K.value],
+        packed_weight, [4 * 64, 128], [128, 1], [LAST_BLOCK_N.value, LAST_BLOCK_K.value]
     )
     return x_desc, w_desc
 
@@ -853,7 +850,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f0c9d3faad451f93"
+NAMESPACE = "convgen_22eed39bd136b52d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

@@ -82,6 +82,9 @@ MARGIN_FRAGMENTS = 40  # if both operands pass through registers
 MOST_OPERANDS = 32
 # Depth of a step (channels times span): deeper ones spill around pointers of run-time strides.
 DEEPEST_OPEN = 32
+# Loads of a thread for an input tile of a row block, with extents left to run time: of 800 plans on
+# eight GPUs those that spilled had more, or an open number of channels (Triton 3.9).
+MOST_OPEN_LOADS = 8
 
 
 def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> int:
@@ -117,7 +120,11 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
         narrow = 2 if spec.element.itemsize == 2 else 1
         if not _fills_steps(spec, tile):  # masked channels are zeroed by a select after the load
             operands += round(MASKED * tile.block_m * depth / threads)
-        return OTHER_GROUPED + accumulators + operands // narrow
+        if None not in spec.spatial:
+            addresses = 0
+        elif spec.spatial[-1] is None:  # groups may be partial: inputs are loaded one by one
+            addresses += tile.block_m * depth // threads
+        return OTHER_GROUPED + accumulators + operands // narrow + addresses
     # Channels that are not a multiple of 16 bytes are loaded one by one, each with its own address.
     if spec.layout == "channels_last" and not comes_in_vectors(spec):
         addresses += _element_registers(spec) * tile.block_m * tile.block_k // threads
@@ -297,6 +304,8 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     # Eight warps at 64 positions took twice as many registers.
     if tile.num_warps > NUM_WARPS[0] and tile.block_m < FRAGMENT[0] * tile.num_warps:
         return False
+    if None in spec.spatial and not _open_loads_fit(spec, form, tile, target):
+        return False
     held = accumulators_of(spec, form, tile)
     # Run-time strides take registers: for every element of a tile that is not in shared memory, and
     # for those of a grouped store.
@@ -328,6 +337,16 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     apart = spec.stride[-1] > 1 and not (form.family.grouped or form.boxed)
     roomy = roomy and spec.dtype != "float64" and not apart
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
+
+
+def _open_loads_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
+    """Whether a row-blocked tile has registers for the addresses of its loads in open extents."""
+    if spec.in_channels is None and not target.multiplies_from_shared:
+        return False
+    together = spec.layout == "channels_last" or form.relayout
+    wide = 16 // spec.element.itemsize if together and comes_in_vectors(spec) else 1
+    elements = tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
+    return elements <= MOST_OPEN_LOADS * wide
 
 
 def _unrolls_fragments(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:

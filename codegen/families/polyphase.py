@@ -53,8 +53,6 @@ def span_refusal(spec: ConvTransposeSpec, span: int) -> str | None:
     """Return why groups of `span` inputs cannot serve `spec`, None if they can."""
     if span == spec.stride[-1] == 1:
         return "stride 1 along the last axis: a group of one input has one output"
-    if span > 1 and spec.spatial[-1] is None:
-        return "the last extent is left to run time"
     return refusal(decompose(spec)[-1], span)
 
 

@@ -12,7 +12,7 @@ from ..language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 
 # Nominal values of sizes left to run time, used when a tile is chosen.
-NOMINAL_BATCH = 8
+NOMINAL_BATCH = 16
 NOMINAL_CHANNELS = 64
 NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
 

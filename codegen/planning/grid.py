@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
-from sympy import Integer
+from sympy import Expr, Integer
 
 from ..errors import SpecError
 from ..geometry.phases import AxisPhases
+from ..geometry.problem import NOMINAL_BATCH
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.sizes import AXES, Sizes
 from ..symbolic.space import Space
@@ -55,7 +56,8 @@ def place_on_grid(
     else:
         grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
     grid = tuple(_live(space, part) for part in grid)
-    grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
+    batch = sizes.named("BATCH")
+    grid = tuple(sorted(grid, key=lambda part: -(_typical(space, part, batch) or math.inf)))
     _check_limits(spec, space, grid)
     shared = fold or (bool(sizes.box) and sizes.box[0] > 1)
     return grid, _reason(spec, rank, shared, extents)
@@ -76,6 +78,16 @@ def _tiles(sizes: Sizes, fold: bool) -> tuple[GridCoordinate, ...]:
 def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None:
     """Return the extent of a grid axis, None if known only at run time (it then sorts first)."""
     return space.number(math.prod((c.extent for c in coordinates), start=Integer(1)))
+
+
+def _typical(space: Space, coordinates: tuple[GridCoordinate, ...], batch: Expr) -> int | None:
+    """Return `_extent` with the nominal batch in place of an open one.
+
+    Images vary slowest where each has more programs than that: neighbours then read one image.
+    """
+    known = {} if space.number(batch) is not None else {batch: Integer(NOMINAL_BATCH)}
+    extents = (c.extent.xreplace(known) for c in coordinates)
+    return space.number(math.prod(extents, start=Integer(1)))
 
 
 def _natural_rank(extents: list[int | None]) -> int:

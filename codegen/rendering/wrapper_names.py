@@ -23,24 +23,6 @@ from .kernel_names import KernelText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DescriptorText:
-    """A tensor descriptor, from which the kernel loads boxes.
-
-    Attributes:
-        name: its name.
-        tensor: name of the tensor.
-        shape, strides: the tensor's extents and strides, as Python lists; strides in elements.
-        box: extents of a box, as a Python list.
-    """
-
-    name: str
-    tensor: str
-    shape: str
-    strides: str
-    box: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WrapperContext:
     """What a file was generated for.
 
@@ -75,7 +57,8 @@ class LaunchText:
         check_names, checks: conditions on run-time sizes, and the lines that name those.
         grid: line that defines the launch grid.
         launch: lines of the launch.
-        descriptors: tensor descriptors of the operands; empty if the kernel takes pointers.
+        descriptors: lines that make the descriptors of the operands, from which the kernel loads
+            boxes; empty if it takes pointers.
         descriptor_names: lines that assign the sizes which the descriptors read.
         launch_sizes: sizes that the launch passes, as a tuple in text.
     """
@@ -86,7 +69,7 @@ class LaunchText:
     checks: tuple[Check, ...]
     grid: str
     launch: str
-    descriptors: tuple[DescriptorText, ...]
+    descriptors: tuple[str, ...]
     descriptor_names: tuple[str, ...]
     launch_sizes: str
 
@@ -144,8 +127,11 @@ def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchTex
     )
 
 
-def _descriptors(plan: KernelPlan, boxes: Boxes, names: HostNames) -> tuple[DescriptorText, ...]:
-    """Return the descriptors of the channels_last input and of the packed weight as a matrix."""
+def _descriptors(plan: KernelPlan, boxes: Boxes, names: HostNames) -> tuple[str, ...]:
+    """Return lines that describe the channels_last input, and the packed weight as a matrix.
+
+    A descriptor has a tensor, its extents, its strides in elements, and the extents of a box.
+    """
     spec = plan.spec
     assert spec.in_channels is not None
     assert spec.out_channels is not None
@@ -156,21 +142,12 @@ def _descriptors(plan: KernelPlan, boxes: Boxes, names: HostNames) -> tuple[Desc
     inputs.append(str(spec.in_channels))
     depth = spec.in_channels // spec.groups
     steps = [*(" * ".join(inputs[axis:]) for axis in range(len(inputs))), "1"]
+    rows = f"{math.prod(spec.kernel_size)} * {spec.out_channels}"
+    x = "x", f"[x.shape[0], {', '.join(inputs)}]", f"[{', '.join(steps)}]"
+    weight = "packed_weight", f"[{rows}, {depth}]", f"[{depth}, 1]"
     return (
-        DescriptorText(
-            name="x_desc",
-            tensor="x",
-            shape=f"[x.shape[0], {', '.join(inputs)}]",
-            strides=f"[{', '.join(steps)}]",
-            box=_box(names.printer, boxes.input),
-        ),
-        DescriptorText(
-            name="w_desc",
-            tensor="packed_weight",
-            shape=f"[{math.prod(spec.kernel_size)} * {spec.out_channels}, {depth}]",
-            strides=f"[{depth}, 1]",
-            box=_box(names.printer, boxes.weight),
-        ),
+        call_text("x_desc = TensorDescriptor", (*x, _box(names.printer, boxes.input)), 4),
+        call_text("w_desc = TensorDescriptor", (*weight, _box(names.printer, boxes.weight)), 4),
     )
 
 
