@@ -167,6 +167,10 @@ REGISTERS: dict[str, tuple[str, str, dict[str, object], int]] = {
         STRIDED.replace("(8, 64, 64, 64)", "None"), "h100",
         PAIRS | {"span": 1, "block_k": 32, "block_n": 16}, OTHER + 32 + 32 + 3 * 32 // 4,
     ),
+    "pairs of an open extent: loads of 32 inputs, and pointers, 96 of 128 sums": (
+        STRIDED.replace("(8, 64, 64, 64)", "None"), "rtx4090", PAIRS | {"num_stages": 2},
+        r.OTHER_GROUPED + 128 + (128 + 128) * 32 // 128 + 32 + 96,
+    ),
     "pairs of 60 channels: the last block of 16 is masked, each of 32 inputs of a thread": (
         STRIDED.replace("(64,", "(60,").replace("(8, 64", "(8, 60"), "rtx4090",
         PAIRS | {"num_stages": 2}, r.OTHER_GROUPED + 128 + (128 + 128) * 32 // 128 + 48,
@@ -190,6 +194,7 @@ def test_registers_at_most(name: str) -> None:
 
 
 LAST16 = f"{LAST}, dtype=float16"
+OPEN = LAYER.split(", input")[0]
 SINGLE = {"block_m": 128, "block_n": 32, "block_k": 32, "family": "polyphase"}  # 64 columns
 # Registers that a tile may be estimated to take, of the 255 there are; 0 for one that is not tried.
 MOST: dict[str, tuple[str, str, dict[str, object], int]] = {
@@ -252,6 +257,22 @@ MOST: dict[str, tuple[str, str, dict[str, object], int]] = {
     "rows by mma.sync": (LAYER, "rtx4090", ROWS | {"block_m": 32}, 255 - r.MARGIN_ROW_FRAGMENTS),
     "rows by mma.sync, 72 products": (
         LAYER, "rtx4090", ROWS | {"block_m": 32, "block_k": 32}, 0,
+    ),
+    # Extents of run time: inputs of a step are loads of a thread, one by one or 16 bytes at once.
+    "open rows, 8 loads": (OPEN, "h100", ROWS | {"block_m": 64}, 255),
+    "open rows, 16 loads": (
+        f"{OPEN}, dtype=float16", "h100",
+        ROWS | {"block_m": 64, "block_n": 32, "block_k": 32}, 0,
+    ),
+    "open rows, 16 inputs of 16 bits in 2 loads": (
+        f"{LAST16.split(', input')[0]}, layout=channels_last, dtype=float16", "h100",
+        ROWS | {"block_m": 64, "block_n": 32, "block_k": 32}, 255,
+    ),
+    "open rows and channels by mma.sync": (
+        "ConvTranspose2d(None, 64, 3", "rtx4090", ROWS | {"block_m": 32, "block_n": 32}, 0,
+    ),
+    "open rows and channels by wgmma": (
+        "ConvTranspose2d(None, 64, 3", "h100", ROWS | {"block_m": 64, "block_n": 32}, 255,
     ),
     "rows by mma.sync, 64 doubles": (
         f"{LAYER}, dtype=float64", "a100", ROWS | {"block_m": 32, "block_n": 32}, 0,
