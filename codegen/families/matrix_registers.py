@@ -74,6 +74,8 @@ MASKED = 1.5  # for each input of a span above 1 if the last step's channels are
 # Registers for each input that is loaded by itself; fitted to 14 tiles of `ieee` (Triton 3.6).
 ELEMENT = 3
 LATE_ELEMENT = 7
+OPEN_ELEMENT = 13  # of run-time channels and extents: 8 inputs took 100 registers (Triton 3.9)
+MOST_OPEN_STAGED = 32  # inputs of run-time extents that a thread stages; 64 spilled
 # The estimate is off by about 30 registers, and a spill costs more than a smaller tile.
 MARGIN = 56
 MARGIN_GROUPED = 16
@@ -138,7 +140,9 @@ def _element_registers(spec: ConvTransposeSpec) -> int:
     take many instructions, so these registers are live for longer.
     """
     on_cores = spec.product is not None and spec.product.rate == "fp32"
-    return LATE_ELEMENT if on_cores and spec.in_channels is None else ELEMENT
+    if not on_cores or spec.in_channels is not None:
+        return ELEMENT
+    return OPEN_ELEMENT if None in spec.spatial else LATE_ELEMENT
 
 
 def _row_registers(spec: ConvTransposeSpec, form: Form, tile: Tile) -> int:
@@ -260,8 +264,10 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
             return 0
         from_shared = target.multiplies_from_shared
         return target.registers_per_thread - (0 if from_shared else MARGIN_ROW_FRAGMENTS)
-    held = tile.block_m * depth * spec.element.itemsize // (4 * WARP * tile.num_warps)
-    if held * parts > MOST_OPERANDS:
+    elements = tile.block_m * depth // (WARP * tile.num_warps)
+    if elements * spec.element.itemsize // 4 * parts > MOST_OPERANDS:
+        return 0
+    if None in spec.spatial and is_staged(spec, form) and elements > MOST_OPEN_STAGED:
         return 0
     return target.registers_per_thread - _margin(form, target)
 
