@@ -20,12 +20,9 @@ from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
 from ..language.spec import ConvTransposeSpec
-from ..planning.plan import KernelPlan
-from .graph_layout import gains_in_channels_last, has_convolutions, is_recorded
 from .layers import allows_tf32, layout_for
 
-# Parameters of torch.conv_transpose1d and its siblings.
-_OPERANDS = ("input", "weight", "bias")
+# Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
 _DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 
@@ -61,42 +58,18 @@ def compile_graph(
 
 def _rewrite(graph: Any) -> None:
     """Put the operator of an emitted file in the place of each transposed convolution."""
-    made: list[tuple[Any, KernelPlan]] = []
     for node, autocast in _with_autocast(list(graph.graph.nodes)):
         spec = _spec_of(node, autocast)
-        found = None if spec is None else _file_of(spec)
-        if found is None:
+        operator = None if spec is None else _operator_of(spec)
+        if operator is None:
             continue
-        operator, plan = found
-        operands = tuple(_given(node, _OPERANDS, {"bias": None}))
+        input, weight, bias = _given(node, ("input", "weight", "bias"), {"bias": None})
         with graph.graph.inserting_before(node):
-            made.append((graph.graph.call_function(operator, operands), plan))
-        made[-1][0].meta = dict(node.meta)
-        node.replace_all_uses_with(made[-1][0])
+            made = graph.graph.call_function(operator, (input, weight, bias))
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
         graph.graph.erase_node(node)
-    if not has_convolutions(graph.graph):
-        for node, plan in made:
-            _change_layout(node, plan)
     graph.recompile()
-
-
-def _change_layout(node: Any, plan: KernelPlan) -> None:
-    """Compute an emitted operator in channels_last, where that gains; its output is as before."""
-    import torch
-
-    tensors: list[Any] = [getattr(each, "meta", {}).get("example_value") for each in node.args]
-    batched = tensors[0].dim() == plan.spec.rank + 2
-    if not batched or is_recorded(tensors) or not gains_in_channels_last(plan, *tensors[:2]):
-        return
-    last = torch.channels_last if plan.spec.rank == 2 else torch.channels_last_3d
-    input, *others = node.args
-    with node.graph.inserting_before(node):
-        turned = node.graph.call_method("contiguous", (input,), {"memory_format": last})
-    node.args = (turned, *others)
-    with node.graph.inserting_after(node):
-        back = node.graph.call_method("contiguous", (node,))
-    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-    back.meta = dict(node.meta)
 
 
 def _with_autocast(nodes: list[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -131,7 +104,7 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
     if node.op != "call_function" or node.target not in functions:
         return None
     rank = 1 + functions.index(node.target)
-    nodes = _given(node, _OPERANDS, {"bias": None})
+    nodes = _given(node, ("input", "weight", "bias"), {"bias": None})
     tensors: list[Any] = [getattr(each, "meta", {}).get("example_value") for each in nodes]
     if not all(isinstance(each, torch.Tensor) for each in tensors[: 2 + (nodes[2] is not None)]):
         return None
@@ -168,7 +141,7 @@ def _has_kernels(tensor: Any) -> bool:
 
 def _given(node: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> list[Any]:
     """Return arguments of a node by their names, however it was given them."""
-    order = (*_OPERANDS, *_GEOMETRY)
+    order = ("input", "weight", "bias", *_GEOMETRY)
     placed = dict(zip(order, node.args, strict=False))
     return [placed.get(name, node.kwargs.get(name, defaults.get(name))) for name in names]
 
@@ -184,12 +157,11 @@ def _precision(input: Any, autocast: dict[str, Any]) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), "ieee" if exact else None
 
 
-def _file_of(spec: ConvTransposeSpec) -> tuple[Any, KernelPlan] | None:
-    """Return operator and plan of a spec's file, kept in Inductor's cache; None without a plan."""
+def _operator_of(spec: ConvTransposeSpec) -> Any:
+    """Return the operator of a spec's file, which lies in Inductor's cache; None without a plan."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     with contextlib.suppress(SpecError):  # no launch grid holds it
-        source = compile_kernel(spec)
-        kept = kept_module(spec, source.text, Path(cache_dir()) / "convgen")
-        return kept.OPERATOR.default, source.plan
+        text = compile_kernel(spec).text
+        return kept_module(spec, text, Path(cache_dir()) / "convgen").OPERATOR.default
     return None

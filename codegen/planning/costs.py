@@ -180,18 +180,8 @@ def _with_memory(seconds: float, work: Work, target: GpuTarget, least: Least) ->
     l2 = 1e-3 * l2_ms(work.l2_bytes, target)
     seconds = (seconds**BESIDE + memory**BESIDE + l2**BESIDE) ** (1 / BESIDE) + LAUNCH * 1e-9
     if work.copied:
-        seconds += _copy_seconds(work.copied, target)
+        seconds += LAUNCH_COPY * 1e-9 + work.copied / bandwidth
     return seconds
-
-
-def copy_ms(spec: ConvTransposeSpec, problem: Problem, target: GpuTarget) -> float:
-    """Return the time of a copy of the input, in milliseconds."""
-    return 1e3 * _copy_seconds(2 * copied_bytes(spec, problem), target)
-
-
-def _copy_seconds(moved: int, target: GpuTarget) -> float:
-    """Return the time of a copy that reads and writes so many bytes, in seconds."""
-    return LAUNCH_COPY * 1e-9 + moved / (target.dram_gbps * 1e9 * DRAM_REACHED)
 
 
 def multiplied(

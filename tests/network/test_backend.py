@@ -29,14 +29,14 @@ pytestmark = pytest.mark.interpreter
 def specs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]:
     """The specs that files were emitted for, in order; their folder is the test's own."""
     found: list[str] = []
-    file_of = backend._file_of
+    operator_of = backend._operator_of
 
     def noted(spec: Any) -> Any:
         found.append(str(spec).removesuffix(")").partition(", target=")[0] + ")")
-        return file_of(spec)
+        return operator_of(spec)
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(backend, "_file_of", noted)
+    monkeypatch.setattr(backend, "_operator_of", noted)
     torch._dynamo.reset()
     yield found
     torch._dynamo.reset()
