@@ -122,11 +122,7 @@ def registers_of(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTar
         narrow = 2 if spec.element.itemsize == 2 else 1
         if not _fills_steps(spec, tile):  # masked channels are zeroed by a select after the load
             operands += round(MASKED * tile.block_m * depth / threads)
-        if None not in spec.spatial:
-            addresses = 0
-        elif spec.spatial[-1] is None:  # groups may be partial: inputs are loaded one by one
-            addresses += tile.block_m * depth // threads
-        return OTHER_GROUPED + accumulators + operands // narrow + addresses
+        return OTHER_GROUPED + accumulators + operands // narrow
     # Channels that are not a multiple of 16 bytes are loaded one by one, each with its own address.
     if spec.layout == "channels_last" and not comes_in_vectors(spec):
         addresses += _element_registers(spec) * tile.block_m * tile.block_k // threads

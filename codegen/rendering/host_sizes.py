@@ -144,7 +144,7 @@ class HostNames:
             count, span = sizes.phase(axis), 1
             if self.plan.grouping is not None and sizes.is_grouped(axis):
                 span = self.plan.grouping.span
-                known = self.space.number(count)
+                known = self.space.number(count)  # always known with a span above 1
                 count = count if known is None else Integer(known)
             if self.plan.block is not None and sizes.is_blocked(axis):
                 known = self.space.number(count)

@@ -29,12 +29,7 @@ def assignment(name: str, text: str, indent: int) -> str:
         return f"{name} = (\n    {text}\n)"
     if len(parts) == 2 and text.endswith(")"):  # ruff would break it inside these parentheses
         return "\n".join([f"{name} = {parts[0]}", *(f"{name} {p[0]}= {p[2:]}" for p in parts[1:])])
-    lines = [
-        line
-        for part in parts
-        for line in ([part] if indent + 4 + len(part) <= WIDTH else split(part, "*"))
-    ]
-    return f"{name} = (\n    " + "\n    ".join(lines) + "\n)"
+    return f"{name} = (\n    " + "\n    ".join(parts) + "\n)"
 
 
 def call_text(function: str, arguments: Iterable[str], indent: int) -> str:

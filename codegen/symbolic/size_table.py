@@ -30,7 +30,7 @@ class SizeTable:
         tiles: every tile the kernel may be launched with.
         groups: channel groups; a program computes one of them. 1 where a kernel does not
             distinguish them.
-        grouping: grouping of the last axis, or None.
+        grouping: grouping of the last axis, or None; a span above 1 requires a known extent.
         block: row block of the last axis but one, or None.
         box: images, then positions along each axis, of a tile; empty if a tile is a run of
             flattened positions.

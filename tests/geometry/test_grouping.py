@@ -216,11 +216,11 @@ def test_what_is_not_refused_has_a_small_table(span):
 
 
 SERVED = {
-    "ConvTranspose2d(4, 4, 4, stride=2, padding=1)": (1, 2, 4),
+    "ConvTranspose2d(4, 4, 4, stride=2, padding=1)": (1,),  # the last extent is of run time
     "ConvTranspose2d(4, 4, 4, stride=2, padding=1, input=(1, 4, None, 9))": (1, 2, 4),
     "ConvTranspose2d(4, 4, 3, padding=1, input=(1, 4, 9, 9))": (2, 4),
     "ConvTranspose2d(4, 4, (9, 1), stride=(9, 1), input=(1, 4, 9, 9))": (2, 4),
-    "ConvTranspose2d(4, 4, 3, padding=1)": (2, 4),
+    "ConvTranspose2d(4, 4, 3, padding=1)": (),
     "ConvTranspose1d(4, 4, 16, stride=16, input=(1, 4, 9))": (1, 2),
     "ConvTranspose1d(4, 4, 4096, stride=4096, input=(1, 4, 9))": (),
     "ConvTranspose2d(4, 4, 4, stride=2, input=(1, 4, 9, 9), layout=channels_last)": (),

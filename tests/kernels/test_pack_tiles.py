@@ -24,7 +24,7 @@ from convgen.kernels.pack_tiles import last_output, tile_of
     ],
 )
 def test_a_tile_in_channels_last_is_filled_with_outputs_and_then_with_taps(layer, last, output):
-    found = plan(parse(f"ConvTranspose{layer[:-1]}, layout=channels_last)"))
+    found = plan(parse(f"ConvTranspose{layer}"))
     tile = tile_of(found, found.sizes)
     assert tile.last == last
     assert last_output(tile, found.spec.out_channels) == output

@@ -167,10 +167,6 @@ REGISTERS: dict[str, tuple[str, str, dict[str, object], int]] = {
         STRIDED.replace("(8, 64, 64, 64)", "None"), "h100",
         PAIRS | {"span": 1, "block_k": 32, "block_n": 16}, OTHER + 32 + 32 + 3 * 32 // 4,
     ),
-    "pairs of an open extent: loads of 32 inputs, and pointers, 96 of 128 sums": (
-        STRIDED.replace("(8, 64, 64, 64)", "None"), "rtx4090", PAIRS | {"num_stages": 2},
-        r.OTHER_GROUPED + 128 + (128 + 128) * 32 // 128 + 32 + 96,
-    ),
     "pairs of 60 channels: the last block of 16 is masked, each of 32 inputs of a thread": (
         STRIDED.replace("(64,", "(60,").replace("(8, 64", "(8, 60"), "rtx4090",
         PAIRS | {"num_stages": 2}, r.OTHER_GROUPED + 128 + (128 + 128) * 32 // 128 + 48,
