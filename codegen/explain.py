@@ -18,7 +18,7 @@ from .planning.caveats import caveats_of
 from .planning.costs import L2_PART, l2_ms, multiplied
 from .planning.forms import form_of
 from .planning.input_copy import copied_bytes, copy_text, tile_text
-from .planning.plan import Candidate, KernelPlan
+from .planning.plan import Candidate, KernelPlan, MeasuredTorch
 from .planning.resources import use_of
 from .symbolic.scribe import Scribe
 from .symbolic.sizes import AXES
@@ -215,6 +215,7 @@ def _why_tile(plan: KernelPlan) -> str:
             f"measured: {plan.measured.ms:.4f} ms, the fastest of {plan.measured.tried} tried on "
             f"{plan.measured.device}; the model "
             + ("agrees" if plan.tile == best.tile else f"would take {best.tile}")
+            + _beside_torch(plan.measured.torch)
         )
     if plan.tile != best.tile:
         return "given by the caller"
@@ -223,6 +224,12 @@ def _why_tile(plan: KernelPlan) -> str:
     if others:
         text += f"; the next blocks, {others[0].tile}, take {others[0].cost.model_ms:.4f} ms"
     return text
+
+
+def _beside_torch(torch: MeasuredTorch | None) -> str:
+    if torch is None:
+        return ""
+    return f"; torch's operator takes {torch.ms:.4f} ms, {torch.best_ms:.4f} ms at its best"
 
 
 def _blocks(candidate: Candidate) -> tuple[int, int, int]:

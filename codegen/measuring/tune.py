@@ -37,10 +37,10 @@ from ..geometry.gradient import gradient_refusal, input_gradient
 from ..geometry.phases import decompose
 from ..geometry.tile import Tile
 from ..language.parser import parse
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import LAYOUTS, MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.candidates import rank_tiles
 from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, text_of
-from ..planning.plan import Candidate, Measured, MeasuredGradient
+from ..planning.plan import Candidate, Measured, MeasuredGradient, MeasuredTorch
 from ..tables.targets import TARGETS, GpuTarget, find_target
 
 # Families whose kernels can compute the input gradient.
@@ -215,7 +215,8 @@ def measure(
     Returns:
         The fastest tile (`tile`), its time (`ms`), the time of the cost model's first choice
         (`first_ms`, None if it does not run; the ratio of the two shows how well the model ranks),
-        the number of candidates that ran (`tried`), and device, versions and date (`measured`). If
+        the number of candidates that ran (`tried`), the times of torch's operator (`torch`, a
+        `MeasuredTorch`), and device, versions and date (`measured`). If
         a kernel could compute the input gradient, also the fastest tile of that kernel, its time
         and torch's (`input_gradient`). Times are in milliseconds.
 
@@ -233,6 +234,7 @@ def measure(
         wait([fits for tiles in jobs.values() for _, fits in tiles])
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
+    row["torch"] = asdict(_torch_times(spec, "cuda"))
     for each in back:
         # The launch of the gradient's kernel cannot copy its input.
         plain = [job for job in jobs[each] if not job[0].relayout and job[0].family in OF_GRADIENT]
@@ -275,6 +277,30 @@ def _fastest(
     again = {tile: float(f"{timer.milliseconds(tile, 80):.4g}") for tile in last}
     tile = min(again, key=lambda tile: again[tile])
     return again[tile], tile, len(finalists), again[first] if known else None
+
+
+def _torch_times(spec: ConvTransposeSpec, device: str) -> MeasuredTorch:
+    """Return the times of torch's operator on a device."""
+    from triton.testing import do_bench
+
+    from ..execution.loading import laid_out
+    from ..execution.standin import concrete
+    from .cases import Way
+    from .worker import draw, torch_call
+
+    sized = concrete(spec, small=False)
+    x, *others = draw(sized, device)
+    x = laid_out(x, spec.layout)
+    times: dict[str, float] = {}
+    for layout in LAYOUTS if spec.rank in MEMORY_FORMATS else (spec.layout,):
+        way = Way(name=layout, channels_last=layout == "channels_last")
+        call = torch_call(sized, way, x, *others)
+        times[layout] = do_bench(call, warmup=5, rep=80, return_mode="median")
+        if layout != spec.layout:
+            turn = functools.partial(laid_out, x, layout)
+            times[layout] += do_bench(turn, warmup=5, rep=40, return_mode="median")
+    own, best = times[spec.layout], min(times.values())
+    return MeasuredTorch(float(f"{own:.4g}"), float(f"{best:.4g}"))
 
 
 def _gradient_times(

@@ -15,13 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..compiler import compile_kernel
+from ..compiler import compile_kernel, plan
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
 from ..language.spec import ConvTransposeSpec
+from ..language.torch_module import layout_of
+from ..values import check_choice
 from .layers import allows_tf32, layout_for
 
+PREFER = "fastest", "kernel"
+LEAST_SHARE = 0.97  # of a kernel's time: what is less than that away counts as equal
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
 _DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
@@ -40,30 +44,36 @@ def compile_graph(
         graph: a `torch.fx.GraphModule`; it is changed.
         example_inputs: fake or real tensors and numbers.
         mode: as `torch.compile` takes it for Inductor.
-        options: likewise.
+        options: likewise; and `prefer`: "fastest", the default, leaves to Inductor what it was
+            measured to compute faster, "kernel" nothing.
 
     Returns:
         A callable, as Inductor's `compile_fx` returns it.
 
     Raises:
+        SpecError: `prefer` is neither of the two.
         ProjectError: other users may write to the folder of the emitted files.
         MachineError: that folder cannot be written.
     """
     import torch
 
-    _rewrite(graph)
-    inductor = torch._TorchCompileInductorWrapper(mode, options, dynamic=None)
+    others = dict(options or {})
+    prefer = check_choice("options['prefer']", others.pop("prefer", PREFER[0]), PREFER)
+    _rewrite(graph, prefer)
+    inductor = torch._TorchCompileInductorWrapper(mode, others or None, dynamic=None)
     return inductor(graph, example_inputs)
 
 
-def _rewrite(graph: Any) -> None:
+def _rewrite(graph: Any, prefer: str = PREFER[0]) -> None:
     """Put the operator of an emitted file in the place of each transposed convolution."""
     for node, autocast in _with_autocast(list(graph.graph.nodes)):
         spec = _spec_of(node, autocast)
-        operator = None if spec is None else _operator_of(spec)
+        input, weight, bias = _given(node, ("input", "weight", "bias"), {"bias": None})
+        if spec is None or (prefer == "fastest" and _is_slower(spec, input, weight)):
+            continue
+        operator = _operator_of(spec)
         if operator is None:
             continue
-        input, weight, bias = _given(node, ("input", "weight", "bias"), {"bias": None})
         with graph.graph.inserting_before(node):
             made = graph.graph.call_function(operator, (input, weight, bias))
         made.meta = dict(node.meta)
@@ -155,6 +165,21 @@ def _precision(input: Any, autocast: dict[str, Any]) -> tuple[str, str | None]:
         dtype = autocast.get(input.device.type, dtype)
     exact = dtype == torch.float32 and not allows_tf32()
     return str(dtype).removeprefix("torch."), "ieee" if exact else None
+
+
+def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any) -> bool:
+    """Whether the kernel of a call was measured to be slower than what Inductor makes of it.
+
+    Without convgen Inductor decides on the layout of a convolution, and changes that of its input.
+    """
+    tensors = [each.meta["example_value"] for each in (input, weight)]
+    is_last = "channels_last" in [layout_of(each) for each in tensors]
+    with contextlib.suppress(SpecError):  # no launch grid holds it
+        kernels = plan(spec).kernels
+        measured = kernels[-1 if is_last else 0].measured
+        if measured is not None and measured.torch is not None:
+            return measured.torch.best_ms < LEAST_SHARE * measured.ms
+    return False
 
 
 def _operator_of(spec: ConvTransposeSpec) -> Any:

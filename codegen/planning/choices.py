@@ -6,13 +6,15 @@ a user gives a path, and the hash of that file goes into the header of emitted f
 
     {"schema": 1, "target": "h100", "measured": {"device": …, "triton": …, "date": …},
      "choices": [{"spec": "ConvTranspose2d(…)", "tile": {"family": …, …}, "ms": 0.17, "tried": 32,
-                  "first_ms": 0.18,
+                  "first_ms": 0.18, "torch": {"ms": 0.31, "best_ms": 0.22},
                   "input_gradient": {"tile": {…}, "ms": 0.18, "torch_ms": 0.31}}]}
 
 `first_ms`, the time of the model's first choice, shows how well the model ranks; convgen does not
-use it. The path ``none`` means no file at all: the package's choices are not used either.
-`input_gradient` is optional: the best tile for the gradient of the input, its time, and that of
-torch's operator. An emitted file has that kernel if it is faster than torch's operator.
+use it. The path ``none`` means no file at all: the package's choices are not used either. Two
+entries are optional. `input_gradient` has the best tile for the gradient of the input, its time,
+and that of torch's operator: an emitted file has that kernel if it is faster. `torch` has the times
+of torch's operator (`MeasuredTorch`), which decide whether the backend of torch.compile uses the
+kernel.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from ..geometry.tile import Tile
 from ..language.spec import NO_CHOICES, ConvTransposeSpec, check_target
 from ..values import check_choice, check_integer, integer_of, number_of
 from .family import Family
-from .plan import Measured, MeasuredGradient
+from .plan import Measured, MeasuredGradient, MeasuredTorch
 
 SCHEMA = 1
 MAX_MS = 10**9  # about 12 days: longer than any kernel runs
@@ -199,7 +201,12 @@ def _row(row: dict[str, Any], number: int, device: str, families: tuple[Family, 
         check_integer(f"tried of {where}", _field(row, "tried", where), 1, 2**31),
         device,
         _gradient_of(row, where, families) if "input_gradient" in row else None,
+        _torch_of(row["torch"], f"torch of {where}") if "torch" in row else None,
     )
+
+
+def _torch_of(found: Any, where: str) -> MeasuredTorch:
+    return MeasuredTorch(_time(found, "ms", where), _time(found, "best_ms", where))
 
 
 def _gradient_of(

@@ -34,6 +34,20 @@ class MeasuredGradient:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredTorch:
+    """The times of torch's operator, in milliseconds.
+
+    Attributes:
+        ms: as a layer calls it, with the input in the spec's layout.
+        best_ms: the least that a compiler can make of it: the same or, if that is faster, a change
+            of the input to the other layout and the operator there.
+    """
+
+    ms: float
+    best_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """The fastest tile of those timed for a spec.
 
@@ -43,6 +57,7 @@ class Measured:
         tried: number of candidates timed.
         device: name of the GPU they were timed on.
         gradient: the measurement for the gradient of the input, None without one.
+        torch: the times of torch's operator on the same data, None without them.
     """
 
     tile: Tile
@@ -50,6 +65,7 @@ class Measured:
     tried: int
     device: str
     gradient: MeasuredGradient | None = None
+    torch: MeasuredTorch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ TILE = {"block_m": 32, "block_n": 32, "block_k": 16, "num_warps": 4, "num_stages
 TILE |= {"family": "gather", "span": 1, "rows": 1, "relayout": False}
 ROW = {"spec": SMALL, "tile": TILE, "ms": 0.5, "first_ms": 0.75, "tried": 7}
 ROW |= {"input_gradient": {"tile": TILE, "ms": 0.5, "torch_ms": 0.75}}
+ROW |= {"torch": {"ms": 0.75, "best_ms": 0.625}}
 MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
 CHOICES = {"schema": 1, "target": "h100", "measured": MEASURED, "choices": [ROW]}
 ENTRY = {"id": "up", "rank": 1, "batch": 1, "in_channels": 4, "out_channels": 2, "input": [9]}
@@ -267,6 +268,8 @@ def test_every_field_of_choices_is_checked(tmp_path, path):
         (("choices", 0, "input_gradient"), ["null", "[]", "{}"]),
         (("choices", 0, "input_gradient", "torch_ms"), ["NaN", "-1", "true"]),
         (("choices", 0, "input_gradient", "tile", "rows"), ["true", "0"]),
+        (("choices", 0, "torch"), ["null", "[]", "{}"]),
+        (("choices", 0, "torch", "best_ms"), ["NaN", "-1", "true"]),
     ],
 )
 def test_a_wrong_field_is_told_by_its_name(tmp_path, path, texts):

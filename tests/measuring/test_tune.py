@@ -33,7 +33,7 @@ from convgen.measuring import tune as tuning
 from convgen.measuring.tune import _fits, shortlist, tune
 from convgen.planning.candidates import best_tile, rank_tiles
 from convgen.planning.choices import key_of, read_choices, shipped, text_of
-from convgen.planning.plan import Candidate, MeasuredGradient
+from convgen.planning.plan import Candidate, MeasuredGradient, MeasuredTorch
 
 LAYER = "ConvTranspose2d(32, 32, 4, stride=2, padding=1, bias=False, input=(8, 32, 32, 32))"
 MEASURED = {"device": "a card", "torch": "2", "triton": "3", "date": "2026-01-01"}
@@ -116,6 +116,7 @@ def test_a_worker_without_processes_does_not_compile_while_it_measures(monkeypat
     monkeypatch.setattr(tuning, "_may_have_children", lambda: False)
     monkeypatch.setattr(tuning, "_compiling", compiling)
     monkeypatch.setattr(tuning, "_fastest", fastest)
+    monkeypatch.setattr(tuning, "_torch_times", lambda *of: MeasuredTorch(1.0, 1.0))
     tuning.measure(key_of(parse(LAYER)), "h100", 4, (LAYER.replace("4,", "6,"),))
     assert started == [key_of(parse(LAYER))]
 
@@ -208,14 +209,45 @@ def test_a_row_has_the_gradient_of_the_input_where_a_kernel_could_give_it(
     monkeypatch.setattr(tuning, "_compiling", lambda spec, *of: compiled.append(spec) or [])
     monkeypatch.setattr(tuning, "_fastest", lambda *of: (1.0, TILE, 3, 1.0))
     monkeypatch.setattr(tuning, "_gradient_times", lambda *of: (0.5, 0.75))
+    monkeypatch.setattr(tuning, "_torch_times", lambda *of: MeasuredTorch(0.875, 0.625))
     row = tuning.measure(text, "h100", 4)
     where = row.pop("measured")
     path = tmp_path / "choices.json"
     path.write_text(text_of("h100", where, [row]), "utf-8")
-    found = read_choices(path, FAMILIES).table[text].gradient
+    measured = read_choices(path, FAMILIES).table[text]
+    found = measured.gradient
+    assert measured.torch == MeasuredTorch(0.875, 0.625)
     backs = [str(input_gradient(parse(text)))] if stride == 1 else []
     assert compiled == [text, *backs]
     assert found == (MeasuredGradient(TILE, 0.5, 0.75) if stride == 1 else None)
+
+
+TIMED = {
+    # In its own layout, in the other, the change of layout; what torch takes, and at its best.
+    "2d(4, 6, 3, input=(2, 4, 5, 7))": ([3.0, 1.0, 0.5], (3.0, 1.5)),
+    "2d(4, 6, 3, input=(2, 4, 5, 7), layout=channels_last)": ([1.0, 0.5, 2.0], (2.0, 1.5)),
+    "3d(4, 6, 3, input=(2, 4, 3, 5, 7))": ([2.0, 1.5, 0.75], (2.0, 2.0)),
+    "1d(4, 6, 3, input=(2, 4, 5))": ([2.0], (2.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("layer", TIMED)
+def test_torch_is_timed_in_both_layouts(layer, monkeypatch):
+    """What is timed computes the layer, or changes the layout of its input."""
+    times, expected = TIMED[layer]
+    spec, left, shapes = parse(f"ConvTranspose{layer}"), list(times), []
+
+    def timed(call, **options):
+        shapes.append(tuple(call().shape))
+        return left.pop(0)
+
+    monkeypatch.setattr("triton.testing.do_bench", timed)
+    found = tuning._torch_times(spec, "cpu")
+    assert (found.ms, found.best_ms) == expected
+    assert left == []
+    output = spec.input[0], spec.out_channels, *spec.output_spatial
+    assert shapes.count(output) == min(len(times), 2)
+    assert shapes.count(spec.input) == len(times) - min(len(times), 2)
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):
@@ -270,6 +302,7 @@ def test_a_layer_is_tuned(tmp_path: Path):
     found = json.loads(output.read_text("utf-8"))["choices"]
     assert [row["spec"] for row in found] == [key_of(parse(LAYER))]
     assert found[0]["first_ms"] >= found[0]["ms"] > 0
+    assert found[0]["torch"]["ms"] >= found[0]["torch"]["best_ms"] > 0
 
 
 @pytest.mark.gpu

@@ -20,7 +20,11 @@ import torch.nn.functional as F
 from torch._dynamo.backends.debugging import aot_eager
 
 from convgen import parse
+from convgen.compiler import plan as planned
 from convgen.network import backend
+from convgen.planning import planner
+from convgen.planning.choices import Choices, key_of
+from convgen.planning.plan import Measured, MeasuredTorch
 
 pytestmark = pytest.mark.interpreter
 
@@ -173,6 +177,56 @@ def test_settings_that_differ_are_no_error(
     layer = nn.ConvTranspose1d(4, 2, 4).to(device)
     rewritten(layer)(torch.randn(2, 4, 5, device=device))
     assert [parse(each).precision for each in specs] == ["ieee"]
+
+
+@pytest.mark.parametrize(
+    ("best_ms", "last", "prefer", "runs"),
+    [
+        (0.96, False, "fastest", False),
+        (0.98, False, "fastest", True),  # which is as fast
+        (0.96, False, "kernel", True),
+        (0.96, True, "fastest", True),  # measured in the other layout alone
+    ],
+)
+def test_what_torch_computes_faster_is_left_to_it(
+    best_ms: float,
+    last: bool,
+    prefer: str,
+    runs: bool,
+    specs: list[str],
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the measurement of the kernel that the call would run."""
+    layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
+    x = torch.randn(2, 4, 5, 6, device=device)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    spec = parse("ConvTranspose2d(4, 6, 4, 2, 1, input=(2, 4, 5, 6))")
+    target = planned(spec).target
+    measured = Measured(planned(spec).tile, 1.0, 3, "a card", torch=MeasuredTorch(1.5, best_ms))
+    choices = Choices(target.name, {key_of(spec): measured})
+    monkeypatch.setattr(planner, "shipped", lambda *of: choices)
+    kept: list[str] = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        backend._rewrite(graph, prefer)
+        kept.extend(str(node.target) for node in graph.graph.nodes)
+        return aot_eager(graph, inputs)
+
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.compile(layer, backend=compiler)(x), layer(x), rtol=1e-2, atol=1e-2
+        )
+    assert any("convgen" in each for each in kept) is runs
+    assert len(specs) == runs
+
+
+def test_what_is_preferred_is_one_of_two(device: str) -> None:
+    layer = nn.ConvTranspose1d(4, 2, 4).to(device)
+    compiled = torch.compile(layer, backend="convgen", options={"prefer": "torch"})
+    with pytest.raises(Exception, match=r"options\['prefer'\] must be one of fastest, kernel, got"):
+        compiled(torch.randn(2, 4, 5, device=device))
+    torch._dynamo.reset()
 
 
 def test_without_a_gpu_a_graph_stays_as_it_is() -> None:

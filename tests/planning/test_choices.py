@@ -27,7 +27,7 @@ from convgen.geometry.tile import Tile
 from convgen.planning.candidates import best_tile, rank_tiles
 from convgen.planning.choices import Choices, key_of, read_choices, shipped, text_of, tile_of
 from convgen.planning.forms import form_of
-from convgen.planning.plan import Measured
+from convgen.planning.plan import Measured, MeasuredTorch
 from drawing import draw
 from running import make_project, run
 
@@ -53,6 +53,16 @@ def test_a_measured_tile_comes_before_the_model(tmp_path):
     assert made.tile == TILE != made.ranking[0].tile
     reasons = dict(explain(made, "plan")[0].rows)
     assert "0.5000 ms, the fastest of 7 tried on a card" in str(reasons["why this tile"])
+
+
+def test_the_times_of_torch_stand_beside_the_kernel_s(tmp_path):
+    beside = {"torch": {"ms": 0.75, "best_ms": 0.625}}
+    choices = read_choices(written(tmp_path, row() | beside), FAMILIES)
+    made = plan(parse(LAYER), find_target("h100"), choices=choices)
+    assert made.measured.torch == MeasuredTorch(0.75, 0.625)
+    reasons = dict(explain(made, "plan")[0].rows)
+    said = "torch's operator takes 0.7500 ms, 0.6250 ms at its best"
+    assert str(reasons["why this tile"]).endswith(said)
 
 
 def test_the_header_names_the_file_of_choices_by_its_hash(tmp_path):
