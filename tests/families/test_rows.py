@@ -122,8 +122,10 @@ SERVED = {
     "strided volumes": "ConvTranspose3d(4, 2, 3, 2, 1, 1, input=(2, 4, 2, 4, 3))",
     "strided, last": "ConvTranspose2d(8, 6, 4, 2, 1, input=(2, 8, 5, 7), layout=channels_last)",
     "channels_last": "ConvTranspose2d(8, 6, 3, 1, 1, input=(2, 8, 5, 7), layout=channels_last)",
-    "open sizes": "ConvTranspose2d(None, None, 3, padding=1)",
-    "open, strided": "ConvTranspose2d(None, None, 4, 2, 1, input=(None, None, None, 11))",
+    "open sizes": "ConvTranspose2d(None, None, 3, padding=1, target=h100)",
+    "open, strided": "ConvTranspose2d(None, None, 4, 2, 1, input=(None, None, None, 11), "
+    "target=h100)",
+    "open extents": "ConvTranspose2d(6, 4, 3, padding=1)",
 }
 
 
@@ -141,7 +143,7 @@ def test_blocks_are_exact_in_every_form(
     """The stages make something of zero: a load that is not masked would show."""
     emitted = parse(stages.format(SERVED[layer]))
     known = emitted
-    if None in (emitted.in_channels, *(emitted.input or ())):
+    if None in (emitted.in_channels, *(emitted.input or (None,))):
         known = dataclasses.replace(
             emitted, in_channels=6, out_channels=4, input=(2, 6, 6, 11), bias=True
         )
