@@ -24,8 +24,11 @@ from .plan import Candidate
 from .resources import occupancy
 
 # An input copy costs memory, and the model of copies was only fitted on Hopper: a tile with a copy
-# must beat the others by these factors in predicted time, on Hopper and elsewhere.
+# must beat the others by these factors in predicted time, on Hopper and elsewhere. With extents left
+# to run time an input may be small, and one launch more costs the host 7 us (H200, torch 2.11): a
+# quarter of the time of a call.
 WORTH_COPY = 1.05
+WORTH_COPY_OPEN = 2.0
 WORTH_UNMEASURED = 2.0
 
 
@@ -60,8 +63,9 @@ def rank_tiles(
     Cached: ranking takes longer than rendering, and the tuner asks once per tile.
     """
     least = least_of(spec, problem_of(spec, phases), target)
+    is_open = None in spec.spatial
     ordered = [
-        (_order(candidate, siblings.form.family, target), candidate)
+        (_order(candidate, siblings.form.family, target, is_open=is_open), candidate)
         for siblings in _siblings(spec, phases, target, least, families)
         for candidate in _candidates(siblings, target, least)
     ]
@@ -76,6 +80,7 @@ def best_tile(
 ) -> Tile:
     """Return the first tile of `rank_tiles`, in a third of the time."""
     least = least_of(spec, problem_of(spec, phases), target)
+    is_open = None in spec.spatial
     found: list[tuple[tuple[Any, ...], Tile]] = []
     every = list(_siblings(spec, phases, target, least, families))
     every.sort(key=lambda each: each.least_grain)
@@ -83,7 +88,8 @@ def best_tile(
         if found and siblings.least_grain > found[0][0][0]:
             break
         candidates = _candidates(siblings, target, least)
-        here = [(_order(each, siblings.form.family, target), each.tile) for each in candidates]
+        family = siblings.form.family
+        here = [(_order(c, family, target, is_open=is_open), c.tile) for c in candidates]
         found = [min(found + here)]
     return found[0][1]
 
@@ -114,7 +120,8 @@ def _siblings(
             if fitting:
                 work = work_of(spec, problem, form, tile, target)
                 least_ms = least_ms_of_work(work, target, least)
-                yield Siblings(form, blocks, fitting, work, _grain(tile, family, target, least_ms))
+                worth = _worth(tile, family, target, is_open=None in spec.spatial)
+                yield Siblings(form, blocks, fitting, work, _grain(least_ms * worth))
 
 
 def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
@@ -125,18 +132,23 @@ def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator
         yield Candidate(tile, cost)
 
 
-def _worth(tile: Tile, family: Family, target: GpuTarget) -> float:
+def _worth(tile: Tile, family: Family, target: GpuTarget, *, is_open: bool) -> float:
     """Return the factor by which a tile must beat others in predicted time to be chosen."""
     if not tile.relayout:
         return family.worth(target)
+    if is_open:
+        return WORTH_COPY_OPEN
     return WORTH_COPY if target.is_hopper else WORTH_UNMEASURED
 
 
-def _order(candidate: Candidate, family: Family, target: GpuTarget) -> tuple[Any, ...]:
+def _order(
+    candidate: Candidate, family: Family, target: GpuTarget, *, is_open: bool
+) -> tuple[Any, ...]:
     tile = candidate.tile
     # The model is no more accurate than 1 %. Among tiles within 1 %, a wider span wins (if the
     # family prefers it), then fewer bytes requested, a smaller tile, and a deeper pipeline.
-    grain = _grain(tile, family, target, candidate.cost.model_ms)
+    worth = _worth(tile, family, target, is_open=is_open)
+    grain = _grain(candidate.cost.model_ms * worth)
     size = tile.block_m * tile.block_n
     wide = tile.span if family.prefers_wide else 0
     name = (tile.family, tile.span, tile.rows, tile.relayout)
@@ -154,9 +166,9 @@ def _order(candidate: Candidate, family: Family, target: GpuTarget) -> tuple[Any
     )
 
 
-def _grain(tile: Tile, family: Family, target: GpuTarget, model_ms: float) -> int:
-    """Return the model's time times `_worth`, as the number of its 1 % bucket."""
-    return round(math.log(model_ms * _worth(tile, family, target)) / math.log(1.01))
+def _grain(ms: float) -> int:
+    """Return a time as the number of its 1 % bucket."""
+    return round(math.log(ms) / math.log(1.01))
 
 
 def _tile(
