@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: c308ba1c641f66b3a6c1a1ca40ee92d604f361805e53e7f36ffb1546596e1676
+# sha256 of the other lines: 6af7a669b2a41b297b8110ff0815c5f9ba387fa54865d181d0dbcf90ba401b37
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -185,8 +185,7 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from an input to output `lane` of a group,
-    `group_tap` groups before the last that it reaches
+    where kw leads from an input to output `lane` of a group
     """
     # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
     taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
@@ -619,7 +618,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_69cae322e19ca269"
+NAMESPACE = "convgen_e30a4f9e8b5e9e45"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

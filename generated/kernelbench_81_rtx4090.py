@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 4d82a4587a33fe88e011cf68fef4af2c935dfe26377bdae4b45b87c815381e51
+# sha256 of the other lines: db078657ef86f5923dd949256c42d64b4be5fb691d597792fc62d4e7dc7760e8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -172,8 +172,7 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight, rounded to TF32.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from an input to output `lane` of a group,
-    `group_tap` groups before the last that it reaches
+    where kw leads from an input to output `lane` of a group
     """
     # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
     taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
@@ -617,7 +616,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_281084eee9a37931"
+NAMESPACE = "convgen_c5e6c955a1515313"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 2fdc7837c5ae287e711093eab80b92e5d042ed249a6c7c384612ce05349cd293
+# sha256 of the other lines: 9a95800896655dd01f623705765a8ca8159ae2931e830c453b3be395ef25b685
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -242,8 +242,7 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from an input to output `lane` of a group,
-    `group_tap` groups before the last that it reaches
+    where kw leads from an input to output `lane` of a group
     """
     # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
     taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
@@ -850,7 +849,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_22eed39bd136b52d"
+NAMESPACE = "convgen_dfa7c4957a70b3f4"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

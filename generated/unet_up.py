@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: eb92f0370787518fbeccea76d7cb585529844701a91b37dd1d36c5400e58cb5f
+# sha256 of the other lines: d602a1816f98968185296fa026ddb1fc85a131ec2ad5915b794bc2651887303d
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -191,8 +191,7 @@ def conv_transpose2d_pack_kernel(
     """Pack one tile of the weight.
 
     packed[taps, co and lane, ci] = w[ci, co, kh, kw]
-    where kw leads from an input to output `lane` of a group,
-    `group_tap` groups before the last that it reaches
+    where kw leads from an input to output `lane` of a group
     """
     # Neighbours in memory are channels of a tap in channels_last, else taps of a channel
     taps: tl.constexpr = PACK_TAPS_LAST if IS_LAST else PACK_TAPS
@@ -634,7 +633,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_c025faab552ba4c0"
+NAMESPACE = "convgen_78986c09815eb7cf"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -337,8 +337,10 @@ def _formula(plan: KernelPlan) -> tuple[str, ...]:
         lines[0] = lines[0].replace("[taps, co, ci]", f"[taps, {rows}, {columns}]")
         source = "input `place` of a group" if grouping.span > 1 else "an input"
         output = "output `lane` of a group" if grouping.lanes > 1 else "an output"
-        lines.append(f"where k{letter} leads from {source} to {output},")
-        lines.append("`group_tap` groups before the last that it reaches")
+        lines.append(f"where k{letter} leads from {source} to {output}")
+        if grouping.taps > 1:
+            lines[-1] += ","
+            lines.append("`group_tap` groups before the last that it reaches")
     return tuple(lines)
 
 

@@ -19,6 +19,7 @@ from convgen.families.registry import FAMILIES
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
 from convgen.planning.candidates import _order, rank_tiles
+from convgen.planning.choices import MODEL_ALONE
 from convgen.planning.plan import Candidate, Cost
 
 TILE = Tile(block_m=64, block_n=64, block_k=32, num_warps=4, num_stages=3)
@@ -151,6 +152,22 @@ def test_an_autotuned_file_varies_blocks_or_the_launch(autotune: str, varied: se
     assert 1 <= len(others) <= 5
     differing = {name for other in others for name in other if other[name] != first[name]}
     assert differing <= varied
+
+
+@pytest.mark.parametrize(
+    ("text", "copies"),
+    [
+        ("64, 64, 3, padding=1, input=(16, 64, 128, 128)", True),
+        ("64, 64, 3, padding=1, input=(None, 64, 128, 128)", True),
+        ("64, 64, 3, padding=1", False),  # it would gain 17 %
+    ],
+)
+def test_a_copy_of_an_open_image_must_gain_more(text: str, copies: bool) -> None:
+    """One launch more takes longer than the kernel of a small image."""
+    spec = parse(f"ConvTranspose2d({text})")
+    made = plan(spec, find_target("h200"), choices=MODEL_ALONE)
+    assert made.tile.relayout is copies
+    assert any(candidate.tile.relayout for candidate in made.ranking)
 
 
 # ---- grids ----
