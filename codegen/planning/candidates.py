@@ -24,9 +24,9 @@ from .plan import Candidate
 from .resources import occupancy
 
 # An input copy costs memory, and the model of copies was only fitted on Hopper: a tile with a copy
-# must beat the others by these factors in predicted time, on Hopper and elsewhere. With extents left
-# to run time an input may be small, and one launch more costs the host 7 us (H200, torch 2.11): a
-# quarter of the time of a call.
+# must beat the others by these factors in predicted time, on Hopper and elsewhere. With extents
+# left to run time an input may be small, and one launch more costs the host 7 us (H200, torch
+# 2.11): a quarter of the time of a call.
 WORTH_COPY = 1.05
 WORTH_COPY_OPEN = 2.0
 WORTH_UNMEASURED = 2.0
