@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from convgen import ConvgenError, find_target, parse
@@ -255,6 +256,21 @@ def test_torch_is_timed_in_both_layouts(layer, monkeypatch):
     assert of_calls == list(LAYOUTS[: len(of_calls)])
     turned = [layouts[at] for at, shape in enumerate(shapes) if shape == spec.input]
     assert spec.layout not in turned
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_torch_multiplies_as_the_spec_says(precision, monkeypatch):
+    """The backend asks for `ieee` where torch may not use TF32, which is several times as fast."""
+    seen = []
+
+    def timed(call, **options):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return 1.0
+
+    monkeypatch.setattr("triton.testing.do_bench", timed)
+    layer = f"ConvTranspose1d(4, 6, 3, input=(2, 4, 5), precision={precision})"
+    tuning._torch_times(parse(layer), "cpu")
+    assert seen == [precision == "tf32"]
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):
