@@ -125,9 +125,9 @@ def _module_name(path: Path) -> str:
 
 
 def laid_out(tensor: Any, layout: str) -> Any:
-    """Return a contiguous tensor [N, C, spatial…] in a layout of the language."""
+    """Return a tensor [N, C, spatial…], dense in a layout of the language; copies if it is not."""
     import torch
 
     if layout != "channels_last":
-        return tensor
+        return tensor.contiguous()
     return tensor.contiguous(memory_format=getattr(torch, MEMORY_FORMATS[tensor.dim() - 2]))

@@ -280,7 +280,8 @@ def _fastest(
 
 
 def _torch_times(spec: ConvTransposeSpec, device: str) -> MeasuredTorch:
-    """Return the times of torch's operator on a device."""
+    """Return the times of torch's operator on a device, in TF32 only if the spec's precision is."""
+    from torch.backends import cudnn
     from triton.testing import do_bench
 
     from ..execution.loading import laid_out
@@ -295,7 +296,8 @@ def _torch_times(spec: ConvTransposeSpec, device: str) -> MeasuredTorch:
     for layout in LAYOUTS if spec.rank in MEMORY_FORMATS else (spec.layout,):
         way = Way(name=layout, channels_last=layout == "channels_last")
         call = torch_call(sized, way, x, *others)
-        times[layout] = do_bench(call, warmup=5, rep=80, return_mode="median")
+        with cudnn.flags(enabled=True, allow_tf32=spec.precision == "tf32"):
+            times[layout] = do_bench(call, warmup=5, rep=80, return_mode="median")
         if layout != spec.layout:
             turn = functools.partial(laid_out, x, layout)
             times[layout] += do_bench(turn, warmup=5, rep=40, return_mode="median")

@@ -172,9 +172,12 @@ def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any) -> bool:
 
     Without convgen Inductor decides on the layout of a convolution, and changes that of its input.
     """
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
     tensors = [each.meta["example_value"] for each in (input, weight)]
-    is_last = "channels_last" in [layout_of(each) for each in tensors]
-    with contextlib.suppress(SpecError):  # no launch grid holds it
+    # No launch grid holds it, or its layout cannot be told as its sizes depend on data.
+    with contextlib.suppress(SpecError, GuardOnDataDependentSymNode):
+        is_last = "channels_last" in [layout_of(each) for each in tensors]
         kernels = plan(spec).kernels
         measured = kernels[-1 if is_last else 0].measured
         if measured is not None and measured.torch is not None:

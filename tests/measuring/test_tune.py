@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from convgen import ConvgenError, find_target, parse
@@ -29,6 +30,8 @@ from convgen.families.registry import FAMILIES
 from convgen.geometry.gradient import input_gradient
 from convgen.geometry.phases import decompose
 from convgen.geometry.tile import Tile
+from convgen.language.spec import LAYOUTS
+from convgen.language.torch_module import layout_of
 from convgen.measuring import tune as tuning
 from convgen.measuring.tune import _fits, shortlist, tune
 from convgen.planning.candidates import best_tile, rank_tiles
@@ -233,12 +236,13 @@ TIMED = {
 
 @pytest.mark.parametrize("layer", TIMED)
 def test_torch_is_timed_in_both_layouts(layer, monkeypatch):
-    """What is timed computes the layer, or changes the layout of its input."""
+    """What is timed computes the layer, or changes the layout of its input to the other one."""
     times, expected = TIMED[layer]
-    spec, left, shapes = parse(f"ConvTranspose{layer}"), list(times), []
+    spec, left, shapes, layouts = parse(f"ConvTranspose{layer}"), list(times), [], []
 
     def timed(call, **options):
         shapes.append(tuple(call().shape))
+        layouts.append(layout_of(call()))  # the output's is the input's
         return left.pop(0)
 
     monkeypatch.setattr("triton.testing.do_bench", timed)
@@ -248,6 +252,25 @@ def test_torch_is_timed_in_both_layouts(layer, monkeypatch):
     output = spec.input[0], spec.out_channels, *spec.output_spatial
     assert shapes.count(output) == min(len(times), 2)
     assert shapes.count(spec.input) == len(times) - min(len(times), 2)
+    of_calls = [layouts[at] for at, shape in enumerate(shapes) if shape == output]
+    assert of_calls == list(LAYOUTS[: len(of_calls)])
+    turned = [layouts[at] for at, shape in enumerate(shapes) if shape == spec.input]
+    assert spec.layout not in turned
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_torch_multiplies_as_the_spec_says(precision, monkeypatch):
+    """The backend asks for `ieee` where torch may not use TF32, which is several times as fast."""
+    seen = []
+
+    def timed(call, **options):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return 1.0
+
+    monkeypatch.setattr("triton.testing.do_bench", timed)
+    layer = f"ConvTranspose1d(4, 6, 3, input=(2, 4, 5), precision={precision})"
+    tuning._torch_times(parse(layer), "cpu")
+    assert seen == [precision == "tf32"]
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):

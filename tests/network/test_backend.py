@@ -221,6 +221,22 @@ def test_what_torch_computes_faster_is_left_to_it(
     assert len(specs) == runs
 
 
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_batch_that_depends_on_data_is_no_error(specs: list[str], device: str) -> None:
+    """Its layout, which says what measurement counts, cannot be told then."""
+    layer = nn.ConvTranspose2d(4, 6, 3, 2, 1).to(device)
+    x, few = torch.randn(4, 4, 5, 6, device=device), torch.tensor([True, False, True, True])
+
+    def call(x: torch.Tensor, few: torch.Tensor) -> Any:
+        return layer(x[few])
+
+    compiled = rewritten(call, fullgraph=True)
+    with torch.no_grad():
+        found = compiled(x, few.to(device))
+        torch.testing.assert_close(found, layer(x[few.to(device)]), rtol=1e-2, atol=1e-2)
+    assert [parse(each).input for each in specs] == [(None, 4, 5, 6)]
+
+
 def test_what_is_preferred_is_one_of_two(device: str) -> None:
     layer = nn.ConvTranspose1d(4, 2, 4).to(device)
     compiled = torch.compile(layer, backend="convgen", options={"prefer": "torch"})
