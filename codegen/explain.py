@@ -229,7 +229,7 @@ def _why_tile(plan: KernelPlan) -> str:
 def _beside_torch(torch: MeasuredTorch | None) -> str:
     if torch is None:
         return ""
-    return f"; torch's operator takes {torch.ms:.4f} ms, {torch.best_ms:.4f} ms at its best"
+    return f"; torch's operator takes {torch.ms:.4f} ms, {torch.best_ms:.4f} ms in the better layout"
 
 
 def _blocks(candidate: Candidate) -> tuple[int, int, int]:

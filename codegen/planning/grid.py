@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from sympy import Expr, Integer
+from sympy import Integer
 
 from ..errors import SpecError
 from ..geometry.phases import AxisPhases
@@ -56,8 +56,7 @@ def place_on_grid(
     else:
         grid = (positions, channels, image) if image else (positions, (co_tile,), (group,))
     grid = tuple(_live(space, part) for part in grid)
-    batch = sizes.named("BATCH")
-    grid = tuple(sorted(grid, key=lambda part: -(_typical(space, part, batch) or math.inf)))
+    grid = tuple(sorted(grid, key=lambda part: -(_extent(space, part) or math.inf)))
     _check_limits(spec, space, grid)
     shared = fold or (bool(sizes.box) and sizes.box[0] > 1)
     return grid, _reason(spec, rank, shared, extents)
@@ -80,22 +79,18 @@ def _extent(space: Space, coordinates: tuple[GridCoordinate, ...]) -> int | None
     return space.number(math.prod((c.extent for c in coordinates), start=Integer(1)))
 
 
-def _typical(space: Space, coordinates: tuple[GridCoordinate, ...], batch: Expr) -> int | None:
-    """Return `_extent` with the nominal batch in place of an open one.
-
-    Images vary slowest where each has more programs than that: neighbours then read one image.
-    """
-    known = {} if space.number(batch) is not None else {batch: Integer(NOMINAL_BATCH)}
-    extents = (c.extent.xreplace(known) for c in coordinates)
-    return space.number(math.prod(extents, start=Integer(1)))
-
-
 def _natural_rank(extents: list[int | None]) -> int:
-    """Return 1 if there are channel tiles, to keep them adjacent; else 2, positions x images."""
-    _, channels, images = extents
+    """Return 1 if there are channel tiles, to keep them adjacent; else 2, positions x images.
+
+    An open batch would be the first of two axes, so that programs that run together read different
+    images: unless an image has few programs, it is on one axis with them, which holds any batch.
+    """
+    positions, channels, images = extents
     if channels != 1 or images == 1:
         return 1
-    return 2 if images is None or images <= GRID_LIMITS[1] else 1
+    if images is None:
+        return 1 if positions is not None and positions > NOMINAL_BATCH else 2
+    return 2 if images <= GRID_LIMITS[1] else 1
 
 
 def _check_limits(spec: ConvTransposeSpec, space: Space, grid: Grid) -> None:
@@ -121,6 +116,8 @@ def _reason(spec: ConvTransposeSpec, rank: int, shared: bool, extents: list[int 
         parts.append(
             "phases and channel tiles side by side on one axis, so that they share inputs in L2"
         )
+    elif rank == 1 and extents[2] is None:
+        parts.append("programs of an image side by side, images of an open batch after them")
     elif rank == 2:
         parts.append("images on an axis of their own: parallelism over the batch needs no division")
     return "; ".join(parts)

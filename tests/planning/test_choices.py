@@ -61,7 +61,7 @@ def test_the_times_of_torch_stand_beside_the_kernel_s(tmp_path):
     made = plan(parse(LAYER), find_target("h100"), choices=choices)
     assert made.measured.torch == MeasuredTorch(0.75, 0.625)
     reasons = dict(explain(made, "plan")[0].rows)
-    said = "torch's operator takes 0.7500 ms, 0.6250 ms at its best"
+    said = "torch's operator takes 0.7500 ms, 0.6250 ms in the better layout"
     assert str(reasons["why this tile"]).endswith(said)
 
 

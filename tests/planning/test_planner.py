@@ -245,7 +245,7 @@ OWN_AXIS = "images on an axis of their own: parallelism over the batch needs no 
         ("16, 32, 1, input=(8, 16, 64), grid=3", "(image, tile, co_tile)", "grid=3 was asked for"),
         ("16, 16, 1, input=(8, 16, 5)", "(tile)", "images share tiles, so that small ones fill"),
         # Of an open batch: programs that run together read one image, unless it has few of them.
-        ("16, 16, 1, input=(None, 16, 640)", "(tile, image)", OWN_AXIS),
+        ("16, 16, 1, input=(None, 16, 640)", "(tile * image)", "programs of an image side by side"),
         ("16, 16, 1, input=(None, 16, 64)", "(image, tile)", OWN_AXIS),
         ("16, 16, 1, input=(None, 16, None)", "(tile, image)", OWN_AXIS),
     ],
