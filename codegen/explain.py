@@ -229,7 +229,8 @@ def _why_tile(plan: KernelPlan) -> str:
 def _beside_torch(torch: MeasuredTorch | None) -> str:
     if torch is None:
         return ""
-    return f"; torch's operator takes {torch.ms:.4f} ms, {torch.best_ms:.4f} ms in the better layout"
+    best = f"{torch.best_ms:.4f} ms in the better layout"
+    return f"; torch's operator takes {torch.ms:.4f} ms, {best}"
 
 
 def _blocks(candidate: Candidate) -> tuple[int, int, int]:
