@@ -260,7 +260,7 @@ def most_registers(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuT
             return 0
         from_shared = target.multiplies_from_shared
         return target.registers_per_thread - (0 if from_shared else MARGIN_ROW_FRAGMENTS)
-    elements = tile.block_m * depth // (WARP * tile.num_warps)
+    elements = _inputs_each(form, tile)
     if elements * spec.element.itemsize // 4 * parts > MOST_OPERANDS:
         return 0
     if None in spec.spatial and is_staged(spec, form) and elements > MOST_OPEN_STAGED:
@@ -321,8 +321,7 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
             return held <= FEW_ROW_DOUBLES and not grouped
         return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
     one = form.inputs == 1
-    staged = tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
-    if one and is_staged(spec, form) and staged > MOST_STAGED:
+    if one and is_staged(spec, form) and _inputs_each(form, tile) > MOST_STAGED:
         return False
     most = MOST_ROW_BYTES_OF_ONE if one else MOST_ROW_BYTES
     if form.depth(tile) * spec.element.itemsize > most:
@@ -341,14 +340,18 @@ def _rows_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget
     return held <= (MOST_ROW_ACCUMULATORS if roomy else FEW_ROW_ACCUMULATORS)
 
 
+def _inputs_each(form: Form, tile: Tile) -> int:
+    """Return the number of inputs of a step that each thread has."""
+    return tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
+
+
 def _open_loads_fit(spec: ConvTransposeSpec, form: Form, tile: Tile, target: GpuTarget) -> bool:
     """Whether a row-blocked tile has registers for the addresses of its loads in open extents."""
     if spec.in_channels is None and not target.multiplies_from_shared:
         return False
     together = spec.layout == "channels_last" or form.relayout
     wide = 16 // spec.element.itemsize if together and comes_in_vectors(spec) else 1
-    elements = tile.block_m * form.depth(tile) // (WARP * tile.num_warps)
-    return elements <= MOST_OPEN_LOADS * wide
+    return _inputs_each(form, tile) <= MOST_OPEN_LOADS * wide
 
 
 def _unrolls_fragments(spec: ConvTransposeSpec, form: Form, tile: Tile) -> bool:

@@ -14,7 +14,6 @@ import multiprocessing
 import multiprocessing.util
 import os
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     Executor,
@@ -37,16 +36,16 @@ from ..geometry.gradient import gradient_refusal, input_gradient
 from ..geometry.phases import decompose
 from ..geometry.tile import Tile
 from ..language.parser import parse
-from ..language.spec import LAYOUTS, MEMORY_FORMATS, ConvTransposeSpec
+from ..language.spec import ConvTransposeSpec
 from ..planning.candidates import rank_tiles
-from ..planning.choices import Choices, key_of, read_choices, rows_of, shipped, text_of
-from ..planning.plan import Candidate, Measured, MeasuredGradient, MeasuredTorch
+from ..planning.choices import key_of, read_choices, rows_of, shipped, text_of
+from ..planning.plan import Candidate
 from ..tables.targets import TARGETS, GpuTarget, find_target
+from .tile_times import TileTimer, gradient_times, torch_times
 
 # Families whose kernels can compute the input gradient.
 OF_GRADIENT = {family.name for family in FAMILIES if family.gradient_refusal() is None}
 MOST_SPILLS = 16  # bytes per thread; tiles that spill more spill inside the loop
-MOST_ERROR = 1e-2  # relative; rounding errors are far below it, those of wrong kernels far above
 FINALISTS = 4  # number of fastest tiles that are timed again, for longer
 Row = dict[str, Any]
 
@@ -234,12 +233,12 @@ def measure(
         wait([fits for tiles in jobs.values() for _, fits in tiles])
     best, tile, tried, first = _fastest(spec, target, jobs[text])
     row = {"spec": text, "tile": asdict(tile), "ms": best, "first_ms": first, "tried": tried}
-    row["torch"] = asdict(_torch_times(spec, "cuda"))
+    row["torch"] = asdict(torch_times(spec, "cuda"))
     for each in back:
         # The launch of the gradient's kernel cannot copy its input.
         plain = [job for job in jobs[each] if not job[0].relayout and job[0].family in OF_GRADIENT]
         found = _fastest(parse(each), target, plain)[1]
-        ms, torch_ms = _gradient_times(spec, target, tile, found)
+        ms, torch_ms = gradient_times(spec, target, tile, found, "cuda")
         row["input_gradient"] = {"tile": asdict(found), "ms": ms, "torch_ms": torch_ms}
     return row | {
         "measured": {
@@ -266,7 +265,7 @@ def _fastest(
     import torch
 
     tiles = [tile for tile, fits in jobs if fits.result()]
-    timer = _Timer(spec, target)
+    timer = TileTimer(spec, target)
     times = [(timer.milliseconds(tile, 20), tile) for tile in tiles]
     finalists = sorted((t for t in times if t[0] is not None), key=lambda timed: timed[0])
     if not finalists:
@@ -277,123 +276,6 @@ def _fastest(
     again = {tile: float(f"{timer.milliseconds(tile, 80):.4g}") for tile in last}
     tile = min(again, key=lambda tile: again[tile])
     return again[tile], tile, len(finalists), again[first] if known else None
-
-
-def _torch_times(spec: ConvTransposeSpec, device: str) -> MeasuredTorch:
-    """Return the times of torch's operator on a device, in TF32 only if the spec's precision is."""
-    from torch.backends import cudnn
-    from triton.testing import do_bench
-
-    from ..execution.loading import laid_out
-    from ..execution.standin import concrete
-    from .cases import Way
-    from .worker import draw, torch_call
-
-    sized = concrete(spec, small=False)
-    x, *others = draw(sized, device)
-    x = laid_out(x, spec.layout)
-    times: dict[str, float] = {}
-    for layout in LAYOUTS if spec.rank in MEMORY_FORMATS else (spec.layout,):
-        way = Way(name=layout, channels_last=layout == "channels_last")
-        call = torch_call(sized, way, x, *others)
-        with cudnn.flags(enabled=True, allow_tf32=spec.precision == "tf32"):
-            times[layout] = do_bench(call, warmup=5, rep=80, return_mode="median")
-        if layout != spec.layout:
-            turn = functools.partial(laid_out, x, layout)
-            times[layout] += do_bench(turn, warmup=5, rep=40, return_mode="median")
-    own, best = times[spec.layout], min(times.values())
-    return MeasuredTorch(float(f"{own:.4g}"), float(f"{best:.4g}"))
-
-
-def _gradient_times(
-    spec: ConvTransposeSpec, target: GpuTarget, tile: Tile, back_tile: Tile
-) -> tuple[float, float]:
-    """Return the times of the input gradient in milliseconds: the kernel's and torch's.
-
-    The kernel has the tile `back_tile`. Its time includes packing the weight, as each training step
-    needs it: the optimizer changes the weight.
-    """
-    import torch
-    from triton.testing import do_bench
-
-    from ..execution.cubin import module_name
-    from ..execution.loading import laid_out, load_module
-    from ..execution.standin import concrete
-    from .worker import draw, flipped
-
-    layer = concrete(spec, small=False)
-    back = input_gradient(layer)
-    grad, turned, _ = draw(back, "cuda")
-    weight, x = flipped(back, turned), grad.new_empty(layer.input)
-    grad, x = laid_out(grad, spec.layout), laid_out(x, spec.layout)
-    # Times by which the gradient's kernel is faster than torch, so that the file has that kernel.
-    used = Measured(tile, 0.0, 1, "", MeasuredGradient(back_tile, 0.0, 1.0))
-    choices = Choices(target.name, {key_of(spec): used})
-    source = compile_kernel(spec, target, choices=choices)
-    geometry = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding)
-    with tempfile.TemporaryDirectory() as folder:
-        module = load_module(source.text, module_name(source), Path(folder))
-        calls = (
-            lambda: module._input_gradient(grad, weight),
-            lambda: torch.ops.aten.convolution_backward(
-                grad, x, weight, None, *geometry, layer.groups, (True, False, False)
-            )[0],
-        )
-        _check(calls[0](), calls[1](), f"the gradient's {back_tile} of {spec}")
-        times = [do_bench(call, warmup=5, rep=80, return_mode="median") for call in calls]
-    return float(f"{times[0]:.4g}"), float(f"{times[1]:.4g}")
-
-
-def _check(output: Any, wanted: Any, name: str) -> None:
-    """Raise RuntimeError if the relative error of `output` exceeds MOST_ERROR."""
-    error = float((output - wanted).norm() / wanted.norm())
-    if not error <= MOST_ERROR:
-        raise RuntimeError(f"{name} is wrong: relative error {error:.2e}")
-
-
-class _Timer:
-    """Times the tiles of one spec, all on the same data."""
-
-    def __init__(self, spec: ConvTransposeSpec, target: GpuTarget) -> None:
-        from ..execution.loading import laid_out
-        from ..execution.standin import concrete
-        from .cases import WAYS
-        from .worker import draw, torch_call
-
-        self.spec, self.target = spec, target
-        self.folder = tempfile.TemporaryDirectory()
-        sized = concrete(spec, small=False)
-        self.x, self.weight, self.bias = draw(sized, "cuda")
-        self.wanted = torch_call(sized, WAYS["default"], self.x, self.weight, self.bias)()
-        self.x = laid_out(self.x, spec.layout)
-
-    def milliseconds(self, tile: Tile, repeat: int) -> Any:
-        """Return the median time of `tile` in ms, None if the GPU lacks resources to run it.
-
-        `repeat` is the time in ms for which the kernel is called repeatedly. Raises RuntimeError if
-        the output is wrong.
-        """
-        from triton.runtime.errors import OutOfResources
-        from triton.testing import do_bench
-
-        from ..execution.cubin import module_name
-        from ..execution.loading import load_module
-
-        source = compile_kernel(self.spec, self.target, tile)
-        module = load_module(source.text, module_name(source), Path(self.folder.name))
-        packed = module.pack_weight(self.weight)
-        try:
-            output = module._launch(self.x, packed, self.bias)
-        except OutOfResources:
-            return None
-        _check(output, self.wanted, f"{tile} of {self.spec}")
-        return do_bench(
-            # Skip the public function's checks: they can take longer than a tiny layer's kernel.
-            lambda: module._launch(self.x, packed, self.bias),
-            warmup=5,
-            rep=repeat,
-            return_mode="median",
-        )
 
 
 @functools.cache

@@ -18,11 +18,8 @@ from ..errors import SpecError, shown
 from .calls import Call, random_restored, recorded, user_code
 from .layers import is_emitted
 
-OWN = (
-    "_strict",
-    "_calls",
-    "_notice",
-)  # of an emitted layer, which a run with examples is not to change
+# Of an emitted layer: what a run with examples is not to change.
+OWN = ("_strict", "_calls", "_notice")
 MOST = 2  # rungs of a layer: with both layouts each has two kernels
 
 

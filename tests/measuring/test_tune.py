@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from convgen import ConvgenError, find_target, parse
 from convgen.cli.commands import main
+from convgen.compiler import plan
 from convgen.errors import SpecError
 from convgen.execution.cubin import compilers
 from convgen.families.registry import FAMILIES
@@ -33,6 +34,7 @@ from convgen.geometry.tile import Tile
 from convgen.language.spec import LAYOUTS
 from convgen.language.torch_module import layout_of
 from convgen.measuring import tune as tuning
+from convgen.measuring.tile_times import gradient_times, torch_times
 from convgen.measuring.tune import _fits, shortlist, tune
 from convgen.planning.candidates import best_tile, rank_tiles
 from convgen.planning.choices import key_of, read_choices, shipped, text_of
@@ -119,7 +121,7 @@ def test_a_worker_without_processes_does_not_compile_while_it_measures(monkeypat
     monkeypatch.setattr(tuning, "_may_have_children", lambda: False)
     monkeypatch.setattr(tuning, "_compiling", compiling)
     monkeypatch.setattr(tuning, "_fastest", fastest)
-    monkeypatch.setattr(tuning, "_torch_times", lambda *of: MeasuredTorch(1.0, 1.0))
+    monkeypatch.setattr(tuning, "torch_times", lambda *of: MeasuredTorch(1.0, 1.0))
     tuning.measure(key_of(parse(LAYER)), "h100", 4, (LAYER.replace("4,", "6,"),))
     assert started == [key_of(parse(LAYER))]
 
@@ -211,8 +213,8 @@ def test_a_row_has_the_gradient_of_the_input_where_a_kernel_could_give_it(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
     monkeypatch.setattr(tuning, "_compiling", lambda spec, *of: compiled.append(spec) or [])
     monkeypatch.setattr(tuning, "_fastest", lambda *of: (1.0, TILE, 3, 1.0))
-    monkeypatch.setattr(tuning, "_gradient_times", lambda *of: (0.5, 0.75))
-    monkeypatch.setattr(tuning, "_torch_times", lambda *of: MeasuredTorch(0.875, 0.625))
+    monkeypatch.setattr(tuning, "gradient_times", lambda *of: (0.5, 0.75))
+    monkeypatch.setattr(tuning, "torch_times", lambda *of: MeasuredTorch(0.875, 0.625))
     row = tuning.measure(text, "h100", 4)
     where = row.pop("measured")
     path = tmp_path / "choices.json"
@@ -246,7 +248,7 @@ def test_torch_is_timed_in_both_layouts(layer, monkeypatch):
         return left.pop(0)
 
     monkeypatch.setattr("triton.testing.do_bench", timed)
-    found = tuning._torch_times(spec, "cpu")
+    found = torch_times(spec, "cpu")
     assert (found.ms, found.best_ms) == expected
     assert left == []
     output = spec.input[0], spec.out_channels, *spec.output_spatial
@@ -269,8 +271,26 @@ def test_torch_multiplies_as_the_spec_says(precision, monkeypatch):
 
     monkeypatch.setattr("triton.testing.do_bench", timed)
     layer = f"ConvTranspose1d(4, 6, 3, input=(2, 4, 5), precision={precision})"
-    tuning._torch_times(parse(layer), "cpu")
+    torch_times(parse(layer), "cpu")
     assert seen == [precision == "tf32"]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_torch_s_gradient_multiplies_as_the_spec_says(precision, device, monkeypatch):
+    """A faster one in TF32 would keep the kernel out of files that are in `ieee`."""
+    seen = []
+
+    def timed(call, **options):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return float(len(seen))
+
+    monkeypatch.setattr("triton.testing.do_bench", timed)
+    spec = parse(f"ConvTranspose2d(4, 6, 3, input=(2, 4, 5, 6), precision={precision})")
+    back = plan(input_gradient(spec), H100)
+    plain = [c.tile for c in back.ranking if c.tile.family == "gather" and not c.tile.relayout]
+    assert gradient_times(spec, H100, plan(spec, H100).tile, plain[0], device) == (1.0, 2.0)
+    assert seen == [precision == "tf32"] * 2
 
 
 def test_a_file_of_another_target_is_refused(tmp_path):
