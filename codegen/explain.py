@@ -60,7 +60,7 @@ def _of_kernel(plan: KernelPlan, kernel: KernelPlan, stage: str) -> str:
     """Return what a section's name says of a kernel, if a file has several."""
     if not plan.others or stage not in OF_KERNEL:
         return ""
-    sizes = f", {_shape(kernel.rung)}" if kernel.rung else ""
+    sizes = f", {_shape(kernel.rung)}" if kernel.rung else ", large inputs" * bool(kernel.least)
     return f"{sizes}, {kernel.spec.layout}" if kernel.spec.rank > 1 else sizes or ", other sizes"
 
 

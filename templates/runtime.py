@@ -97,6 +97,7 @@ HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input'
 SEVERAL = bool(PLANS)  # kernels for layouts or sizes
 ANY_LAYOUT = SEVERAL and len(PLANS) > 1
 HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
+HAS_LARGE = SEVERAL and any(hasattr(plan, "large") for plan in PLANS)
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
 UNBATCHED = RANK + 1  # and without it
@@ -125,6 +126,7 @@ HAS_GRADIENT = _start_gradient is not None
 CHECKS_PLANS = False  # of a file's several kernels some check sizes
 if SEVERAL:  # what is stated of each kernel counts
     EVERY = [each for plan in PLANS for each in (plan, *vars(plan).get("rungs", {}).values())]
+    EVERY += [vars(plan)["large"] for plan in PLANS if vars(plan).get("large")]
     RAW_WEIGHT, HAS_LANES, HAS_PLACES = (
         all(each.RAW_WEIGHT for each in EVERY),
         any(each.LANES > 1 for each in EVERY),
@@ -503,11 +505,19 @@ if not SEVERAL:
 
 def _plan_of(input, weight):
     """Return what computes a call: the kernel for its sizes and for the format of its output."""
-    if HAS_RUNGS:
+    if HAS_LARGE:
         plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-        return plan.rungs.get(input.shape[-RANK:], plan)
+        if HAS_RUNGS:
+            rung = plan.rungs.get(input.shape[-RANK:])
+            if rung is not None:
+                return rung
+        return plan.large if plan.large and input.numel() >= plan.least else plan
     else:
-        return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+        if HAS_RUNGS:
+            plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+            return plan.rungs.get(input.shape[-RANK:], plan)
+        else:
+            return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
 
 
 if HAS_GRADIENT:
@@ -645,6 +655,10 @@ def _mismatch_but_layout(plan, input_shape, weight_shape, bias_shape, dtypes, de
             return "bias=False, got a bias"
     if CHECKS_PLANS:
         mismatch = _mismatch_of_weight(weight_shape, dtypes, devices)
+        if HAS_LARGE:
+            # What is beyond the limits of the kernel for large inputs is one of those.
+            if mismatch is None and plan.large:
+                mismatch = _mismatch_of_plan(plan.large, shape, weight_shape)
         return mismatch or _mismatch_of_plan(plan, shape, weight_shape)
     else:
         if plan.CHECKS_SIZES:
@@ -955,7 +969,7 @@ def _autocast(input, weight, bias):
 # ---- registration ----
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), OP):
-    if SEVERAL:
+    if ANY_LAYOUT:
         tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants
         schema = f"{OP}(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
         LIBRARY.define(schema, tags=tags)
@@ -971,7 +985,7 @@ if not hasattr(getattr(torch.ops, NAMESPACE), OP):
     )
     register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), OP))(_flops)
     if HAS_GRADIENT:
-        if SEVERAL:
+        if ANY_LAYOUT:
             schema = f"{OP}_input_gradient(Tensor grad, Tensor weight) -> Tensor"
             LIBRARY.define(schema, tags=tags)
         else:

@@ -97,16 +97,18 @@ def stand_in(
     target: GpuTarget | None,
     choices: Choices | None,
     families: tuple[Family, ...] = FAMILIES,
+    tile: Tile | None = None,
     *,
     small: bool,
 ) -> StandIn:
-    """Return the largest stand-in of `spec` within the limits.
+    """Return the largest stand-in of `spec` within the limits, with its kernels for any size.
 
     Args:
         spec: the layer.
         target: the GPU to plan for; None means the spec's own, or the default.
         choices: measured tiles, as for `plan`.
         families: the kernel families, as for `plan`.
+        tile: the tile of the kernel to run, as for `plan`.
         small: whether it runs in the interpreter.
     """
     problem = problem_of(spec, decompose(spec))
@@ -123,16 +125,21 @@ def stand_in(
                 continue
             emitted = _opened(spec, sized)
             if made is None:  # this tile mostly suits smaller sizes too
-                made = plan(spec if geometry is spec else emitted, target, None, choices, families)
-            if not all(_serves(kernel, emitted, sized, families) for kernel in made.kernels):
+                made = plan(spec if geometry is spec else emitted, target, tile, choices, families)
+            if not all(_serves(kernel, emitted, sized, families) for kernel in _of_any(made)):
                 made = plan(emitted, target, None, choices, families)
             reduced = (*(sized.input or ()), sized.out_channels) != whole
-            tiles = tuple(kernel.tile for kernel in made.kernels)
+            tiles = tuple(kernel.tile for kernel in _of_any(made))
             found = StandIn(sized, emitted, tiles, reduced, geometry is not spec)
-            if not small or sum(_steps(found, kernel) for kernel in made.kernels) <= MOST_STEPS:
+            if not small or sum(_steps(found, kernel) for kernel in _of_any(made)) <= MOST_STEPS:
                 return found
     assert found is not None  # the last geometry has two taps an axis
     return found
+
+
+def _of_any(made: KernelPlan) -> tuple[KernelPlan, ...]:
+    """Return the kernels of a file that are for any size: one for each of its layouts."""
+    return tuple(kernel for kernel in made.kernels if kernel.is_for_any)
 
 
 def concrete(spec: ConvTransposeSpec, *, small: bool) -> ConvTransposeSpec:

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ..compiler import compile_kernel
+from ..compiler import compile_kernel, plan
 from ..families.registry import FAMILIES
+from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..planning.choices import Choices
 from ..planning.family import Family
@@ -110,24 +111,38 @@ def verify(
     """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
 
     Takes at most 2 GB, and at most `seconds` on systems with timers; the report says what was not
-    verified by then. Rungs are verified one by one, as layers of their sizes.
+    verified by then. Rungs are verified one by one, as layers of their sizes, and kernels for large
+    inputs as the only one of a file.
 
     Without a GPU it sets TRITON_INTERPRET in this process, so triton must not be imported yet.
     """
-    if spec.rungs:
-        whole = dataclasses.replace(spec, rungs=())
-        parts = [whole, *(dataclasses.replace(whole, input=rung) for rung in spec.rungs)]
-        share = seconds // len(parts)
-        return _together(
-            spec, [verify(part, target, seed, choices, share, families) for part in parts]
-        )
+    whole = dataclasses.replace(spec, rungs=())
+    made = plan(whole, target, None, choices, families)
+    parts: list[tuple[ConvTransposeSpec, Tile | None]] = [(whole, None)]
+    parts += [(dataclasses.replace(whole, input=rung), None) for rung in spec.rungs]
+    parts += [(kernel.spec, kernel.tile) for kernel in made.kernels if kernel.least]
+    share = seconds // len(parts)
+    reports = [_verify(part, target, seed, choices, share, families, tile) for part, tile in parts]
+    return reports[0] if len(reports) == 1 else _together(spec, reports)
+
+
+def _verify(
+    spec: ConvTransposeSpec,
+    target: GpuTarget | None,
+    seed: int,
+    choices: Choices | None,
+    seconds: int,
+    families: tuple[Family, ...],
+    tile: Tile | None,
+) -> Report:
+    """Verify the kernels for any size of `spec`, or the one of `tile`; arguments as `verify`."""
     start = time.monotonic()
     import torch
 
     gpu = torch.cuda.is_available()
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-    found = stand_in(spec, target, choices, families, small=not gpu)
+    found = stand_in(spec, target, choices, families, tile, small=not gpu)
     sized = found.sized
     source = compile_kernel(found.emitted, target, found.tiles, families=families)
     where = torch.cuda.get_device_name() if gpu else "Triton's interpreter"

@@ -178,7 +178,7 @@ def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any) -> bool:
     # No launch grid holds it, or its layout cannot be told as its sizes depend on data.
     with contextlib.suppress(SpecError, GuardOnDataDependentSymNode):
         is_last = "channels_last" in [layout_of(each) for each in tensors]
-        kernels = plan(spec).kernels
+        kernels = [each for each in plan(spec).kernels if each.is_for_any]
         measured = kernels[-1 if is_last else 0].measured
         if measured is not None and measured.torch is not None:
             return measured.torch.best_ms < LEAST_SHARE * measured.ms

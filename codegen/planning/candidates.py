@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..geometry.phases import AxisPhases
-from ..geometry.problem import problem_of
+from ..geometry.problem import Problem, problem_of
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..tables.targets import GpuTarget
@@ -25,8 +25,8 @@ from .resources import occupancy
 
 # An input copy costs memory, and the model of copies was only fitted on Hopper: a tile with a copy
 # must beat the others by these factors in predicted time, on Hopper and elsewhere. If the extents
-# are left to run time, an input may be small, and one launch more costs the host 7 us (H200,
-# torch 2.11): a quarter of the time of a call.
+# are left to run time, an input may be small, and one launch more costs the host time: the copy
+# is left to a kernel for large inputs (large.py) unless it gains this much.
 WORTH_COPY = 1.05
 WORTH_COPY_OPEN = 2.0
 WORTH_UNMEASURED = 2.0
@@ -62,11 +62,13 @@ def rank_tiles(
 
     Cached: ranking takes longer than rendering, and the tuner asks once per tile.
     """
-    least = least_of(spec, problem_of(spec, phases), target)
+    problem = problem_of(spec, phases)
+    least = least_of(spec, problem, target)
+    served = forms(spec, phases, problem, families)
     is_open = None in spec.spatial
     ordered = [
         (_order(candidate, siblings.form.family, target, is_open=is_open), candidate)
-        for siblings in _siblings(spec, phases, target, least, families)
+        for siblings in _siblings(spec, problem, target, least, served)
         for candidate in _candidates(siblings, target, least)
     ]
     return tuple(candidate for _, candidate in sorted(ordered, key=lambda pair: pair[0]))
@@ -79,31 +81,52 @@ def best_tile(
     families: tuple[Family, ...],
 ) -> Tile:
     """Return the first tile of `rank_tiles`, in a third of the time."""
-    least = least_of(spec, problem_of(spec, phases), target)
+    problem = problem_of(spec, phases)
+    best = _best(spec, problem, target, forms(spec, phases, problem, families))
+    assert best is not None  # a family serves every spec with a small tile
+    return best.tile
+
+
+def best_copied(
+    spec: ConvTransposeSpec,
+    phases: tuple[AxisPhases, ...],
+    target: GpuTarget,
+    families: tuple[Family, ...],
+) -> Candidate | None:
+    """Return the first of the tiles in `rank_tiles` that have an input copy, None without any."""
+    problem = problem_of(spec, phases)
+    copied = (form for form in forms(spec, phases, problem, families) if form.relayout)
+    return _best(spec, problem, target, copied)
+
+
+def _best(
+    spec: ConvTransposeSpec, problem: Problem, target: GpuTarget, served: Iterable[Form]
+) -> Candidate | None:
+    """Return the first tile of the given forms in the order of `rank_tiles`, None without any."""
+    least = least_of(spec, problem, target)
     is_open = None in spec.spatial
-    found: list[tuple[tuple[Any, ...], Tile]] = []
-    every = list(_siblings(spec, phases, target, least, families))
+    found: list[tuple[tuple[Any, ...], Candidate]] = []
+    every = list(_siblings(spec, problem, target, least, served))
     every.sort(key=lambda each: each.least_grain)
     for siblings in every:
         if found and siblings.least_grain > found[0][0][0]:
             break
         candidates = _candidates(siblings, target, least)
         family = siblings.form.family
-        here = [(_order(c, family, target, is_open=is_open), c.tile) for c in candidates]
-        found = [min(found + here)]
-    return found[0][1]
+        here = [(_order(c, family, target, is_open=is_open), c) for c in candidates]
+        found = [min(found + here, key=lambda pair: pair[0])]
+    return found[0][1] if found else None
 
 
 def _siblings(
     spec: ConvTransposeSpec,
-    phases: tuple[AxisPhases, ...],
+    problem: Problem,
     target: GpuTarget,
     least: Least,
-    families: tuple[Family, ...],
+    served: Iterable[Form],
 ) -> Iterator[Siblings]:
-    """Yield the tiles that fit `target`, in groups that differ only in stages."""
-    problem = problem_of(spec, phases)
-    for form in forms(spec, phases, problem, families):
+    """Yield the tiles of these forms that fit `target`, in groups that differ only in stages."""
+    for form in served:
         family = form.family
         for blocks in family.blocks(spec, problem, form):
             tile = _tile(form, *blocks)

@@ -17,7 +17,7 @@ from ..geometry.phases import AxisPhases
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ANY, ConvTransposeSpec
-from ..symbolic.sizes import GRADIENT, Sizes
+from ..symbolic.sizes import GRADIENT, OF_LAYOUT, Sizes
 from ..tables.targets import GpuTarget
 from .family import Family
 
@@ -139,9 +139,12 @@ class KernelPlan:
         grid_reason: reason for the grid, as text.
         prefix: prefix of the names of this kernel's own sizes; empty for a file's first kernel.
         rung: the input that the kernel was planned for as a rung; None if it is for any.
+        least: elements of an input from which on it computes, where a file has a kernel for large
+            inputs beside that for any; 0 if it is for any.
         is_backward: whether it computes the gradient of a layer's input, from that of the output.
         gradient: plan of the kernel for the input's gradient, None if torch computes it.
-        others: plans of the file's other kernels: of the other layout, of its rungs.
+        others: plans of the file's other kernels: of the other layout, of its rungs, for large
+            inputs.
     """
 
     spec: ConvTransposeSpec
@@ -165,6 +168,7 @@ class KernelPlan:
     grid_reason: str
     prefix: str = ""
     rung: tuple[int | None, ...] | None = None
+    least: int = 0
     is_backward: bool = False
     gradient: KernelPlan | None = None
     others: tuple[KernelPlan, ...] = ()
@@ -180,6 +184,11 @@ class KernelPlan:
         return self, *self.others
 
     @property
+    def is_for_any(self) -> bool:
+        """Whether it computes every input in its layout that no other kernel of the file does."""
+        return self.rung is None and not self.least
+
+    @property
     def file_spec(self) -> ConvTransposeSpec:
         """The spec of the file, of which `spec` is the part that this kernel computes."""
         layouts = {kernel.spec.layout for kernel in self.kernels}
@@ -192,6 +201,16 @@ class KernelPlan:
         """What the names of its functions and kernels end in; empty for a file's first kernel."""
         own = self.prefix.removesuffix(GRADIENT)
         return f"_{own.removesuffix('_').lower()}" if own else ""
+
+    @property
+    def inputs_text(self) -> str:
+        """Words for the inputs that it computes beside a file's first kernel; empty for that."""
+        last = "channels_last" * (OF_LAYOUT[1] in self.prefix)
+        if self.rung is not None:
+            which = f"inputs of {' x '.join(map(str, self.rung[2:]))}"
+        else:
+            which = "large inputs" * bool(self.least)
+        return " in ".join(filter(None, (which, last)))
 
     @property
     def input_layout(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 from ..errors import SpecError
 from ..geometry.gradient import gradient_refusal, input_gradient
@@ -16,7 +17,7 @@ from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
-from ..symbolic.sizes import GRADIENT, OF_LAYOUT, RUNG
+from ..symbolic.sizes import GRADIENT, LARGE, OF_LAYOUT, RUNG
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, shipped
@@ -24,6 +25,7 @@ from .costs import cost_of, least_of
 from .family import Family
 from .forms import form_of
 from .grid import place_on_grid
+from .large import large_of
 from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
 
@@ -60,7 +62,19 @@ def plan_kernel(
         names = RUNG.format(rung) if rung else "", OF_LAYOUT[layout]
         found = _plan_one(part, phases, target, families, its, choices, names=names)
         kernels.append(_for_any_batch(found, spec, names) if rung else found)
+    if tile is None:
+        kernels += _for_large(kernels[:layouts])
     return dataclasses.replace(kernels[0], others=tuple(kernels[1:]))
+
+
+def _for_large(plans: list[KernelPlan]) -> Iterator[KernelPlan]:
+    """Yield the plans of kernels for large inputs, for those of `plans` that they beat there."""
+    for plan, layout in zip(plans, OF_LAYOUT, strict=False):
+        large = large_of(plan)
+        if large is not None:
+            layer = plan.spec, plan.phases, plan.target, plan.families
+            found = _plan_one(*layer, large.tile, names=("", LARGE + layout))
+            yield dataclasses.replace(found, least=large.least)
 
 
 def _for_any_batch(plan: KernelPlan, spec: ConvTransposeSpec, names: tuple[str, str]) -> KernelPlan:

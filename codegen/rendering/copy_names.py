@@ -115,7 +115,7 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
         kernel=kernel_name,
         function=f"_start_copy{plan.suffix}",
         prefix=plan.prefix,
-        what="an input in channels_last" if plan.suffix else "the input",
+        what=_what(plan.inputs_text),
         copied=copy_text(plan.spec),
         transposes=transposes,
         triton_dtype=triton_dtype,
@@ -144,6 +144,11 @@ def relayout_text(plan: KernelPlan, sizes: Sizes, triton_dtype: str) -> Relayout
         shape_names=host.shape_lines("x.shape", "x.shape"),
         grid=grid_text([programs], tuned=False),
     )
+
+
+def _what(inputs: str) -> str:
+    """Return words for what is copied, from those for the inputs that the kernel computes."""
+    return {"": "the input", "channels_last": "an input in channels_last"}.get(inputs, inputs)
 
 
 def _with_tiles(sizes: Sizes, tile: CopyTile, prefix: str) -> Sizes:

@@ -73,11 +73,16 @@ class RecordText:
         name: of the variable that has it.
         lines: lines `NAME=value`.
         rungs: the variables of its layout's rungs, each by its spatial sizes.
+        large: the variable of its layout's kernel for large inputs, or `None`; empty where the
+            file has no such kernel.
+        least: elements of a large input, as Python.
     """
 
     name: str
     lines: tuple[str, ...]
     rungs: tuple[str, ...]
+    large: str
+    least: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +198,8 @@ def file_context(
     )
     values = glue_values(spec, glue)
     text = glue_text(spec.rank, values)
-    first, *others = map(_header_text, plan.kernels)
+    layouts = len(spec.each_layout)
+    first, *others = (_header_text(each, layouts) for each in plan.kernels)
     context = FileContext(
         version=__version__,
         spec=str(spec),
@@ -296,13 +302,16 @@ def _records(plan: KernelPlan, values: GlueValues, glue: GlueText | None) -> tup
     if glue is not None:
         sections = "".join(getattr(glue, field.name) for field in dataclasses.fields(glue))
         names = [name for name in names if re.search(rf"\b{RECORD}\.{name}\b", sections)]
-    layouts = sum(each.rung is None for each in plan.kernels)
+    layouts = sum(each.is_for_any for each in plan.kernels)
     made = []
     for each, kernel in zip(plan.kernels, values.kernels, strict=True):
         lines = tuple(f"{name}={kernel[name]}" for name in names)
-        rungs = () if each.rung else _rungs(plan, each.spec.layout)
-        made.append(RecordText(_record_name(each), lines, rungs))
-    # A rung stands before the record that names it.
+        if each.is_for_any:
+            others = _rungs(plan, each.spec.layout), *_large(plan, each.spec.layout)
+        else:
+            others = (), "", ""
+        made.append(RecordText(_record_name(each), lines, *others))
+    # What a record names stands before it.
     return (*made[layouts:], *made[:layouts])
 
 
@@ -313,7 +322,7 @@ def _record_name(plan: KernelPlan) -> str:
 
 def _plans(plan: KernelPlan) -> str:
     """Return the records of the kernels for any size, by layout."""
-    names = [_record_name(each) for each in plan.kernels if each.rung is None]
+    names = [_record_name(each) for each in plan.kernels if each.is_for_any]
     return ", ".join(names) + "," * (len(names) == 1)
 
 
@@ -323,20 +332,37 @@ def _rungs(plan: KernelPlan, layout: str) -> tuple[str, ...]:
     return tuple(f"{each.spec.spatial}: {_record_name(each)}" for each in found)
 
 
-def _serves(plan: KernelPlan) -> str:
-    """Return the inputs that a kernel beside a file's first is for, in words."""
+def _large(plan: KernelPlan, layout: str) -> tuple[str, str]:
+    """Return a layout's record for large inputs, and the elements of the smallest, as Python."""
+    large = {each.spec.layout: each for each in plan.kernels if each.least}
+    if not large:
+        return "", ""
+    found = large.get(layout)
+    return ("None", "None") if found is None else (_record_name(found), _power_text(found.least))
+
+
+def _power_text(power: int) -> str:
+    """Return a power of two as Python."""
+    return f"2**{power.bit_length() - 1}"
+
+
+def _serves(plan: KernelPlan, layouts: int) -> str:
+    """Return the inputs that a kernel beside the first is for, in words; a file has `layouts`."""
     layout = f"in {plan.spec.layout}"
-    if plan.rung is None:
+    if plan.is_for_any:
         return layout
-    sizes = f"for {plan.rung} and other batches"
-    return f"{sizes}, {layout}" if plan.spec.rank > 1 else sizes
+    if plan.rung is None:
+        sizes = f"for inputs of {_power_text(plan.least)} elements or more"
+    else:
+        sizes = f"for {plan.rung} and other batches"
+    return f"{sizes}, {layout}" if layouts > 1 else sizes
 
 
-def _header_text(plan: KernelPlan) -> HeaderText:
+def _header_text(plan: KernelPlan, layouts: int) -> HeaderText:
     back = plan.gradient
     tuned = f"one of {len(plan.tuned)}, tuned at run time"
     return HeaderText(
-        serves=_serves(plan),
+        serves=_serves(plan, layouts),
         family=plan.family.name,
         tile=tuned if plan.tuned else tile_text(plan),
         grid=_grid_text(plan),

@@ -145,7 +145,7 @@ class _Reader(ast.NodeVisitor):
             assert end is not None
             opening = " " * node.col_offset + "else:"
             found = [n for n in range(last, end) if self.source.lines[n] == opening]
-            if not found:
+            if node.orelse[0].col_offset == node.col_offset:
                 raise ValueError(f"line {node.lineno}: an elif cannot be folded")
             rest = range(found[0] + 1, end)
         return _Choice(test, names, range(node.lineno - 1, (rest or body).stop), body, rest)

@@ -135,6 +135,7 @@ def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
         "SEVERAL": len(kernels) > 1,
         "ANY_LAYOUT": spec.layout == ANY,
         "HAS_RUNGS": bool(spec.rungs),
+        "HAS_LARGE": any(each.plan.least for each in facts.kernels),
         "HAS_LAST": spec.layout != "channels_first",
         "RAW_WEIGHT": all(each["RAW_WEIGHT"] for each in kernels),
         "PACKED_DTYPES": _packed_dtypes(spec),

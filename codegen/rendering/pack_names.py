@@ -317,9 +317,11 @@ def _summary(plan: KernelPlan) -> str:
 
 
 def _purpose(plan: KernelPlan) -> str:
-    backward = " for the input's gradient" * plan.is_backward
-    of_layout = " in channels_last" if backward else " for channels_last"
-    return backward + of_layout * bool(plan.suffix)
+    inputs = plan.inputs_text
+    if not plan.is_backward:
+        return f" for {inputs}" if inputs else ""
+    joined = " in " if inputs == "channels_last" else ", "
+    return " for the input's gradient" + (joined + inputs if inputs else "")
 
 
 def _formula(plan: KernelPlan) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ LAYERS = {
     "both_raw": "ConvTranspose3d(4, 4, 2, groups=4, bias=False, layout=any)",
     "rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6), (2, 8, 4, 4)))",
     "both_rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6),), layout=any)",
+    "large": "ConvTranspose2d(16, 8, 3, target=h100)",
+    "both_large": "ConvTranspose3d(16, 16, 3, rungs=((2, 16, 5, 6, 4),), layout=any, target=h100)",
     "staged": "relu | ConvTranspose1d(4, 6, 3) | leaky_relu(0.5)",
 }
 SHARED = 'runtime = "shared"\n'
@@ -132,6 +134,10 @@ def test_a_layer_computes(
     with torch.no_grad():
         assert np.array_equal(layer(x).cpu().double().numpy(), exact)
         assert np.array_equal(layer.freeze()(x).cpu().double().numpy(), exact)
+        if "large" in name:
+            assert module.PLAN.large is not None
+            module.PLAN.least = 1
+            assert np.array_equal(layer(x).cpu().double().numpy(), exact)
         function = getattr(module, f"conv_transpose{x.dim() - 2}d")
         assert np.array_equal(function(x, layer.weight, layer.bias).cpu().double().numpy(), exact)
         others = [x] if hasattr(module, "PLANS") else []

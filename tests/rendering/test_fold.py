@@ -244,6 +244,7 @@ def test_words_are_replaced_in_names_and_texts():
         ("a = FLAG\n", {"FLAG": True, "OTHER": 1}, "no such name: OTHER"),
         ("if FLAG and x:\n    a = 1\n", {"FLAG": True}, "line 2: a test of FLAG and others"),
         ("if FLAG:\n    a = 1\nelif x:\n    a = 2\n", {"FLAG": True}, "line 2: an elif"),
+        ("if FLAG:\n    a = 1\nelif x:\n    a = 2\nelse:\n    a = 3\n", {"FLAG": True}, "an elif"),
         ('a = (\n    f"{OP}"\n    "b"\n)\n', {"OP": "1"}, "OP in a text of several lines"),
     ],
 )

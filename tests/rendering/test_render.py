@@ -59,6 +59,7 @@ SPECS = (
     "ConvTranspose2d(16, 16, 3, input=(8, 16, 32, 32), dtype=float16, layout=any, target=h100)",
     "relu | ConvTranspose3d(8, 8, 3, groups=8, layout=any) | tanh",
     "ConvTranspose2d(100, 512, 4, rungs=((64, 100, 1, 1),), layout=any, target=h200)",
+    "ConvTranspose3d(16, 16, 3, rungs=((4, 16, 9, 9, 9),), layout=any, target=h100)",
     "ConvTranspose1d(16, 8, 16, stride=8, padding=4, rungs=((4, 16, 63), (1, 16, 1000)))",
     "ConvTranspose2d(1048576, 1, 2, 2, input=(1099, 1048576, 1023, 1023), dtype=float64, grid=1)",
 )

@@ -38,6 +38,8 @@ CLEAN = (
     "sigmoid | ConvTranspose2d(3, 64, (3, 5), target=h100) | leaky_relu(0.2) | mul(0.5)",
     "ConvTranspose3d(8, 16, 3, stride=2, padding=1, input=(1, 8, 10, 10, 10), autotune=blocks)",
     "ConvTranspose3d(8, 16, (1, 2, 3), stride=(1, 2, 2), layout=channels_last, autotune=launch)",
+    # Only large inputs are copied.
+    "ConvTranspose2d(32, 16, 5, dilation=2, rungs=((2, 32, 9, 9),), layout=any, target=h100)",
     # Each of the rungs is copied before its kernel.
     "ConvTranspose2d(20, 16, 4, rungs=((6, 20, 1, 1), (2, 20, 3, 5)), layout=any, target=h200)",
 )
