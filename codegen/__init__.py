@@ -96,11 +96,12 @@ def replace_layers(
     spec can express (complex numbers, for example).
 
     Choices files may have torch's times of a layer beside its kernel's. A layer stays torch's if
-    torch was measured to be faster at each of its known sizes, those of `example_inputs`, in each
-    layout that arrives: by the time of torch's operator as the layer calls it, or for a layer in
-    a compiled module (`model` itself, for example) by that in the better layout. If one size was
-    not measured or is faster in the kernel, or none is known, the layer is replaced. `report` has
-    the times. `prefer="kernel"` replaces all.
+    torch was measured to be faster at each size that has a kernel of its own (by `example_inputs`,
+    with the batch that it is planned for), in each layout that arrives. What counts is the time of
+    torch's operator as the layer calls it, or for a layer in a compiled module (`model` itself, for
+    example) that in the better layout. If one such size was not measured or is faster in the
+    kernel, or there is none, the layer is replaced. `report` has the times. `prefer="kernel"`
+    replaces all.
 
     A second call plans anew what has changed: the dtype, device or geometry of a layer, or the
     arguments of the call. Layers whose spec is the same stay as they are. `restore_layers`
