@@ -70,6 +70,8 @@ def replace_layers(
     example_inputs: Any = None,
     include: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
     exclude: str | Iterable[str] | Callable[[str, Any], bool] | None = None,
+    prefer: str = "fastest",
+    choices: str | os.PathLike[str] | None = None,
     strict: bool = False,
 ) -> dict[str, str]:
     """Let the transposed convolutions of a torch model run emitted kernels.
@@ -92,6 +94,14 @@ def replace_layers(
     Layers that cannot be replaced stay torch's, and a warning names them: those of subclasses that
     do override such an attribute, layers on devices other than CPU and CUDA, and layers that no
     spec can express (complex numbers, for example).
+
+    Choices files may have torch's times of a layer beside its kernel's. A layer stays torch's if
+    torch was measured to be faster at each size that has a kernel of its own (by `example_inputs`,
+    with the batch that it is planned for), in each layout that arrives. What counts is the time of
+    torch's operator as the layer calls it, or for a layer in a compiled module (`model` itself, for
+    example) that in the better layout. If one such size was not measured or is faster in the
+    kernel, or there is none, the layer is replaced. `report` has the times. `prefer="kernel"`
+    replaces all.
 
     A second call plans anew what has changed: the dtype, device or geometry of a layer, or the
     arguments of the call. Layers whose spec is the same stay as they are. `restore_layers`
@@ -120,8 +130,12 @@ def replace_layers(
         include: the layers to replace: a name in `named_modules()`, a list of names, or a function
             (name, layer) -> bool; names may be patterns ("decoder.*"). None means all.
         exclude: layers that the call leaves as they are, given in the same ways.
-        strict: a layer that cannot be replaced is an error, and so is, later, a call of a replaced
-            layer that the kernel cannot compute (a ValueError).
+        prefer: "fastest" leaves a layer to torch if torch was measured to be faster, "kernel" none.
+        choices: file of measured tiles from `convgen tune`, preferred to the package's own and to
+            the cost model; "none" uses the cost model alone. A model that is pickled without
+            `folder` is planned without this file where it is loaded.
+        strict: a layer that stays torch's, for whatever reason, is an error, and so is, later, a
+            call of a replaced layer that the kernel cannot compute (a ValueError).
 
     Returns:
         The text of the spec of each layer that now runs an emitted file, by the layer's name in
@@ -129,14 +143,15 @@ def replace_layers(
 
     Raises:
         SpecError: an argument is not one of the above, `include` or `exclude` names no transposed
-            convolution of the model, a lazy layer is not initialised, or with `strict` a layer
-            cannot be replaced.
+            convolution of the model, `choices` is for another GPU, a lazy layer is not initialised,
+            or with `strict` a layer would stay torch's.
         ModelError: the model's own code raised, with `example_inputs`.
-        ProjectError: a file in `folder` was edited, or other users may write to the folder.
+        ProjectError: a file in `folder` was edited, other users may write to the folder, or
+            `choices` cannot be read.
         MachineError: the folder cannot be written. On any error the model is unchanged.
 
     Warns:
-        UserWarning: some layers stay torch's; the message names each with the reason.
+        UserWarning: some layers cannot be replaced; the message names each with the reason.
     """
     from .network.replace import replace_layers as replace
 
@@ -149,6 +164,8 @@ def replace_layers(
         example_inputs=example_inputs,
         include=include,
         exclude=exclude,
+        prefer=prefer,
+        choices=choices,
         strict=strict,
     )
 
@@ -188,7 +205,8 @@ def report(model: Any) -> Report:
     Returns:
         A report: `str()` is a table, `as_dict()` is for JSON, `layers` has a row for each layer:
         its name and spec, whether it is emitted or torch's and why, the calls that its kernel
-        computed, and those that torch did, by the reason.
+        computed, and those that torch did, by the reason. Of a layer that was left to torch, which
+        was measured to be faster, it has the times and what they were measured with.
 
     Raises:
         SpecError: `model` is not a torch module.

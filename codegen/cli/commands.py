@@ -17,7 +17,7 @@ import click
 from ..language.spec import NO_CHOICES
 from ..version import __version__
 from .bench_model import bench_model
-from .common import guarded, print_json, progress, torch_for
+from .common import choices_option, guarded, print_json, progress, torch_for
 from .flags import SPEC_OPTIONS
 from .project import build, init, list_files
 from .trace import trace
@@ -28,14 +28,6 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(SPEC_OPTIONS):
         command = option(command)
     return click.argument("spec", required=False)(command)
-
-
-_choices_option = click.option(
-    "--choices",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File of measured tiles from `convgen tune`, preferred to the package's own and to the "
-    "cost model. `none` uses the cost model alone.",
-)
 
 
 def _choices(path: Path | None, statements: list[Any]) -> Any:
@@ -53,7 +45,7 @@ def main() -> None:
 
 @main.command()
 @_spec_options
-@_choices_option
+@choices_option
 @click.option("-o", "--output", help="File, or folder for a .convgen file; - is stdout.")
 @click.option("--force", is_flag=True, help="Overwrite a file that convgen did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -102,7 +94,7 @@ def emit(
 
 @main.command()
 @_spec_options
-@_choices_option
+@choices_option
 @click.option(
     "--seconds",
     default=55,
@@ -138,7 +130,7 @@ def verify(
 
 @main.command()
 @_spec_options
-@_choices_option
+@choices_option
 @click.option(
     "--stage",
     type=click.Choice(["spec", "phases", "index", "plan", "candidates", "wrapper"]),
@@ -179,7 +171,7 @@ def explain(
 
 @main.command("compile")
 @_spec_options
-@_choices_option
+@choices_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @guarded
 def compile_command(
@@ -314,7 +306,7 @@ def families(as_json: bool) -> None:
 @click.option("--dtypes", help="Dtypes, comma-separated, instead of those in CASES.")
 @click.option("--ways", help="Ways of torch, comma-separated (all); '' means none.")
 @click.option("--layouts", help="Layouts of convgen's files, comma-separated (both).")
-@_choices_option
+@choices_option
 @click.option(
     "-o",
     "--output",

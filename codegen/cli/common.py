@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +34,12 @@ inputs_option = click.option(
     metavar="SHAPE",
     help="Shape of a positional argument of forward, such as 4,3,256,256 or 1,80,100:float16 "
     "(float32); once for each argument.",
+)
+choices_option = click.option(
+    "--choices",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of measured tiles from `convgen tune`, preferred to the package's own and to the "
+    "cost model. `none` uses the cost model alone.",
 )
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import SpecError, visible
-from .common import guarded, inputs_option, print_json, torch_for
+from ..tables.targets import DEFAULT_TARGET
+from .common import choices_option, guarded, inputs_option, print_json, torch_for
 
 
 @click.command()
@@ -38,6 +40,7 @@ from .common import guarded, inputs_option, print_json, torch_for
     help="Where the forward runs (cpu).",
 )
 @click.option("--target", help="The GPU that the document names; see `convgen targets`.")
+@choices_option
 @click.option("-o", "--output", help="File, such as kernels.convgen; - is stdout.")
 @click.option("--force", is_flag=True, help="Overwrite a file that trace did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -46,6 +49,7 @@ def trace(
     model: str,
     inputs: tuple[str, ...],
     target: str | None,
+    choices: Path | None,
     output: str | None,
     force: bool,
     as_json: bool,
@@ -55,12 +59,16 @@ def trace(
 
     FACTORY is a torch.nn.Module in MODULE, or a function without required arguments that returns
     one; modules in the current folder are found. The model's forward runs once, in eval mode.
-    `convgen emit` and `specs` of [tool.convgen] read the document.
+    `convgen emit` and `specs` of [tool.convgen] read the document. It and messages tell of kernels
+    that were measured to be slower than torch.
     """
+    from ..families.registry import FAMILIES
     from ..files import check_output, write_output
+    from ..planning.choices import choices_for
     from ..project.document import document_of, notes, refusal
 
     _check_target(target)
+    measured = choices_for(choices, {target or DEFAULT_TARGET}, FAMILIES)
     path = None if output in (None, "-") else Path(output or "")
     if path is not None:
         check_output(path, refusal, force=force)
@@ -70,14 +78,22 @@ def trace(
     if not found.kernels:
         reasons = "".join(f"\n  {note}" for note in notes(found))
         raise SpecError(f"{model}: no transposed convolution that was called has a spec{reasons}")
-    command = _command(model, inputs, {**options, "target": target})
-    document = document_of(found, model, command, target)
+    given = None if choices is None else str(choices)
+    command = _command(model, inputs, {**options, "target": target, "choices": given})
+    document = document_of(found, model, command, target, measured)
     if path is not None:
         write_output(path, document.text)
     if as_json:
         kernels = [
-            {"name": name, "spec": str(kernel.spec), "layers": list(kernel.layers)}
-            for name, kernel in zip(document.names, found.kernels, strict=True)
+            {
+                "name": name,
+                "spec": str(kernel.spec),
+                "layers": list(kernel.layers),
+                "slower": None if times is None else asdict(times),
+            }
+            for name, kernel, times in zip(
+                document.names, found.kernels, document.slower, strict=True
+            )
         ]
         left = [{"layer": name, "reason": reason} for name, reason in found.left.items()]
         others = {"left": left, "uncalled": list(found.uncalled)}
@@ -86,7 +102,7 @@ def trace(
         return
     if path is None:
         click.echo(document.text, nl=False)
-    for note in notes(found):
+    for note in (*document.warnings(), *notes(found)):
         click.echo(note, err=True)
     if path is not None:
         click.echo(f"wrote {path}", err=True)

@@ -5,7 +5,7 @@ Dynamo's, in which a transposed convolution is one node; output: what Inductor m
 after each such node has become the operator of a file that is emitted for its sizes.
 
 Inductor compiles everything else, and the whole graph where nothing lies on a CUDA device. A
-convolution that no spec can express stays torch's.
+convolution that no spec can express, or that torch was measured to compute faster, stays torch's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..compiler import compile_kernel, plan
+from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import LAYOUTS, ConvTransposeSpec
 from ..language.torch_module import layout_of
+from ..planning.choices import Choices, check_targets
+from ..tables.targets import DEFAULT_TARGET
 from ..values import check_choice
 from .layers import allows_tf32, layout_for
+from .preference import PREFER, choices_given, is_slower, times_of
 
-PREFER = "fastest", "kernel"
-LEAST_SHARE = 0.97  # of a kernel's time: what is less than that away counts as equal
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
 _DEFAULTS = {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
@@ -45,33 +46,39 @@ def compile_graph(
         example_inputs: fake or real tensors and numbers.
         mode: as `torch.compile` takes it for Inductor.
         options: likewise; and `prefer`: "fastest", the default, leaves to Inductor what it was
-            measured to compute faster, "kernel" nothing.
+            measured to compute faster, "kernel" nothing; and `choices`, a choices file that is
+            preferred to the package's own.
 
     Returns:
         A callable, as Inductor's `compile_fx` returns it.
 
     Raises:
-        SpecError: `prefer` is neither of the two.
-        ProjectError: other users may write to the folder of the emitted files.
+        SpecError: `prefer` is neither of the two, or `choices` is no choices file, or one for
+            another GPU.
+        ProjectError: other users may write to the folder of the emitted files, or the choices file
+            cannot be read.
         MachineError: that folder cannot be written.
     """
     import torch
 
     others = dict(options or {})
     prefer = check_choice("options['prefer']", others.pop("prefer", PREFER[0]), PREFER)
-    _rewrite(graph, prefer)
+    choices = choices_given("options['choices']", others.pop("choices", None))
+    if choices is not None:
+        check_targets(choices, {_target() or DEFAULT_TARGET})
+    _rewrite(graph, prefer, choices)
     inductor = torch._TorchCompileInductorWrapper(mode, others or None, dynamic=None)
     return inductor(graph, example_inputs)
 
 
-def _rewrite(graph: Any, prefer: str = PREFER[0]) -> None:
+def _rewrite(graph: Any, prefer: str = PREFER[0], choices: Choices | None = None) -> None:
     """Put the operator of an emitted file in the place of each transposed convolution."""
     for node, autocast in _with_autocast(list(graph.graph.nodes)):
         spec = _spec_of(node, autocast)
         input, weight, bias = _given(node, ("input", "weight", "bias"), {"bias": None})
-        if spec is None or (prefer == "fastest" and _is_slower(spec, input, weight)):
+        if spec is None or (prefer == "fastest" and _is_slower(spec, input, weight, choices)):
             continue
-        operator = _operator_of(spec)
+        operator = _operator_of(spec, choices)
         if operator is None:
             continue
         with graph.graph.inserting_before(node):
@@ -133,13 +140,20 @@ def _spec_of(node: Any, autocast: dict[str, Any]) -> ConvTransposeSpec | None:
             bias=bias is not None,
             input=sizes if len(sizes) == rank + 2 else (1, *sizes),
             layout=layout_for(rank),
-            target=local_target().name if torch.cuda.is_available() else None,
+            target=_target(),
             dtype=dtype,
             precision=precision,
             **names,
         )
     except (SpecError, TypeError):  # sizes that are no numbers: torch's error, or torch's result
         return None
+
+
+def _target() -> str | None:
+    """Return the target of this machine's GPU, None without one."""
+    import torch
+
+    return local_target().name if torch.cuda.is_available() else None
 
 
 def _has_kernels(tensor: Any) -> bool:
@@ -167,7 +181,7 @@ def _precision(input: Any, autocast: dict[str, Any]) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), "ieee" if exact else None
 
 
-def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any) -> bool:
+def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any, choices: Choices | None) -> bool:
     """Whether the kernel of a call was measured to be slower than what Inductor makes of it.
 
     Without convgen Inductor decides on the layout of a convolution, and changes that of its input.
@@ -175,21 +189,17 @@ def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     tensors = [each.meta["example_value"] for each in (input, weight)]
-    # No launch grid holds it, or its layout cannot be told as its sizes depend on data.
-    with contextlib.suppress(SpecError, GuardOnDataDependentSymNode):
+    with contextlib.suppress(GuardOnDataDependentSymNode):  # its sizes depend on data
         is_last = "channels_last" in [layout_of(each) for each in tensors]
-        kernels = [each for each in plan(spec).kernels if each.is_for_any]
-        measured = kernels[-1 if is_last else 0].measured
-        if measured is not None and measured.torch is not None:
-            return measured.torch.best_ms < LEAST_SHARE * measured.ms
+        return is_slower(times_of(spec, (LAYOUTS[is_last],), choices), compiled=True)
     return False
 
 
-def _operator_of(spec: ConvTransposeSpec) -> Any:
+def _operator_of(spec: ConvTransposeSpec, choices: Choices | None = None) -> Any:
     """Return the operator of a spec's file, which lies in Inductor's cache; None without a plan."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     with contextlib.suppress(SpecError):  # no launch grid holds it
-        text = compile_kernel(spec).text
+        text = compile_kernel(spec, choices=choices).text
         return kept_module(spec, text, Path(cache_dir()) / "convgen").OPERATOR.default
     return None

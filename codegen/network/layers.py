@@ -29,6 +29,7 @@ RELIED = (
     *("_convgen", "_notice", "_strict", "_stacklevel", "_replaced", "__prepare_scriptable__"),
     *("__getstate__", "__reduce__", "__reduce_ex__", "__init_subclass__", "__slots__"),
 )
+LEFT = "_left_to_torch"  # the attribute of such a layer
 Selection = str | Iterable[str] | Callable[[str, Any], bool] | None
 
 
@@ -66,15 +67,39 @@ def transposed(model: Any) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
+def in_compiled(model: Any) -> set[str]:
+    """Return the names of the transposed convolutions that lie in compiled modules."""
+    prefixes = tuple(
+        name and f"{name}."
+        for name, module in model.named_modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    )
+    return {name for name in transposed(model) if f"{name}.".startswith(prefixes)}
+
+
 def is_emitted(layer: Any) -> bool:
     """Whether a layer runs an emitted file, by `replace_layers` or by its class."""
     return hasattr(type(layer), "_convgen")
 
 
-def record_of(layer: Any) -> dict[str, str] | None:
-    """Return what `replace_layers` noted: spec, note, folder; None if the layer is none of its."""
-    record: dict[str, str] | None = vars(layer).get("_replaced")
+def record_of(layer: Any) -> dict[str, Any] | None:
+    """Return what `replace_layers` noted of a layer; None if the layer is none of its.
+
+    Its keys are spec, note and folder; choices, a hash of those given, or empty; and those of
+    `left_of`. Values are plain, so that pickles of layers with a folder do not need convgen.
+    """
+    record: dict[str, Any] | None = vars(layer).get("_replaced")
     return record
+
+
+def left_of(layer: Any) -> dict[str, Any] | None:
+    """Return what `replace_layers` noted of a layer that it left to torch by its times, else None.
+
+    Its keys are spec, with the known sizes; layouts, in which inputs arrive; and times, the fields
+    of `Times` for each that was measured.
+    """
+    left: dict[str, Any] | None = vars(layer).get(LEFT)
+    return left
 
 
 def layout_for(rank: int) -> str:
@@ -268,7 +293,7 @@ def spec_text(layer: Any) -> str:
     """Return the spec of an emitted layer: as noted, or as its file's header has it."""
     record = record_of(layer)
     if record is not None:
-        return record["spec"]
+        return str(record["spec"])
     # A package's layer for several targets has those of the files that it has used.
     for each in (*vars(layer).get("_layers", {}).values(), layer):
         module = sys.modules.get(type(each).__module__)

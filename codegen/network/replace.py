@@ -1,7 +1,7 @@
 """Replacing the transposed convolutions of a torch model by emitted layers.
 
 Beside the stages; needs torch and triton, imported when a function is called. Input: a model;
-output: the same model, whose layers run emitted files.
+output: the same model, whose layers run emitted files, but for those that torch computes faster.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..compiler import compile_kernel
@@ -18,18 +18,24 @@ from ..compiler import plan as plan_of
 from ..errors import SpecError, shown, text_of
 from ..execution.loading import kept_module
 from ..language.parser import parse
-from ..language.spec import ConvTransposeSpec
+from ..language.spec import LAYOUTS, ConvTransposeSpec
+from ..planning.choices import Choices, check_targets
+from ..tables.targets import DEFAULT_TARGET
+from ..values import check_choice
 from .calls import Call
 from .examples import dtype_of, example_calls, rungs_of
 from .layers import (
+    LEFT,
     LeftError,
     Selection,
     Wishes,
     allows_tf32,
     check_module,
     chosen,
+    in_compiled,
     is_emitted,
     layout_for,
+    left_of,
     original_of,
     record_of,
     spec_of,
@@ -37,9 +43,38 @@ from .layers import (
     transposed,
     where,
 )
+from .preference import FASTER, PREFER, Times, choices_given, is_path, is_slower, times_of
 from .restore import become, restore
 
 IEEE = "ieee: torch.backends.cudnn.allow_tf32 was False"
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """What a layer is to be.
+
+    Attributes:
+        spec: of its file.
+        note: how the spec came about, if that needs saying.
+        original: the class that the layer has without an emitted one.
+        layouts: of the inputs that arrive, as far as is known.
+        times: of each known size in each of these layouts, None where nobody measured torch's.
+    """
+
+    spec: ConvTransposeSpec
+    note: str
+    original: type
+    layouts: tuple[str, ...]
+    times: tuple[Times | None, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return what is noted of the layer, whether it is replaced or left to torch."""
+        times = tuple(asdict(each) for each in self.times if each is not None)
+        return {"spec": str(self.spec), "layouts": self.layouts, "times": times}
+
+    def refusal(self) -> str:
+        """Return why the layer is left to torch, which was measured to be faster."""
+        return "; ".join([FASTER, *(str(each) for each in self.times)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +82,16 @@ class _Planned:
     """What becomes of a layer.
 
     Attributes:
-        spec: of its file.
-        note: how the spec came about, if that needs saying.
+        meant: what it is to be.
         made: the emitted class; None if the layer has it already.
-        original: the class without it.
         folder: of the user's, that has its file; empty if the file goes with the process.
+        choices: hash of the choices given, or empty.
     """
 
-    spec: ConvTransposeSpec
-    note: str
+    meant: _Meant
     made: type | None
-    original: type
     folder: str
+    choices: str
 
 
 def replace_layers(
@@ -71,30 +104,38 @@ def replace_layers(
     example_inputs: object,
     include: Selection,
     exclude: Selection,
+    prefer: str,
+    choices: str | os.PathLike[str] | None,
     strict: bool,
 ) -> dict[str, str]:
     """Implement `convgen.replace_layers`, which documents it; on an error nothing is changed."""
     check_module(model)
     wishes = _checked_arguments(target, precision, dtype, folder, strict)
+    prefer = check_choice("prefer", prefer, PREFER)
+    measured = choices_given("choices", choices)
     layers = chosen(model, include, exclude)
     calls = example_calls(model, layers, example_inputs)
+    meant, left = _meant(layers, wishes, calls, measured)
+    slower = _slower(model, meant) if prefer == "fastest" else {}
     files: dict[ConvTransposeSpec, type] = {}
     plans: dict[str, _Planned] = {}
-    left: dict[str, str] = {}
-    for name, layer in layers.items():
-        if is_emitted(layer) and record_of(layer) is None:
-            continue  # its owner's, from a file of theirs
+    for name, each in meant.items():
+        if name in slower:
+            continue
         try:
-            made = None if calls is None else calls[name]
-            plans[name] = _planned(layer, wishes, made, folder, files)
+            plans[name] = _planned(layers[name], each, measured, folder, files)
         except LeftError as error:
             left[name] = str(error)
-    if left:
-        _tell(left, strict)
+    # That torch is faster needs no warning: nothing is lost.
+    refused = left | {name: each.refusal() for name, each in slower.items() if strict}
+    if refused:
+        _tell({name: refused[name] for name in layers if name in refused}, strict)
     for name, planned in plans.items():
         _apply(layers[name], name, planned, strict)
-    for name in left:
+    for name in (*left, *slower):
         _give_back(layers[name])
+    for name, each in slower.items():
+        vars(layers[name])[LEFT] = each.record()
     return {
         name: spec_text(layer) for name, layer in transposed(model).items() if is_emitted(layer)
     }
@@ -119,7 +160,7 @@ def _checked_arguments(
             f"got {shown(dtype)}",
             "dtype",
         )
-    if folder is not None and not _is_path(folder):
+    if folder is not None and not is_path(folder):
         raise SpecError(f"folder must be a path or None, got {shown(folder)}", "folder")
     if not isinstance(strict, bool):
         raise SpecError(f"strict must be True or False, got {shown(strict)}", "strict")
@@ -134,26 +175,49 @@ def _checked_arguments(
     )
 
 
-def _is_path(value: object) -> bool:
-    """Whether `value` can name a file: text that the system and Triton can encode."""
-    try:
-        text = os.fspath(value)  # type: ignore[call-overload]  # it raises what it is caught for
-        return isinstance(text, str) and bool(text) and "\0" not in text and bool(text.encode())
-    except (TypeError, ValueError):
-        return False
-
-
-def _planned(
-    layer: Any,
+def _meant(
+    layers: dict[str, Any],
     wishes: Wishes,
-    calls: Sequence[Call] | None,
-    folder: str | os.PathLike[str] | None,
-    files: dict[ConvTransposeSpec, type],
-) -> _Planned:
-    """Return what becomes of a layer; `files` has the classes that were made, and gets its.
+    calls: dict[str, tuple[Call, ...]] | None,
+    choices: Choices | None,
+) -> tuple[dict[str, _Meant], dict[str, str]]:
+    """Return what layers are to be, and why others must stay torch's.
 
-    `calls` are those with example inputs, None without.
+    `calls` are those with example inputs, None without. Layers of a file of their owner's are in
+    neither.
     """
+    meant: dict[str, _Meant] = {}
+    left: dict[str, str] = {}
+    for name, layer in layers.items():
+        if is_emitted(layer) and record_of(layer) is None:
+            continue
+        try:
+            each = _one_meant(layer, wishes, None if calls is None else calls[name])
+        except LeftError as error:
+            left[name] = str(error)
+        else:
+            times = times_of(each.spec, each.layouts, choices)
+            meant[name] = replace(each, times=times)
+    if choices is not None and meant:
+        check_targets(choices, {each.spec.target or DEFAULT_TARGET for each in meant.values()})
+    return meant, left
+
+
+def _slower(model: Any, meant: dict[str, _Meant]) -> dict[str, _Meant]:
+    """Return the layers whose kernels were measured to be slower than torch at all known sizes.
+
+    In a compiled model torch has the better layout, as Inductor may change it; else that of a call.
+    """
+    compiled = in_compiled(model)
+    return {
+        name: each
+        for name, each in meant.items()
+        if is_slower(each.times, compiled=name in compiled)
+    }
+
+
+def _one_meant(layer: Any, wishes: Wishes, calls: Sequence[Call] | None) -> _Meant:
+    """Return what a layer is to be, without times; raises LeftError if it must stay torch's."""
     original, note = original_of(layer), ""
     dtype = dtype_of(calls) if wishes.dtype is None and calls else None
     if dtype is not None:  # a precision is for float32, which these calls have not
@@ -161,34 +225,61 @@ def _planned(
     if wishes.precision is None and wishes.dtype is None and not allows_tf32():
         wishes, note = replace(wishes, precision="ieee"), IEEE
     spec = spec_of(layer, wishes)
+    layouts = _layouts(layer, spec.layout, calls)
     spec = replace(spec, layout=layout_for(spec.rank))
     spec = _with_rungs(spec, layer, calls)
     note = note if spec.dtype == "float32" else ""
-    record = record_of(layer)
-    if record is not None and record["spec"] == str(spec) and folder is None:
-        return _Planned(spec, note, None, original, record["folder"])
+    return _Meant(spec, note, original, layouts)
+
+
+def _layouts(layer: Any, of_weight: str, calls: Sequence[Call] | None) -> tuple[str, ...]:
+    """Return the layouts that a layer computes in: torch's rule is channels_last if one is."""
+    if of_weight == "channels_last":
+        return (of_weight,)
+    if calls is not None:
+        return tuple(sorted({call.layout for call in calls}))
+    before = record_of(layer) or left_of(layer)
+    return LAYOUTS[:1] if before is None else before["layouts"]
+
+
+def _planned(
+    layer: Any,
+    meant: _Meant,
+    choices: Choices | None,
+    folder: str | os.PathLike[str] | None,
+    files: dict[ConvTransposeSpec, type],
+) -> _Planned:
+    """Return what becomes of a layer; `files` has the classes that were made, and gets its."""
+    spec, record = meant.spec, record_of(layer)
+    digest = "" if choices is None else choices.digest or choices.target
+    same = record is not None and record["choices"] == digest
+    if record is not None and same and record["spec"] == str(spec) and folder is None:
+        return _Planned(meant, None, record["folder"], digest)
     if spec not in files:
-        spec, text = _emitted(spec)
+        spec, text = _emitted(spec, choices)
         files[spec] = kept_module(spec, text, folder).ModelNew
     is_made = record is not None and bool(record["folder"]) and isinstance(layer, files[spec])
     made = None if is_made else files[spec]
-    return _Planned(spec, note, made, original, "" if folder is None else os.fspath(folder))
+    kept = "" if folder is None else os.fspath(folder)
+    return _Planned(replace(meant, spec=spec), made, kept, digest)
 
 
-def _emitted(spec: ConvTransposeSpec) -> tuple[ConvTransposeSpec, str]:
+def _emitted(spec: ConvTransposeSpec, choices: Choices | None) -> tuple[ConvTransposeSpec, str]:
     """Return a spec and its file's text, without the rungs that no launch grid holds."""
     try:
-        return spec, compile_kernel(spec).text
+        return spec, compile_kernel(spec, choices=choices).text
     except SpecError as error:
-        kept = tuple(rung for rung in spec.rungs if _has_plan(spec, rung))
+        kept = tuple(rung for rung in spec.rungs if _has_plan(spec, rung, choices))
         if kept == spec.rungs:
             raise LeftError(str(error)) from None
-    return _emitted(replace(spec, rungs=kept))
+    return _emitted(replace(spec, rungs=kept), choices)
 
 
-def _has_plan(spec: ConvTransposeSpec, rung: tuple[int | None, ...]) -> bool:
+def _has_plan(
+    spec: ConvTransposeSpec, rung: tuple[int | None, ...], choices: Choices | None
+) -> bool:
     try:
-        plan_of(replace(spec, input=rung, rungs=()))
+        plan_of(replace(spec, input=rung, rungs=()), choices=choices)
     except SpecError:
         return False
     return True
@@ -198,7 +289,7 @@ def _with_rungs(
     spec: ConvTransposeSpec, layer: Any, calls: Sequence[Call] | None
 ) -> ConvTransposeSpec:
     """Return a spec with the sizes of calls as rungs; without examples those of before stay."""
-    record = record_of(layer)
+    record = record_of(layer) or left_of(layer)
     rungs: tuple[tuple[int | None, ...], ...] = ()
     if calls is not None:
         rungs = rungs_of(calls)
@@ -213,23 +304,26 @@ def _tell(left: dict[str, str], strict: bool) -> None:
     """Say which layers stay torch's, as a warning or an error."""
     reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in left.items())
     if strict:
-        raise SpecError(f"strict=True, and layers cannot be replaced: {reasons}", "strict")
+        raise SpecError(f"strict=True, and layers would stay torch's: {reasons}", "strict")
     warnings.warn(f"left as they are: {reasons}", stacklevel=4)
 
 
 def _apply(layer: Any, name: str, plan: _Planned, strict: bool) -> None:
     """Change a layer as planned."""
+    meant = plan.meant
     if plan.made is not None:
-        become(layer, plan.made, plan.original, bool(plan.folder))
+        become(layer, plan.made, meant.original, bool(plan.folder))
+    others = {"note": meant.note, "folder": plan.folder, "choices": plan.choices}
     vars(layer).update(
-        _replaced={"spec": str(plan.spec), "note": plan.note, "folder": plan.folder},
+        _replaced=meant.record() | others,
         _strict=strict,
         _notice=_notice(name, strict),
     )
 
 
 def _give_back(layer: Any) -> None:
-    """Make a layer torch's again that was replaced before and can no longer be."""
+    """Make a layer torch's again that was replaced before and no longer is to be."""
+    vars(layer).pop(LEFT, None)
     if record_of(layer) is not None:
         with contextlib.suppress(LeftError):  # something else has changed its class
             restore(layer, original_of(layer))

@@ -7,7 +7,7 @@ Beside the stages; needs torch, imported when a function is called. Input: a mod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
 from typing import Any
 
 from ..errors import visible
@@ -15,12 +15,15 @@ from .layers import (
     LeftError,
     Wishes,
     check_module,
+    in_compiled,
     is_emitted,
+    left_of,
     record_of,
     spec_of,
     spec_text,
     transposed,
 )
+from .preference import FASTER, Times
 
 NOT_REPLACED = "not replaced: convgen.replace_layers(model) does"
 UNCOUNTED = "Calls in compiled or captured graphs are not counted."
@@ -40,6 +43,8 @@ class LayerReport:
         torch_calls: calls that an emitted layer left to torch, by the reason; the first reason
             stands for all of its kind (other sizes, for example).
         compiled: the model that was asked about is compiled here: "compiled: not counted".
+        times: of its kernels beside torch's operator, at each size that `replace_layers` was given
+            and that was measured, by choices files.
     """
 
     name: str
@@ -50,6 +55,7 @@ class LayerReport:
     kernel_calls: int
     torch_calls: dict[str, int]
     compiled: bool
+    times: tuple[Times, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as values that JSON has."""
-        return dataclasses.asdict(self)
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))  # tuples to lists
+        return values
 
     def __str__(self) -> str:
         if not self.layers:
@@ -86,10 +93,10 @@ class Report:
 def report(model: Any) -> Report:
     """Implement `convgen.report`, which documents it."""
     check_module(model)
-    compiled = tuple(_compiled(model))
+    compiled = in_compiled(model)
     return Report(
         tuple(
-            _layer_report(name, layer, any(f"{name}.".startswith(prefix) for prefix in compiled))
+            _layer_report(name, layer, name in compiled)
             for name, layer in transposed(model).items()
         )
     )
@@ -98,15 +105,17 @@ def report(model: Any) -> Report:
 def _layer_report(name: str, layer: Any, compiled: bool) -> LayerReport:
     emitted = is_emitted(layer)
     kernel, torch = _calls(layer) if emitted else (0, {})
+    record = (record_of(layer) if emitted else left_of(layer)) or {}
     return LayerReport(
         name=name,
         emitted=emitted,
         spec=spec_text(layer) if emitted else str(layer).partition("\n")[0],
         reason="" if emitted else _reason(layer),
-        note=(record_of(layer) or {"note": ""})["note"],
+        note=record.get("note", ""),
         kernel_calls=kernel,
         torch_calls=torch,
         compiled=compiled,
+        times=tuple(Times(**each) for each in record.get("times", ())),
     )
 
 
@@ -131,18 +140,13 @@ def _reason(layer: Any) -> str:
 
     if any(map(is_lazy, layer.parameters())):
         return "it is lazy and not initialised"
+    if left_of(layer) is not None:
+        return FASTER
     try:
         spec_of(layer, Wishes(None, None, None))
     except LeftError as error:
         return str(error)
     return NOT_REPLACED
-
-
-def _compiled(model: Any) -> Iterator[str]:
-    """Yield what the names of layers in compiled modules start with."""
-    for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            yield name and f"{name}."
 
 
 def _cells(layer: LayerReport) -> tuple[str, str, str, str, str]:
@@ -156,6 +160,9 @@ def _cells(layer: LayerReport) -> tuple[str, str, str, str, str]:
 def _notes(layer: LayerReport) -> list[str]:
     """Return the lines below a layer's row."""
     notes = [layer.reason, layer.note]
+    # A kernel that won needs no word: most did.
+    slower = (t for t in layer.times if not layer.emitted or t.is_slower(compiled=layer.compiled))
+    notes += [str(each) for each in slower]
     notes += [f"{number} by torch: {reason}" for reason, number in layer.torch_calls.items()]
     notes.append("compiled: not counted" if layer.compiled and layer.emitted else "")
     return [f"- {visible(note, 500)}" for note in notes if note]

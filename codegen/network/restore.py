@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import SpecError
-from .layers import LeftError, check_module, original_of, record_of, where
+from .layers import LEFT, LeftError, check_module, original_of, record_of, transposed, where
 from .saving import class_of
 
-# What an emitted layer has of its own among its attributes.
-OWN = ("_calls", "_frozen", "_notice", "_strict", "_replaced")
+# What an emitted layer has of its own among its attributes, or one that was left to torch.
+OWN = ("_calls", "_frozen", "_notice", "_strict", "_replaced", LEFT)
 
 
 def restore_layers(model: Any) -> list[str]:
@@ -31,6 +31,8 @@ def restore_layers(model: Any) -> list[str]:
             raise SpecError(f"{where(name)} cannot be restored: {error}", "model") from None
     for name, layer in layers.items():
         restore(layer, originals[name])
+    for layer in transposed(model).values():
+        vars(layer).pop(LEFT, None)
     return list(layers)
 
 

@@ -13,8 +13,8 @@ a user gives a path, and the hash of that file goes into the header of emitted f
 use it. The path ``none`` means no file at all: the package's choices are not used either. Two
 entries are optional. `input_gradient` has the best tile for the gradient of the input, its time,
 and that of torch's operator: an emitted file has that kernel if it is faster. `torch` has the times
-of torch's operator (`MeasuredTorch`), which decide whether the backend of torch.compile uses the
-kernel.
+of torch's operator (`MeasuredTorch`), which decide whether a model's layer is left to torch
+(network/preference.py).
 """
 
 from __future__ import annotations
@@ -50,11 +50,15 @@ class Choices:
         target: name of the target.
         table: maps `key_of` a spec to the fastest tile.
         digest: SHA-256 of the file, None for the package's own files.
+        name: the file, as messages name it.
+        measured: what the times were measured on: device, versions and date.
     """
 
     target: str
     table: Mapping[str, Measured]
     digest: str | None = None
+    name: str = ""
+    measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def of(self, spec: ConvTransposeSpec) -> Measured | None:
         """Return the measurement of `spec`, None if there is none."""
@@ -89,8 +93,26 @@ def shipped(target: str, families: tuple[Family, ...]) -> Choices:
     source = importlib.resources.files(__package__) / "measured" / f"{target}.json"
     if not source.is_file():
         return Choices(target, {})
-    found = _read(source.read_text(encoding="utf-8"), f"choices/{target}.json", families)
+    name = f"convgen's measured/{target}.json"
+    found = _read(source.read_text(encoding="utf-8"), name, families)
     return dataclasses.replace(found, digest=None)
+
+
+def found_for(
+    spec: ConvTransposeSpec, target: str, families: tuple[Family, ...], given: Choices | None
+) -> tuple[Measured, Choices] | None:
+    """Return the measurement of `spec` on a target, with the choices that have it; None without.
+
+    The given choices are used if they are for this target and have the spec; else the package's.
+    """
+    if given == MODEL_ALONE:
+        return None
+    for choices in (given, shipped(target, families)):
+        if choices is not None and choices.target == target:
+            found = choices.of(spec)
+            if found is not None:
+                return found, choices
+    return None
 
 
 def choices_at(path: Path, families: tuple[Family, ...]) -> Choices:
@@ -110,10 +132,17 @@ def choices_for(
     if path is None:
         return None
     found = choices_at(path, families)
-    if found.target not in {*targets, NO_CHOICES}:
-        names = ", ".join(sorted(targets))
-        raise SpecError(f"{path} has choices for {found.target}, not for {names}", "choices")
+    check_targets(found, targets)
     return found
+
+
+def check_targets(choices: Choices, targets: set[str]) -> None:
+    """Raise SpecError if choices are for none of `targets`."""
+    if choices.target not in {*targets, NO_CHOICES}:
+        names = ", ".join(sorted(targets))
+        raise SpecError(
+            f"{choices.name} has choices for {choices.target}, not for {names}", "choices"
+        )
 
 
 def read_choices(path: Path, families: tuple[Family, ...]) -> Choices:
@@ -156,7 +185,8 @@ def _read(text: str, name: str, families: tuple[Family, ...]) -> Choices:
         if integer_of(schema) != SCHEMA:
             raise SpecError(f"schema must be {SCHEMA}, got {shown(schema)}")
         target = check_target(_field(data, "target", "the file"))
-        device = _measured_on(_field(data, "measured", "the file"))
+        measured = _field(data, "measured", "the file")
+        device = _measured_on(measured)
         rows = _field(data, "choices", "the file")
         if not isinstance(rows, list):
             raise SpecError(f"choices must be a list of objects, got {shown(rows)}")
@@ -168,7 +198,8 @@ def _read(text: str, name: str, families: tuple[Family, ...]) -> Choices:
             table[spec] = _row(row, number, device, families)
     except SpecError as error:
         raise SpecError(f"{name}: {error}", "choices") from None
-    return Choices(target, table, hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Choices(target, table, digest, name, dict(measured))
 
 
 def _field(holder: Any, key: str, where: str) -> Any:

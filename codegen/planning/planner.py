@@ -20,7 +20,7 @@ from ..symbolic.size_table import SizeTable
 from ..symbolic.sizes import GRADIENT, LARGE, OF_LAYOUT, RUNG
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
-from .choices import MODEL_ALONE, Choices, shipped
+from .choices import MODEL_ALONE, Choices, found_for, shipped
 from .costs import cost_of, least_of
 from .family import Family
 from .forms import form_of
@@ -198,14 +198,8 @@ def _measured(
     The given file is used if it is for this target and has the spec; else the package's file, for
     which the hash is None.
     """
-    if given == MODEL_ALONE:
-        return None, None
-    for choices in (given, shipped(target.name, families)):
-        if choices is not None and choices.target == target.name:
-            found = choices.of(spec)
-            if found is not None:
-                return found, choices.digest
-    return None, None
+    found = found_for(spec, target.name, families, given)
+    return (None, None) if found is None else (found[0], found[1].digest)
 
 
 def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget, families: tuple[Family, ...]) -> bool:

@@ -1,12 +1,14 @@
 """The text of a `.convgen` file for a traced model.
 
-Input: a `Trace`; output: a statement for each of its kernels, with the layers in comments, under a
-header that tells how the file was made and whether it was edited since.
+Input: a `Trace`; output: a statement for each of its kernels, with the layers in comments, and the
+times if torch was measured to be faster, under a header that tells how the file was made and
+whether it was edited since.
 """
 
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import re
 import textwrap
 from collections.abc import Iterator
@@ -14,7 +16,10 @@ from dataclasses import dataclass
 
 from ..errors import SpecError, visible
 from ..language.parser import MAX_TEXT, check_name
+from ..language.spec import ConvTransposeSpec
+from ..network.preference import Times, times_of
 from ..network.trace import Trace, TracedKernel
+from ..planning.choices import Choices
 from ..rendering.header import around_hash, with_hash
 from ..version import __version__
 from .table import TAKEN
@@ -26,13 +31,27 @@ _WIDTH = 98
 
 @dataclass(frozen=True, slots=True)
 class TracedDocument:
-    """The text of a document, and its statements' names in the order of the trace's kernels."""
+    """The text of a document, and what it has of each kernel, in the order of the trace's.
+
+    Attributes:
+        text: the document.
+        names: of its statements.
+        slower: the times of a kernel that was measured to be slower than torch, None for others.
+    """
 
     text: str
     names: tuple[str, ...]
+    slower: tuple[Times | None, ...]
+
+    def warnings(self) -> list[str]:
+        """Return a line for each kernel that was measured to be slower than torch."""
+        pairs = zip(self.names, self.slower, strict=True)
+        return [f"slower than torch: {name}: {times}" for name, times in pairs if times is not None]
 
 
-def document_of(trace: Trace, model: str, command: str, target: str | None) -> TracedDocument:
+def document_of(
+    trace: Trace, model: str, command: str, target: str | None, choices: Choices | None = None
+) -> TracedDocument:
     """Return the document of a trace.
 
     Args:
@@ -40,14 +59,18 @@ def document_of(trace: Trace, model: str, command: str, target: str | None) -> T
         model: what was traced, for the header.
         command: the command that makes the document, for the header.
         target: the GPU that the document sets for its kernels, None for none.
+        choices: measured tiles, preferred to the package's own.
 
     Raises:
         SpecError: the text is longer than a document may be.
     """
     names = tuple(_names(trace.kernels))
+    slower = tuple(_slower(kernel.spec, target, choices) for kernel in trace.kernels)
     lines = [f"target = {target}"] * (target is not None)
-    for name, kernel in zip(names, trace.kernels, strict=True):
+    for name, kernel, times in zip(names, trace.kernels, slower, strict=True):
         lines += ["", *_comment(", ".join(map(_shown, kernel.layers)))]
+        if times is not None:
+            lines += _comment(f"Torch was measured to be faster: {times}.")
         if kernel.resized:
             lines += _comment(
                 "A call gives output_size: leave it out, the spec has it as output_padding."
@@ -63,7 +86,17 @@ def document_of(trace: Trace, model: str, command: str, target: str | None) -> T
             f"the document would be longer than {MAX_TEXT // 1024} KB; "
             "with sizes left open, layers share specs"
         )
-    return TracedDocument(text, names)
+    return TracedDocument(text, names, slower)
+
+
+def _slower(spec: ConvTransposeSpec, target: str | None, choices: Choices | None) -> Times | None:
+    """Return the times of a spec on a target, if its kernel was measured to be slower than torch.
+
+    A package's layer may be called eagerly: torch's operator is as the layer calls it.
+    """
+    layer = dataclasses.replace(spec, target=target)
+    (times,) = times_of(layer, (spec.layout,), choices) or (None,)
+    return times if times is not None and times.is_slower(compiled=False) else None
 
 
 def notes(trace: Trace) -> list[str]:

@@ -10,9 +10,13 @@ import itertools
 import json
 import sys
 import textwrap
+from dataclasses import asdict
 
 import pytest
 
+from convgen import find_target, parse
+from convgen.compiler import plan
+from convgen.planning.choices import key_of, text_of
 from running import make_project, run, start
 
 NUMBERS = itertools.count()
@@ -114,6 +118,45 @@ def test_options_reach_the_document_and_its_command_makes_it_again(nets):
     assert run(*command.removeprefix("# regenerate: convgen ").split()).stdout == text
 
 
+def chosen(folder, torch_ms, target="rtx4090"):
+    """Write a choices file, as tune does, in which the layer's kernel takes 0.5 ms."""
+    tile = asdict(plan(parse(SPEC), find_target(target)).tile)
+    row = {"spec": key_of(parse(SPEC)), "tile": tile, "ms": 0.5, "tried": 3}
+    row |= {"torch": {"ms": torch_ms, "best_ms": 0.25}}
+    (folder / "choices.json").write_text(text_of(target, {"device": "a card"}, [row]))
+
+
+@pytest.mark.parametrize(("torch_ms", "slower"), [(0.375, True), (0.75, False)])
+def test_kernels_slower_than_torch_are_told(nets, tmp_path, torch_ms, slower):
+    """In the document for whoever reads it later, and in a message; with the numbers."""
+    chosen(tmp_path, torch_ms)
+    words = (f"{nets}:Up", "--input", "1,4,9", "--choices", "choices.json")
+    done = traced(*words)
+    said = (
+        "at (1, 4, 9) in channels_first torch's operator takes 0.3750 ms (0.2500 ms in the better "
+        "layout), the kernel for rtx4090 0.5000 ms (a card; choices.json)"
+    )
+    comment = "\n".join(
+        line.removeprefix("# ") for line in done.stdout.partition("# up\n")[2].splitlines()
+    )
+    assert (f"Torch was measured to be faster: {said}." in comment.replace("\n", " ")) is slower
+    assert (f"\nslower than torch: up: {said}\n" in done.stderr) is slower
+    (command,) = (line for line in done.stdout.splitlines() if line.startswith("# regenerate: "))
+    assert run(*command.removeprefix("# regenerate: convgen ").split()).stdout == done.stdout
+    (kernel,) = json.loads(traced(*words, "--json").stdout)["kernels"]
+    assert (kernel["slower"] or {"torch_ms": None})["torch_ms"] == (torch_ms if slower else None)
+    assert traced(*words, "--open", "batch").stderr == "in forward\nnever called: spare\n"
+
+
+def test_choices_of_a_trace_are_for_its_target(nets, tmp_path):
+    chosen(tmp_path, 0.375, "h100")
+    words = ("trace", f"{nets}:Up", "--input", "1,4,9", "--choices", "choices.json")
+    done = run(*words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "choices.json has choices for h100, not for rtx4090" in done.stderr
+    assert "Torch was measured to be faster" in run(*words, "--target", "h100").stdout
+
+
 def test_each_input_has_its_dtype(nets):
     done = traced(f"{nets}:Up", "--input", "2,4,9", "--input", " 2, 9 : int64")
     assert "input=(2, 4, 9))" in done.stdout
@@ -124,7 +167,7 @@ def test_json(nets, tmp_path):
     assert json.loads(done.stdout) == {
         "schema": 1,
         "command": "trace",
-        "kernels": [{"name": "up", "spec": SPEC, "layers": ["up"]}],
+        "kernels": [{"name": "up", "spec": SPEC, "layers": ["up"], "slower": None}],
         "left": [],
         "uncalled": ["spare"],
         "path": str(tmp_path / "k.convgen"),

@@ -7,10 +7,12 @@ changed, arguments that are given by name.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +23,9 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from convgen import parse
 from convgen.compiler import plan as planned
+from convgen.families.registry import FAMILIES
 from convgen.network import backend
-from convgen.planning import planner
-from convgen.planning.choices import Choices, key_of
-from convgen.planning.plan import Measured, MeasuredTorch
+from convgen.planning.choices import key_of, read_choices, text_of
 
 pytestmark = pytest.mark.interpreter
 
@@ -35,9 +36,9 @@ def specs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]
     found: list[str] = []
     operator_of = backend._operator_of
 
-    def noted(spec: Any) -> Any:
+    def noted(spec: Any, choices: Any) -> Any:
         found.append(str(spec).removesuffix(")").partition(", target=")[0] + ")")
-        return operator_of(spec)
+        return operator_of(spec, choices)
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(backend, "_operator_of", noted)
@@ -179,6 +180,20 @@ def test_settings_that_differ_are_no_error(
     assert [parse(each).precision for each in specs] == ["ieee"]
 
 
+SIZES = "(2, 4, 5, 6)"
+
+
+def measured(folder: Path, best_ms: float, input: str = SIZES, target: str | None = None) -> Path:
+    """Write a choices file, as tune does, in which the layer's kernel takes 1 ms."""
+    spec = parse(f"ConvTranspose2d(4, 6, 4, 2, 1, input={input})")
+    made = planned(spec, backend.local_target() if torch.cuda.is_available() else None)
+    row = {"spec": key_of(spec), "tile": dataclasses.asdict(made.tile), "ms": 1.0, "tried": 3}
+    row |= {"torch": {"ms": 1.5, "best_ms": best_ms}}
+    path = folder / "choices.json"
+    path.write_text(text_of(target or made.target.name, {"device": "a card"}, [row]), "utf-8")
+    return path
+
+
 @pytest.mark.parametrize(
     ("best_ms", "last", "prefer", "runs"),
     [
@@ -195,21 +210,17 @@ def test_what_torch_computes_faster_is_left_to_it(
     runs: bool,
     specs: list[str],
     device: str,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """By the measurement of the kernel that the call would run."""
     layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
     x = torch.randn(2, 4, 5, 6, device=device)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    spec = parse("ConvTranspose2d(4, 6, 4, 2, 1, input=(2, 4, 5, 6))")
-    target = planned(spec).target
-    measured = Measured(planned(spec).tile, 1.0, 3, "a card", torch=MeasuredTorch(1.5, best_ms))
-    choices = Choices(target.name, {key_of(spec): measured})
-    monkeypatch.setattr(planner, "shipped", lambda *of: choices)
+    choices = read_choices(measured(tmp_path, best_ms), FAMILIES)
     kept: list[str] = []
 
     def compiler(graph: Any, inputs: Any) -> Any:
-        backend._rewrite(graph, prefer)
+        backend._rewrite(graph, prefer, choices)
         kept.extend(str(node.target) for node in graph.graph.nodes)
         return aot_eager(graph, inputs)
 
@@ -219,6 +230,54 @@ def test_what_torch_computes_faster_is_left_to_it(
         )
     assert any("convgen" in each for each in kept) is runs
     assert len(specs) == runs
+
+
+def test_times_of_open_sizes_decide_nothing(specs: list[str], device: str, tmp_path: Path) -> None:
+    """They were taken at nominal sizes, and not at those of the call."""
+    choices = read_choices(measured(tmp_path, 0.1, "(2, 4, None, None)"), FAMILIES)
+    layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        backend._rewrite(graph, choices=choices)
+        return aot_eager(graph, inputs)
+
+    x = torch.randn(2, 4, 5, 6, device=device)
+    torch._dynamo.mark_dynamic(x, [2, 3])
+    with torch.no_grad():
+        torch.compile(layer, backend=compiler)(x)
+    assert [parse(each).input for each in specs] == [(2, 4, None, None)]
+
+
+@pytest.mark.parametrize("prefer", ["fastest", "kernel"])
+def test_a_user_s_measurements_are_an_option(
+    prefer: str, specs: list[str], device: str, tmp_path: Path
+) -> None:
+    """Inductor must not see it, nor the choice; it refuses options that it does not know."""
+    layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
+    x = torch.randn(2, 4, 5, 6, device=device)
+    options = {"choices": str(measured(tmp_path, 0.5)), "prefer": prefer}
+    with torch.no_grad():
+        got = torch.compile(layer, backend="convgen", options=options)(x)
+        torch.testing.assert_close(got, layer(x), rtol=1e-2, atol=1e-2)
+    assert len(specs) == (prefer == "kernel")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (3, r"options\['choices'\] must be a path or None, got 3"),
+        ("a100", "choices.json has choices for a100, not for "),
+    ],
+)
+def test_choices_must_be_a_file_for_this_gpu(
+    choices: Any, message: str, device: str, tmp_path: Path
+) -> None:
+    given = measured(tmp_path, 0.5, target=choices) if choices == "a100" else choices
+    layer = nn.ConvTranspose1d(4, 2, 4).to(device)
+    compiled = torch.compile(layer, backend="convgen", options={"choices": given})
+    with pytest.raises(Exception, match=message):
+        compiled(torch.randn(2, 4, 5, device=device))
+    torch._dynamo.reset()
 
 
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)

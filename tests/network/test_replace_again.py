@@ -209,7 +209,7 @@ class Wider(nn.ConvTranspose2d):
 
 def test_strict_replaces_all_or_nothing(model, device):
     model["odd"] = Wider(4, 4, 3, device=device)
-    message = "^strict=True, and layers cannot be replaced: odd: its class Wider overrides forward$"
+    message = "^strict=True, and layers would stay torch's: odd: its class Wider overrides forward$"
     with pytest.raises(SpecError, match=message):
         convgen.replace_layers(model, strict=True)
     assert not any(hasattr(layer, "_convgen") for layer in model.modules())

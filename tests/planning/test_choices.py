@@ -63,6 +63,8 @@ def test_the_times_of_torch_stand_beside_the_kernel_s(tmp_path):
     reasons = dict(explain(made, "plan")[0].rows)
     said = "torch's operator takes 0.7500 ms, 0.6250 ms in the better layout"
     assert str(reasons["why this tile"]).endswith(said)
+    path = tmp_path / "choices.json"
+    assert said in run("explain", LAYER, "--target", "h100", "--choices", path).stdout
 
 
 def test_the_header_names_the_file_of_choices_by_its_hash(tmp_path):
