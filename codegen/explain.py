@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from .geometry.gradient import gradient_refusal
 from .geometry.groups import Grouping
-from .geometry.problem import problem_of
 from .kernels.packing import packed_grouping, packed_taps
 from .planning.caveats import caveats_of
 from .planning.costs import L2_PART, l2_ms, multiplied
@@ -60,7 +59,8 @@ def _of_kernel(plan: KernelPlan, kernel: KernelPlan, stage: str) -> str:
     """Return what a section's name says of a kernel, if a file has several."""
     if not plan.others or stage not in OF_KERNEL:
         return ""
-    sizes = f", {_shape(kernel.rung)}" if kernel.rung else ", large inputs" * bool(kernel.least)
+    sizes = ", large inputs" * bool(kernel.least) + ", small inputs" * bool(kernel.most)
+    sizes += f", {_shape(kernel.rung)}" if kernel.rung else ""
     return f"{sizes}, {kernel.spec.layout}" if kernel.spec.rank > 1 else sizes or ", other sizes"
 
 
@@ -133,7 +133,7 @@ def _index(plan: KernelPlan) -> Rows:
 
 def _plan(plan: KernelPlan) -> Rows:
     cost, target, tile = plan.cost, plan.target, plan.tile
-    problem = problem_of(plan.spec, plan.phases)
+    problem = plan.problem
     form = form_of(plan.spec, plan.phases, problem, tile, plan.families)
     family, use = plan.family, use_of(plan.spec, form, tile, target)
     if plan.nominal:
@@ -268,7 +268,7 @@ def _candidates(plan: KernelPlan) -> Rows:
 
 def _wrapper(plan: KernelPlan) -> Rows:
     spec = plan.spec
-    problem = problem_of(spec, plan.phases)
+    problem = plan.problem
     layout = "" if spec.rank == 1 else f" in {spec.layout}"
     copies = f"none if the input is dense{layout}; one if it is not"
     if plan.family.boxes(plan.sizes) is not None:
@@ -319,7 +319,7 @@ def _gradient(plan: KernelPlan) -> str:
 
 def _packed_bytes(plan: KernelPlan) -> int:
     """Return the bytes of the packed weight, with the zeros of groups."""
-    spec, problem = plan.spec, problem_of(plan.spec, plan.phases)
+    spec, problem = plan.spec, plan.problem
     pairs = problem.in_channels * problem.out_channels // spec.groups
     if (grouping := packed_grouping(plan)) is not None:
         pairs *= grouping.lanes * grouping.span

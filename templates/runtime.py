@@ -97,6 +97,7 @@ HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input'
 SEVERAL = bool(PLANS)  # kernels for layouts or sizes
 ANY_LAYOUT = SEVERAL and len(PLANS) > 1
 HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
+HAS_SMALL = SEVERAL and any(hasattr(plan, "small") for plan in PLANS)
 HAS_LARGE = SEVERAL and any(hasattr(plan, "large") for plan in PLANS)
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
@@ -126,7 +127,8 @@ HAS_GRADIENT = _start_gradient is not None
 CHECKS_PLANS = False  # of a file's several kernels some check sizes
 if SEVERAL:  # what is stated of each kernel counts
     EVERY = [each for plan in PLANS for each in (plan, *vars(plan).get("rungs", {}).values())]
-    EVERY += [vars(plan)["large"] for plan in PLANS if vars(plan).get("large")]
+    FOUND = [vars(plan).get(name) for plan in PLANS for name in ("small", "large")]
+    EVERY += [each for each in FOUND if each is not None]
     RAW_WEIGHT, HAS_LANES, HAS_PLACES = (
         all(each.RAW_WEIGHT for each in EVERY),
         any(each.LANES > 1 for each in EVERY),
@@ -281,13 +283,15 @@ if UNPIPELINED:
 # ---- launch ----
 def _launch(plan, input, packed_weight, bias):
     """Return the output; the arguments were checked."""
-    if plan.RAW_WEIGHT:
+    if RAW_WEIGHT:
         c_out = GROUPS * packed_weight.shape[1]
     else:
         if HAS_LANES:  # noqa: SIM108
             c_out = packed_weight.shape[1] // plan.LANES
         else:
             c_out = packed_weight.shape[1]
+        if plan.RAW_WEIGHT:
+            c_out *= GROUPS
     if input.numel() == 0:
         return input.new_empty(_output_shape(input.shape, c_out))
     batched = input.dim() == BATCHED
@@ -505,13 +509,19 @@ if not SEVERAL:
 
 def _plan_of(input, weight):
     """Return what computes a call: the kernel for its sizes and for the format of its output."""
-    if HAS_LARGE:
+    if HAS_SMALL or HAS_LARGE:
         plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
         if HAS_RUNGS:
             rung = plan.rungs.get(input.shape[-RANK:])
             if rung is not None:
                 return rung
-        return plan.large if plan.large and input.numel() >= plan.least else plan
+        if HAS_SMALL:
+            if plan.small and input.numel() <= plan.most:
+                return plan.small
+        if HAS_LARGE:
+            if plan.large and input.numel() >= plan.least:
+                return plan.large
+        return plan
     else:
         if HAS_RUNGS:
             plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())

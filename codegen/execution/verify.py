@@ -111,8 +111,8 @@ def verify(
     """Run the emitted kernel of `spec`, or of a stand-in, and compare it with the oracle.
 
     Takes at most 2 GB, and at most `seconds` on systems with timers; the report says what was not
-    verified by then. Rungs are verified one by one, as layers of their sizes, and kernels for large
-    inputs as the only one of a file.
+    verified by then. Rungs are verified one by one, as layers of their sizes, and kernels for small
+    and for large inputs as the only one of a file.
 
     Without a GPU it sets TRITON_INTERPRET in this process, so triton must not be imported yet.
     """
@@ -120,7 +120,7 @@ def verify(
     made = plan(whole, target, None, choices, families)
     parts: list[tuple[ConvTransposeSpec, Tile | None]] = [(whole, None)]
     parts += [(dataclasses.replace(whole, input=rung), None) for rung in spec.rungs]
-    parts += [(kernel.spec, kernel.tile) for kernel in made.kernels if kernel.least]
+    parts += [(k.spec, k.tile) for k in made.kernels if k.least or k.most]
     share = seconds // len(parts)
     reports = [_verify(part, target, seed, choices, share, families, tile) for part, tile in parts]
     return reports[0] if len(reports) == 1 else _together(spec, reports)

@@ -11,10 +11,32 @@ from dataclasses import dataclass
 from ..language.spec import ConvTransposeSpec
 from .phases import AxisPhases
 
-# Nominal values of sizes left to run time, used when a tile is chosen.
-NOMINAL_BATCH = 16
-NOMINAL_CHANNELS = 64
-NOMINAL_SPATIAL = {1: 8192, 2: 128, 3: 32}
+
+@dataclass(frozen=True, slots=True)
+class Nominal:
+    """Values of sizes left to run time, used when a tile is chosen.
+
+    Attributes:
+        batch: images.
+        extents: extents of 1, 2 and 3 axes.
+        channels: channels.
+    """
+
+    batch: int
+    extents: tuple[tuple[int], tuple[int, int], tuple[int, int, int]]
+    channels: int = 64
+
+
+NOMINAL = Nominal(16, ((8192,), (128, 128), (32, 32, 32)))
+SMALL_INPUTS = Nominal(16, ((64,), (8, 8), (4, 4, 4)))
+
+
+def one_image(power: int) -> Nominal:
+    """Return one image of 2**power positions, with about as many along each axis."""
+    halves = 2 ** (power // 2), 2 ** (power - power // 2)
+    first, rest = power // 3, power - power // 3
+    thirds = 2**first, 2 ** (rest // 2), 2 ** (rest - rest // 2)
+    return Nominal(1, ((2**power,), halves, thirds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,19 +70,22 @@ class Problem:
         return math.prod(self.output_extents)
 
 
-def problem_of(spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...]) -> Problem:
+def problem_of(
+    spec: ConvTransposeSpec, phases: tuple[AxisPhases, ...], nominal: Nominal = NOMINAL
+) -> Problem:
     """Return the sizes of `spec`; nominal channels are a multiple of the groups."""
-    nominal_channels = -(-NOMINAL_CHANNELS // spec.groups) * spec.groups
+    nominal_channels = -(-nominal.channels // spec.groups) * spec.groups
     extents, positions, outputs = [], [], []
-    for size, axis in zip(spec.spatial, phases, strict=True):
+    named = zip(spec.spatial, nominal.extents[spec.rank - 1], phases, strict=True)
+    for size, assumed, axis in named:
         smallest = max(1, -axis.extent_growth + 1)  # at least one output
-        extent = size or max(NOMINAL_SPATIAL[spec.rank], smallest)
+        extent = size or max(assumed, smallest)
         extents.append(extent)
         positions.append(extent + axis.extent_growth)
         outputs.append((extent - 1) * axis.stride + axis.growth)
     known = (spec.batch, spec.in_channels, spec.out_channels, *spec.spatial)
     return Problem(
-        batch=spec.batch or NOMINAL_BATCH,
+        batch=spec.batch or nominal.batch,
         in_channels=spec.in_channels or nominal_channels,
         out_channels=spec.out_channels or nominal_channels,
         extents=tuple(extents),

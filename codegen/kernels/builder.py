@@ -250,7 +250,7 @@ def define_positions(
         place = scribe.define(lines, f"place{suffix}", Modulo(lane, width), (0, width - 1))
         lanes = f"{lane} // {width}"
     begin = _start_text(scribe, start.position, total + overflow)
-    lines.append(f"{kind} = {begin}{lanes}")
+    lines.append(assignment(kind, f"{begin}{lanes}", 4))
     position = scribe.name(kind, 0, total - 1 + overflow, kind)
     digits: list[Expr] = []
     for number, digit in enumerate(unflatten(position, extents[::-1])):

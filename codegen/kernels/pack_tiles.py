@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sympy import Expr, Integer
 
-from ..geometry.problem import NOMINAL_CHANNELS
+from ..geometry.problem import NOMINAL
 from ..language.spec import MEMORY_FORMATS
 from ..planning.plan import GridCoordinate, KernelPlan
 from ..symbolic.sizes import AXES, Size, Sizes
@@ -58,7 +58,7 @@ def tile_of(plan: KernelPlan, sizes: Sizes) -> PackTile:
     slots, grouping = slot_count(plan), packed_grouping(plan)
     span = 1 if grouping is None else grouping.span
     known = [sizes.space.number(size) for size in (sizes.group_in, sizes.group_out)]
-    group_in, group_out = (NOMINAL_CHANNELS if size is None else size for size in known)
+    group_in, group_out = (NOMINAL.channels if size is None else size for size in known)
     taps = min(_power_of_two(slots), MOST_TAPS[span])
     inputs = min(_power_of_two(group_in), MOST_INPUTS)
     most = ELEMENTS[slots * group_in * group_out * sizes.groups > LARGE]

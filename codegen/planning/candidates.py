@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..geometry.phases import AxisPhases
-from ..geometry.problem import Problem, problem_of
+from ..geometry.problem import NOMINAL, Nominal, Problem, problem_of
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..tables.targets import GpuTarget
@@ -26,7 +26,7 @@ from .resources import occupancy
 # An input copy costs memory, and the model of copies was only fitted on Hopper: a tile with a copy
 # must beat the others by these factors in predicted time, on Hopper and elsewhere. If the extents
 # are left to run time, an input may be small, and one launch more costs the host time: the copy
-# is left to a kernel for large inputs (large.py) unless it gains this much.
+# is left to a kernel for large inputs (ladder.py) unless it gains this much.
 WORTH_COPY = 1.05
 WORTH_COPY_OPEN = 2.0
 WORTH_UNMEASURED = 2.0
@@ -57,12 +57,14 @@ def rank_tiles(
     phases: tuple[AxisPhases, ...],
     target: GpuTarget,
     families: tuple[Family, ...],
+    nominal: Nominal = NOMINAL,
 ) -> tuple[Candidate, ...]:
     """Return every tile of `families` that fits `target`, with its cost, best first.
 
-    Cached: ranking takes longer than rendering, and the tuner asks once per tile.
+    `nominal` stands for sizes left to run time. Cached: ranking takes longer than rendering, and
+    the tuner asks once per tile.
     """
-    problem = problem_of(spec, phases)
+    problem = problem_of(spec, phases, nominal)
     least = least_of(spec, problem, target)
     served = forms(spec, phases, problem, families)
     is_open = None in spec.spatial
@@ -82,24 +84,12 @@ def best_tile(
 ) -> Tile:
     """Return the first tile of `rank_tiles`, in a third of the time."""
     problem = problem_of(spec, phases)
-    best = _best(spec, problem, target, forms(spec, phases, problem, families))
+    best = best_of(spec, problem, target, forms(spec, phases, problem, families))
     assert best is not None  # a family serves every spec with a small tile
     return best.tile
 
 
-def best_copied(
-    spec: ConvTransposeSpec,
-    phases: tuple[AxisPhases, ...],
-    target: GpuTarget,
-    families: tuple[Family, ...],
-) -> Candidate | None:
-    """Return the first of the tiles in `rank_tiles` that have an input copy, None without any."""
-    problem = problem_of(spec, phases)
-    copied = (form for form in forms(spec, phases, problem, families) if form.relayout)
-    return _best(spec, problem, target, copied)
-
-
-def _best(
+def best_of(
     spec: ConvTransposeSpec, problem: Problem, target: GpuTarget, served: Iterable[Form]
 ) -> Candidate | None:
     """Return the first tile of the given forms in the order of `rank_tiles`, None without any."""

@@ -11,7 +11,7 @@ from sympy import Integer
 
 from ..errors import SpecError
 from ..geometry.phases import AxisPhases
-from ..geometry.problem import NOMINAL_BATCH
+from ..geometry.problem import NOMINAL
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.sizes import AXES, Sizes
 from ..symbolic.space import Space
@@ -89,7 +89,7 @@ def _natural_rank(extents: list[int | None]) -> int:
     if channels != 1 or images == 1:
         return 1
     if images is None:
-        return 1 if positions is not None and positions > NOMINAL_BATCH else 2
+        return 1 if positions is not None and positions > NOMINAL.batch else 2
     return 2 if images <= GRID_LIMITS[1] else 1
 
 

@@ -14,6 +14,7 @@ from sympy import Expr
 
 from ..geometry.groups import Grouping
 from ..geometry.phases import AxisPhases
+from ..geometry.problem import NOMINAL, Nominal, Problem, problem_of
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ANY, ConvTransposeSpec
@@ -139,12 +140,13 @@ class KernelPlan:
         grid_reason: reason for the grid, as text.
         prefix: prefix of the names of this kernel's own sizes; empty for a file's first kernel.
         rung: the input that the kernel was planned for as a rung; None if it is for any.
-        least: elements of an input from which on it computes, where a file has a kernel for large
-            inputs beside that for any; 0 if it is for any.
+        least: elements of an input from which on it computes, if it is for large inputs alone.
+        most: elements of an input up to which it computes, if it is for small inputs alone.
+        assumed: what stands for sizes left to run time in `cost` and `ranking`.
         is_backward: whether it computes the gradient of a layer's input, from that of the output.
         gradient: plan of the kernel for the input's gradient, None if torch computes it.
         others: plans of the file's other kernels: of the other layout, of its rungs, for large
-            inputs.
+            and for small inputs.
     """
 
     spec: ConvTransposeSpec
@@ -168,7 +170,9 @@ class KernelPlan:
     grid_reason: str
     prefix: str = ""
     rung: tuple[int | None, ...] | None = None
-    least: int = 0
+    least: int | None = None
+    most: int | None = None
+    assumed: Nominal = NOMINAL
     is_backward: bool = False
     gradient: KernelPlan | None = None
     others: tuple[KernelPlan, ...] = ()
@@ -184,9 +188,14 @@ class KernelPlan:
         return self, *self.others
 
     @property
+    def problem(self) -> Problem:
+        """The sizes that its cost is computed for."""
+        return problem_of(self.spec, self.phases, self.assumed)
+
+    @property
     def is_for_any(self) -> bool:
         """Whether it computes every input in its layout that no other kernel of the file does."""
-        return self.rung is None and not self.least
+        return self.rung is None and self.least is None and self.most is None
 
     @property
     def file_spec(self) -> ConvTransposeSpec:
@@ -209,7 +218,7 @@ class KernelPlan:
         if self.rung is not None:
             which = f"inputs of {' x '.join(map(str, self.rung[2:]))}"
         else:
-            which = "large inputs" * bool(self.least)
+            which = "large inputs" * bool(self.least) + "small inputs" * bool(self.most)
         return " in ".join(filter(None, (which, last)))
 
     @property

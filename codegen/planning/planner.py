@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from ..errors import SpecError
 from ..geometry.gradient import gradient_refusal, input_gradient
 from ..geometry.phases import AxisPhases, decompose
-from ..geometry.problem import problem_of
+from ..geometry.problem import NOMINAL, SMALL_INPUTS, Nominal, problem_of
 from ..geometry.row_blocks import RowBlock
 from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..symbolic.size_table import SizeTable
-from ..symbolic.sizes import GRADIENT, LARGE, OF_LAYOUT, RUNG
+from ..symbolic.sizes import GRADIENT, LARGE, OF_LAYOUT, RUNG, SMALL
 from ..tables.targets import GpuTarget
 from .candidates import best_tile, rank_tiles
 from .choices import MODEL_ALONE, Choices, found_for, shipped
@@ -25,7 +25,7 @@ from .costs import cost_of, least_of
 from .family import Family
 from .forms import form_of
 from .grid import place_on_grid
-from .large import large_of
+from .ladder import large_of, small_of
 from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
 
@@ -63,16 +63,20 @@ def plan_kernel(
         found = _plan_one(part, phases, target, families, its, choices, names=names)
         kernels.append(_for_any_batch(found, spec, names) if rung else found)
     if tile is None:
-        kernels += _for_large(kernels[:layouts])
+        kernels += _ladder(kernels[:layouts])
     return dataclasses.replace(kernels[0], others=tuple(kernels[1:]))
 
 
-def _for_large(plans: list[KernelPlan]) -> Iterator[KernelPlan]:
-    """Yield the plans of kernels for large inputs, for those of `plans` that they beat there."""
+def _ladder(plans: list[KernelPlan]) -> Iterator[KernelPlan]:
+    """Yield plans of kernels for small and for large inputs, which beat those of `plans` there."""
     for plan, layout in zip(plans, OF_LAYOUT, strict=False):
-        large = large_of(plan)
+        layer = plan.spec, plan.phases, plan.target, plan.families
+        small, large = small_of(plan), large_of(plan)
+        if small is not None:
+            names = "", SMALL + layout
+            found = _plan_one(*layer, small.tile, names=names, assumed=SMALL_INPUTS)
+            yield dataclasses.replace(found, most=small.most)
         if large is not None:
-            layer = plan.spec, plan.phases, plan.target, plan.families
             found = _plan_one(*layer, large.tile, names=("", LARGE + layout))
             yield dataclasses.replace(found, least=large.least)
 
@@ -101,22 +105,23 @@ def _plan_one(
     names: tuple[str, str] = ("", ""),
     is_backward: bool = False,
     known: KernelPlan | None = None,
+    assumed: Nominal = NOMINAL,
 ) -> KernelPlan:
     """Return the plan of a kernel.
 
     `names` are the prefixes of its extents and of its layout; `known` is a plan of the same layer,
-    with more sizes known, that has the given tile; `is_backward` is as in `KernelPlan`, the rest as
-    above.
+    with more sizes known, that has the given tile; `is_backward` and `assumed` are as in
+    `KernelPlan`, the rest as above.
     """
     measured = None if known is None else known.measured
-    rank = functools.partial(rank_tiles, spec, phases, target, families)
+    rank = functools.partial(rank_tiles, spec, phases, target, families, assumed)
     digest: str | None = None
     if tile is None and spec.autotune == "none":
         measured, digest = _measured(spec, target, families, choices)
     chosen = tile or (None if measured is None else measured.tile)
     chosen = chosen or best_tile(spec, phases, target, families)
     tuned = _tuned(spec, chosen, rank()) if spec.autotune != "none" else ()
-    problem = problem_of(spec, phases)
+    problem = problem_of(spec, phases, assumed)
     form = form_of(spec, phases, problem, chosen, families)
     family = form.family
     if measured is not None:
@@ -161,6 +166,7 @@ def _plan_one(
         unmeasured=tile is None and choices == MODEL_ALONE and _is_shipped(spec, target, families),
         grid_reason=reason,
         prefix=prefix,
+        assumed=assumed,
         is_backward=is_backward,
         gradient=_gradient(spec, target, families, measured, names),
     )

@@ -73,16 +73,14 @@ class RecordText:
         name: of the variable that has it.
         lines: lines `NAME=value`.
         rungs: the variables of its layout's rungs, each by its spatial sizes.
-        large: the variable of its layout's kernel for large inputs, or `None`; empty where the
-            file has no such kernel.
-        least: elements of a large input, as Python.
+        ladder: lines `NAME=value` of its layout's kernels for small and for large inputs, and the
+            elements up to and from which on these compute; empty where the file has none.
     """
 
     name: str
     lines: tuple[str, ...]
     rungs: tuple[str, ...]
-    large: str
-    least: str
+    ladder: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,10 +304,9 @@ def _records(plan: KernelPlan, values: GlueValues, glue: GlueText | None) -> tup
     made = []
     for each, kernel in zip(plan.kernels, values.kernels, strict=True):
         lines = tuple(f"{name}={kernel[name]}" for name in names)
-        if each.is_for_any:
-            others = _rungs(plan, each.spec.layout), *_large(plan, each.spec.layout)
-        else:
-            others = (), "", ""
+        layout = each.spec.layout
+        rungs, ladder = _rungs(plan, layout), _ladder(plan, layout)
+        others = (rungs, ladder) if each.is_for_any else ((), ())
         made.append(RecordText(_record_name(each), lines, *others))
     # What a record names stands before it.
     return (*made[layouts:], *made[:layouts])
@@ -332,18 +329,23 @@ def _rungs(plan: KernelPlan, layout: str) -> tuple[str, ...]:
     return tuple(f"{each.spec.spatial}: {_record_name(each)}" for each in found)
 
 
-def _large(plan: KernelPlan, layout: str) -> tuple[str, str]:
-    """Return a layout's record for large inputs, and the elements of the smallest, as Python."""
-    large = {each.spec.layout: each for each in plan.kernels if each.least}
-    if not large:
-        return "", ""
-    found = large.get(layout)
-    return ("None", "None") if found is None else (_record_name(found), _power_text(found.least))
+def _ladder(plan: KernelPlan, layout: str) -> tuple[str, ...]:
+    """Return what a layout's record states of its kernels for small and for large inputs."""
+    lines: list[str] = []
+    for name, bound in (("small", "most"), ("large", "least")):
+        bounds = {each.spec.layout: each for each in plan.kernels if getattr(each, bound)}
+        if bounds:
+            found = bounds.get(layout)
+            elements = None if found is None else getattr(found, bound)
+            lines += f"{name}={found and _record_name(found)}", f"{bound}={_count_text(elements)}"
+    return tuple(lines)
 
 
-def _power_text(power: int) -> str:
-    """Return a power of two as Python."""
-    return f"2**{power.bit_length() - 1}"
+def _count_text(count: int | None) -> str:
+    """Return a number of elements as Python, a power of two as one."""
+    if count is None or count.bit_count() > 1:
+        return str(count)
+    return f"2**{count.bit_length() - 1}"
 
 
 def _serves(plan: KernelPlan, layouts: int) -> str:
@@ -351,8 +353,10 @@ def _serves(plan: KernelPlan, layouts: int) -> str:
     layout = f"in {plan.spec.layout}"
     if plan.is_for_any:
         return layout
-    if plan.rung is None:
-        sizes = f"for inputs of {_power_text(plan.least)} elements or more"
+    if plan.least is not None:
+        sizes = f"for inputs of {_count_text(plan.least)} elements or more"
+    elif plan.most is not None:
+        sizes = f"for inputs of at most {_count_text(plan.most)} elements"
     else:
         sizes = f"for {plan.rung} and other batches"
     return f"{sizes}, {layout}" if layouts > 1 else sizes

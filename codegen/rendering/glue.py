@@ -135,6 +135,7 @@ def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
         "SEVERAL": len(kernels) > 1,
         "ANY_LAYOUT": spec.layout == ANY,
         "HAS_RUNGS": bool(spec.rungs),
+        "HAS_SMALL": any(each.plan.most for each in facts.kernels),
         "HAS_LARGE": any(each.plan.least for each in facts.kernels),
         "HAS_LAST": spec.layout != "channels_first",
         "RAW_WEIGHT": all(each["RAW_WEIGHT"] for each in kernels),
@@ -284,7 +285,8 @@ def kernel_facts(
     packer: KernelFacts | None,
 ) -> KernelFacts:
     """Return what a plan does not say of its kernel; what is given, as in `KernelFacts`."""
-    grouping, lanes = packed_grouping(plan), sizes.lanes
+    grouping = None if plan.reads_raw_weight else packed_grouping(plan)
+    lanes = sizes.lanes
     return KernelFacts(
         plan=plan,
         lanes="1" if grouping is None or lanes == 1 else f"{lanes}.value",

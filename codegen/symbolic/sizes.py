@@ -24,9 +24,9 @@ from .space import CeilDiv, Space, floors, symbol
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("d", "h", "w")}  # torch's letters for (N, C, …)
 BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
 # Prefixes of names in the file, which add up: of a rung, of sizes that a kernel's tile decides for
-# large inputs and for channels_last beside channels_first, and of those of the input's gradient.
+# large and small inputs, and for channels_last beside channels_first, of the input's gradient.
 RUNG = "RUNG{}_"
-LARGE = "LARGE_"
+LARGE, SMALL = "LARGE_", "SMALL_"
 OF_LAYOUT = "", "LAST_"
 GRADIENT = "GRAD_"
 GROUPS = symbol("GROUPS")  # the layer's channel groups, always a constant of the file

@@ -159,7 +159,7 @@ every = pytest.mark.parametrize("name", SPECS)
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_kernels_are_of_the_families_that_these_tests_mean(name: str) -> None:
-    kernels = source_of(name).plan.kernels
+    kernels = [each for each in source_of(name).plan.kernels if each.is_for_any]
     assert tuple(kernel.family.name for kernel in kernels) == FAMILIES[name]
 
 

@@ -54,7 +54,8 @@ LAYERS = {
     "both_raw": "ConvTranspose3d(4, 4, 2, groups=4, bias=False, layout=any)",
     "rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6), (2, 8, 4, 4)))",
     "both_rungs": "ConvTranspose2d(8, 4, 4, stride=2, rungs=((2, 8, 5, 6),), layout=any)",
-    "large": "ConvTranspose2d(16, 8, 3, target=h100)",
+    "large": "ConvTranspose2d(16, 8, 3, dtype=float16, target=h100)",
+    "small": "ConvTranspose1d(512, 8, 16, stride=8, padding=4, bias=False, target=h100)",
     "both_large": "ConvTranspose3d(16, 16, 3, rungs=((2, 16, 5, 6, 4),), layout=any, target=h100)",
     "staged": "relu | ConvTranspose1d(4, 6, 3) | leaky_relu(0.5)",
 }
@@ -137,6 +138,10 @@ def test_a_layer_computes(
         if "large" in name:
             assert module.PLAN.large is not None
             module.PLAN.least = 1
+            assert np.array_equal(layer(x).cpu().double().numpy(), exact)
+        if name == "small":
+            assert module.PLAN.small is not None
+            module.PLAN.most = 0
             assert np.array_equal(layer(x).cpu().double().numpy(), exact)
         function = getattr(module, f"conv_transpose{x.dim() - 2}d")
         assert np.array_equal(function(x, layer.weight, layer.bias).cpu().double().numpy(), exact)
