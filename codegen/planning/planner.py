@@ -63,15 +63,19 @@ def plan_kernel(
         found = _plan_one(part, phases, target, families, its, choices, names=names)
         kernels.append(_for_any_batch(found, spec, names) if rung else found)
     if tile is None:
-        kernels += _ladder(kernels[:layouts])
+        kernels += _ladder(kernels[:layouts], has_rungs=bool(spec.rungs))
     return dataclasses.replace(kernels[0], others=tuple(kernels[1:]))
 
 
-def _ladder(plans: list[KernelPlan]) -> Iterator[KernelPlan]:
-    """Yield plans of kernels for small and for large inputs, which beat those of `plans` there."""
+def _ladder(plans: list[KernelPlan], *, has_rungs: bool) -> Iterator[KernelPlan]:
+    """Yield plans of kernels for small and for large inputs, which beat those of `plans` there.
+
+    The small inputs of a layer with rungs are theirs: a kernel for others would make a long file
+    longer.
+    """
     for plan, layout in zip(plans, OF_LAYOUT, strict=False):
         layer = plan.spec, plan.phases, plan.target, plan.families
-        small, large = small_of(plan), large_of(plan)
+        small, large = None if has_rungs else small_of(plan), large_of(plan)
         if small is not None:
             names = "", SMALL + layout
             found = _plan_one(*layer, small.tile, names=names, assumed=SMALL_INPUTS)

@@ -264,9 +264,7 @@ def _plan_texts(plan: KernelPlan) -> tuple[_PlanText, ...]:
 def _plan_text(plan: KernelPlan, packer: _PlanText | None) -> _PlanText:
     """Return the texts of a kernel; `packer` has what packs the weight, None if there is none."""
     op, sizes = f"conv_transpose{plan.spec.rank}d", plan.sizes
-    packs, used = _packs(plan, sizes)
-    if packer is not None:
-        packs, used = (), set()
+    packs, used = _packs(plan, sizes) if packer is None else ((), set())
     name = f"{op}{plan.suffix}_kernel"
     kernel = kernel_text(plan, sizes, name, "Compute one tile of the output.", used=used)
     launch = launch_text(plan, sizes, kernel)
