@@ -18,7 +18,7 @@ from ..geometry.tile import Tile
 from ..language.spec import ConvTransposeSpec
 from ..tables.targets import GpuTarget
 from .costs import Least, Work, cost_of_work, least_ms_of_work, least_of, work_of
-from .family import Family, Form, Use
+from .family import Family, Form
 from .forms import forms
 from .plan import Candidate
 from .resources import occupancy
@@ -39,14 +39,12 @@ class Siblings:
     Attributes:
         form: the form of all.
         blocks: BLOCK_M, BLOCK_N, BLOCK_K and warps.
-        uses: resources by number of stages, for those that fit the target.
         work: the work of each.
         least_grain: lower bound of these tiles' first sort key; lets `best_tile` stop early.
     """
 
     form: Form
     blocks: tuple[int, int, int, int]
-    uses: dict[int, Use]
     work: Work
     least_grain: int
 
@@ -71,7 +69,7 @@ def rank_tiles(
     ordered = [
         (_order(candidate, siblings.form.family, target, is_open=is_open), candidate)
         for siblings in _siblings(spec, problem, target, least, served)
-        for candidate in _candidates(siblings, target, least)
+        for candidate in _candidates(siblings, spec, target, least)
     ]
     return tuple(candidate for _, candidate in sorted(ordered, key=lambda pair: pair[0]))
 
@@ -101,10 +99,10 @@ def best_of(
     for siblings in every:
         if found and siblings.least_grain > found[0][0][0]:
             break
-        candidates = _candidates(siblings, target, least)
+        candidates = _candidates(siblings, spec, target, least)
         family = siblings.form.family
         here = [(_order(c, family, target, is_open=is_open), c) for c in candidates]
-        found = [min(found + here, key=lambda pair: pair[0])]
+        found = sorted(found + here, key=lambda pair: pair[0])[:1]
     return found[0][1] if found else None
 
 
@@ -115,34 +113,33 @@ def _siblings(
     least: Least,
     served: Iterable[Form],
 ) -> Iterator[Siblings]:
-    """Yield the tiles of these forms that fit `target`, in groups that differ only in stages."""
+    """Yield the tiles of these forms, in groups that differ only in stages."""
     for form in served:
-        family = form.family
-        for blocks in family.blocks(spec, problem, form):
+        for blocks in form.family.blocks(spec, problem, form):
             tile = _tile(form, *blocks)
-            most = family.most_registers(spec, form, tile, target)
-            if most == 0:
-                continue
-            demand = family.demand(spec, form, tile, target)
-            uses = {number: demand.use(number) for number in family.stages(form)}
-            fitting = {
-                number: use
-                for number, use in uses.items()
-                if use.registers <= most and use.shared <= target.shared_per_block
-            }
-            if fitting:
-                work = work_of(spec, problem, form, tile, target)
-                least_ms = least_ms_of_work(work, target, least)
-                worth = _worth(tile, family, target, is_open=None in spec.spatial)
-                yield Siblings(form, blocks, fitting, work, _grain(least_ms * worth))
+            work = work_of(spec, problem, form, tile, target)
+            least_ms = least_ms_of_work(work, target, least)
+            worth = _worth(tile, form.family, target, is_open=None in spec.spatial)
+            yield Siblings(form, blocks, work, _grain(least_ms * worth))
 
 
-def _candidates(siblings: Siblings, target: GpuTarget, least: Least) -> Iterator[Candidate]:
-    """Yield the tiles of `siblings`, each with its cost."""
-    for num_stages, use in siblings.uses.items():
-        tile = _tile(siblings.form, *siblings.blocks, num_stages)
-        cost = cost_of_work(siblings.work, num_stages, occupancy(tile, target, use), target, least)
-        yield Candidate(tile, cost)
+def _candidates(
+    siblings: Siblings, spec: ConvTransposeSpec, target: GpuTarget, least: Least
+) -> Iterator[Candidate]:
+    """Yield the tiles of `siblings` that fit `target`, each with its cost."""
+    form, family = siblings.form, siblings.form.family
+    tile = _tile(form, *siblings.blocks)
+    most = family.most_registers(spec, form, tile, target)
+    if most == 0:
+        return
+    demand = family.demand(spec, form, tile, target)
+    for num_stages in family.stages(form):
+        use = demand.use(num_stages)
+        if use.registers <= most and use.shared <= target.shared_per_block:
+            tile = _tile(form, *siblings.blocks, num_stages)
+            occupied = occupancy(tile, target, use)
+            cost = cost_of_work(siblings.work, num_stages, occupied, target, least)
+            yield Candidate(tile, cost)
 
 
 def _worth(tile: Tile, family: Family, target: GpuTarget, *, is_open: bool) -> float:
