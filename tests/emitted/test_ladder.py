@@ -174,8 +174,19 @@ def test_a_graph_of_dynamic_sizes_has_each_kernel(case):
     assert graphs.frame_count <= len(of_first)
 
 
+@pytest.mark.parametrize("case", LARGE, indirect=True)
+def test_the_kernel_for_large_inputs_is_asked_for_its_limits(case, monkeypatch):
+    """It may have lower ones than that for any size, and no call is beyond them that is small."""
+    file, _, calls, layer = case
+    x = next(iter(calls))
+    call = file._call(x, layer.weight, layer.weight.shape, layer.bias, False)
+    assert file._mismatch.__wrapped__(*call) is None
+    monkeypatch.setattr(file.PLAN.large, "mismatch_of_sizes", lambda shape, output: "few sizes")
+    assert file._mismatch.__wrapped__(*call) == "few sizes"
+
+
 def test_sizes_that_a_kernel_cannot_index_are_left_to_torch(case):
-    """The kernel for large inputs is asked, too: a fake's sizes may be of any number."""
+    """A fake's sizes may be of any number."""
     file, _, calls, layer = case
     x = next(iter(calls))
     wide = (*x.shape[:-1], 2**31)
@@ -244,6 +255,13 @@ def test_a_kernel_for_small_inputs_can_index_all_of_them(name):
         for size, phases in zip(shape[1:], decompose(spec), strict=True):
             outputs *= 4 * ((size - 1) * phases.stride + phases.growth)  # 4: rows of a block
         assert max(2 * outputs, small.most) < 2**31
+
+
+def test_small_inputs_whose_outputs_grow_too_much_have_no_kernel():
+    """An input of few elements may be a row of them, which gains a plane of outputs an axis."""
+    near, far = (plan(parse(f"ConvTranspose3d(256, 16, 3, dilation={n})"), H100) for n in (1, 6))
+    assert [each.most is not None for each in near.others].count(True) == 1
+    assert [each.most is not None for each in far.others].count(True) == 0
 
 
 @pytest.mark.parametrize(
