@@ -8,6 +8,7 @@ tests take a third of the time.
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def prepare() -> None:
     leave_out_overflow_checks()
     if triton.__version__ == KNOWN:
         patch_once()
+        read_once()
         describe_once()
 
 
@@ -56,6 +58,26 @@ def patch_once() -> None:
         return interpreter._LangPatchScope()  # restores nothing
 
     interpreter._patch_lang = patched
+
+
+def read_once() -> None:
+    """Have a kernel's text, which is rewritten before its first launch, read and walked once.
+
+    The interpreter reads it a second time for the number of its line, and adds that to each node.
+    """
+    from triton.runtime.interpreter import FunctionRewriter
+
+    prepared = FunctionRewriter._prepare_source
+
+    def source(self: FunctionRewriter, lines: list[str]) -> str:
+        above = self.fn.__code__.co_firstlineno + self.def_lineno - 2
+        return "\n" * above + prepared(self, lines)
+
+    def tree(self: FunctionRewriter, text: str) -> ast.Module:
+        return ast.fix_missing_locations(self.ast_transformer.visit(ast.parse(text)))
+
+    FunctionRewriter._get_jit_fn_file_line = lambda self: (self.fn.__code__.co_filename, 1)
+    FunctionRewriter._prepare_source, FunctionRewriter._transform_ast = source, tree
 
 
 def describe_once() -> None:
