@@ -14,12 +14,12 @@ import torch
 
 from building import Builder, download, once
 from convgen.execution.workers import SAFE
-from interpreting import leave_out_overflow_checks
+from interpreting import prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
-    leave_out_overflow_checks()
+    prepare()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,7 @@ from convgen.execution.loading import load_module
 from convgen.execution.oracle import reference
 from convgen.tables.pointwise import Stage
 from drawing import each_form
-from interpreting import leave_out_overflow_checks, skip_where_it_fails
+from interpreting import prepare, skip_where_it_fails
 
 pytestmark = pytest.mark.interpreter
 
@@ -250,7 +250,7 @@ def problems_of_file(sized, form, text, loads, stores, folder, shorten):
 def main():
     """Read layers from stdin, print what is wrong with each."""
     loads, stores = record_accesses()
-    leave_out_overflow_checks()
+    prepare()
     warnings.simplefilter("error")
     found = {}
     for text in json.load(sys.stdin):

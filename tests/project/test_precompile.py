@@ -16,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ from convgen.project.hooks import generate_into
 from convgen.project.precompile import Cubin, Job, jobs, seal_is_intact
 from convgen.project.table import read_table
 from convgen.tables.targets import ARCHITECTURES
-from running import make_project, run, start
+from running import make_project, run, start, worked
 
 pytestmark = pytest.mark.compile
 
@@ -85,19 +86,11 @@ def copied(built: Path, project: Path) -> Path:
     return project
 
 
-def used(path: Path, capability: int, cache: Path, shape: str = "1,64,100") -> dict[str, Any]:
+def used(path: Path, capability: int, cache: Path, shape: Sequence[int] = (1, 64, 100)) -> Any:
     """Have the file at `path` offer its code to Triton, and Triton look for it."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
-    worker = Path(__file__).parents[1] / "support" / "use_precompiled.py"
-    done = subprocess.run(
-        [sys.executable, str(worker), str(path), str(capability), shape],
-        capture_output=True,
-        text=True,
-        env=environment | {"TRITON_CACHE_DIR": str(cache)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    job = (str(path), capability, str(cache), shape)
+    (found,) = worked("precompiled_worker.py", [job])
+    return found
 
 
 def manifest(project: Path) -> dict[str, Any]:
@@ -212,7 +205,7 @@ def test_triton_finds_the_code_and_compiles_nothing(project: Path, tmp_path: Pat
     size = manifest(project)["precompiled"][CODE]["kernels"][0]["size"]
     wanted = hashlib.sha256((project / "kernels" / CODE).read_bytes()[:size]).hexdigest()
     (project / "kernels").rename(tmp_path / "installed")
-    for shape in ("1,64,100", "3,64,7"):
+    for shape in ((1, 64, 100), (3, 64, 7)):
         found = used(tmp_path / "installed" / "up.py", 90, tmp_path / "cache", shape)
         assert found["found"] == [True, True]  # the layer's, and what packs the weight
         assert found["sha256"] == wanted
@@ -229,7 +222,7 @@ def test_two_dimensions_and_halves_are_found_too(tmp_path: Path) -> None:
         table = ONE.replace(SPEC, spec).replace('"h100"', '"rtx4090"').replace("sm_90", "sm_89")
         project = make_project(tmp_path / str(number), table)
         write(generate(project))
-        shape = ("1,64,16,16", "1,16,4,5,6", "1,16,6,7")[number]
+        shape = ((1, 64, 16, 16), (1, 16, 4, 5, 6), (1, 16, 6, 7))[number]
         cache = tmp_path / f"cache{number}"
         assert set(used(project / "kernels" / "up.py", 89, cache, shape)["found"]) == {True}
 

@@ -1,8 +1,8 @@
-"""Let an emitted file use the machine code beside it, and ask Triton's JIT for its kernel.
+"""Let emitted files use the machine code beside them, and ask Triton's JIT for their kernels.
 
-A process of its own: Triton compiles here. Arguments: the file, a compute capability, an input's
-shape. Prints JSON: whether Triton found the code of each kernel that a call launches in its cache,
-the sha256 of that of the layer's, the seconds.
+A process of its own: Triton compiles here. Reads JSON lines `[file, compute capability, folder of
+Triton's cache, shape of an input]`, and prints for each: whether Triton found the code of each
+kernel that a call launches in its cache, and the sha256 of that of the layer's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
-import time
+from typing import Any
 
 import torch
 import triton
@@ -19,8 +20,13 @@ import triton
 from launch_worker import Stub, recorded
 
 
-def main() -> None:
-    path, capability = sys.argv[1], int(sys.argv[2])
+def used(path: str, capability: int, cache: str, shape: list[int]) -> dict[str, Any]:
+    """Return what Triton found for the file at `path`, of which no earlier job has left anything.
+
+    The module and its kernels are new for each job, and so is the folder of the cache, unless a
+    test names the same one again.
+    """
+    os.environ["TRITON_CACHE_DIR"] = cache
     spec = importlib.util.spec_from_file_location("shipped", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -29,7 +35,7 @@ def main() -> None:
 
     kernels = recorded(module)  # the layer's is the file's first
     _, c_out, *_ = module.WEIGHT_SHAPE
-    x = torch.empty([int(size) for size in sys.argv[3].split(",")], device="meta")
+    x = torch.empty(shape, device="meta")
     weight = torch.empty(module.WEIGHT_SHAPE, device="meta")
     bias = torch.empty(c_out, device="meta")
     if hasattr(module, "Plan"):
@@ -41,15 +47,19 @@ def main() -> None:
     found = []
     triton.knobs.compilation.listener = lambda **event: found.append(event["cache_hit"])
     triton.runtime.driver.set_active(Stub(capability))
-    start = time.perf_counter()
     compiled = [
         kernel.warmup(*recorder.arguments, grid=(1,), **recorder.options)
         for kernel, recorder in kernels.values()
         if hasattr(recorder, "options")  # what was launched
     ]
-    seconds = time.perf_counter() - start
-    code = hashlib.sha256(compiled[0].asm["cubin"]).hexdigest()
-    print(json.dumps({"found": found, "sha256": code, "seconds": seconds}))
+    return {"found": found, "sha256": hashlib.sha256(compiled[0].asm["cubin"]).hexdigest()}
+
+
+def main() -> None:
+    for name in [name for name in os.environ if name.startswith("TRITON_")]:
+        del os.environ[name]
+    for line in sys.stdin:
+        print(json.dumps(used(*json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
