@@ -105,7 +105,8 @@ class HostNames:
         found = []
         reach = self._reach()
         if reach:
-            what = "sizes whose offsets in a tile stay below 2**31"
+            counted = "positions and " if self.sizes.box else ""
+            what = f"sizes whose {counted}offsets in a tile stay below 2**31"
             # The margin of 2**16 covers masked lanes beyond the last position.
             found.append(Check("reach >= 2**31 - 2**16", what, _reach_text(reach)))
         for number, axis in enumerate(self.plan.grid):
@@ -154,6 +155,8 @@ class HostNames:
                 count = self.plan.block.advance * (count if known is None else Integer(known))
             inputs.append(span * count if grows or span > 1 else sizes.input(axis))
             outputs.append(phases.stride * span * count)
+        if sizes.box:
+            return self._extents_of_boxes(inputs, outputs)
         blocks_in = max(map(self.plan.family.input_channels, self.plan.tiles))
         last_in, last_out = (
             layout == "channels_last" or self.plan.fold_batch
@@ -167,6 +170,30 @@ class HostNames:
             columns = self._most("block_n") * (grouping.lanes * grouping.span if grouping else 1)
             extents.append(columns * sizes.group_in)
         return extents
+
+    def _extents_of_boxes(self, inputs: list[Expr], outputs: list[Expr]) -> list[Expr]:
+        """Return what `_extents` does, for tiles that are boxes of images and `outputs`.
+
+        Inputs and weights have no offsets: they are read at coordinates, and a copy of the input
+        has offsets in a whole image. The offset of an output in its tile spans what lies inside the
+        outermost axis along which a tile is more than one position; what is outside of that is an
+        int64 base. Programs, and positions along each axis, are counted in int32 all the same.
+        """
+        sizes, block, images = self.sizes, self.plan.block, self.sizes.box[0]
+        last = self.plan.spec.layout == "channels_last"
+        tile = [
+            whole if extent > 1 else block.rows if block and sizes.is_blocked(axis) else 1
+            for axis, (whole, extent) in enumerate(zip(outputs, sizes.box[1:], strict=True))
+        ]
+        stored, channels = outputs, sizes.groups * sizes.group_out
+        if images == 1 and last:
+            first = next((axis for axis, extent in enumerate(tile) if extent != 1), 0)
+            stored = [tile[first], *outputs[first + 1 :]]
+        elif images == 1:  # neighbouring channels are a plane apart
+            channels = Integer(self._most("block_n"))
+        depth_in = sizes.groups * sizes.group_in if self.plan.tile.relayout else 1
+        extents = [images * channels * math.prod(stored), depth_in * math.prod(inputs)]
+        return [*extents, math.prod(outputs), *([sizes.named("BATCH")] if images > 1 else [])]
 
 
 def _reach_text(products: list[str]) -> str:

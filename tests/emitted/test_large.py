@@ -6,12 +6,17 @@ What would break it: an int32 base, a tile offset that wraps, a grid axis past i
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from convgen import emit, parse
+from convgen import emit, find_target, parse
+from convgen.compiler import compile_kernel, plan
 from convgen.execution.loading import load_module
 from drawing import each_form
 
@@ -34,6 +39,49 @@ LARGE = (
         (40000, 64, 32, 32),
     ),
 )
+
+H100 = find_target("h100")
+# Open layers, what is true of the tile's box, inputs of a size n that grows as far as the file
+# serves them, and whether an image then has more elements than int32 counts.
+BOXED = {
+    "rows of a row block": (
+        "ConvTranspose2d(64, 64, 3, layout=channels_last, bias=False, dtype=float16)",
+        lambda box, tile: box[:-1] == (1, 1) and tile.rows > 1 and not tile.relayout,
+        (lambda n: (2, 64, n, 256), lambda n: (2, 64, 256, n), lambda n: (2, 64, n, n)),
+        True,
+    ),
+    "rows of one phase": (
+        "ConvTranspose2d(64, 64, 4, 2, 1, layout=channels_last, bias=False, dtype=float16)",
+        lambda box, tile: box[:-1] == (1, 1) and tile.rows == 1,
+        (lambda n: (2, 64, n, 256), lambda n: (2, 64, 256, n), lambda n: (2, 64, n, n)),
+        True,
+    ),
+    "rows of several": (
+        "ConvTranspose2d(64, 64, 3, layout=channels_last, bias=False, dtype=float16)",
+        lambda box, tile: box[1] > 1 and not tile.relayout,
+        (lambda n: (2, 64, n, 256), lambda n: (2, 64, 256, n)),
+        False,
+    ),
+    "planes": (
+        "ConvTranspose3d(64, 64, 3, 2, 1, layout=channels_last, bias=False, dtype=float16)",
+        lambda box, tile: box[:2] == (1, 1) and box[2] > 1,
+        (lambda n: (2, 64, n, 32, 64), lambda n: (2, 64, 32, n, 64)),
+        True,
+    ),
+    "images": (
+        "ConvTranspose2d(64, 64, 3, layout=channels_last, bias=False, dtype=float16, "
+        "input=(8, 64, None, 4))",
+        lambda box, tile: box[0] > 1 and tile.rows > 1,
+        (lambda n: (8, 64, n, 4),),
+        False,
+    ),
+    "channels apart by a plane": (
+        "ConvTranspose2d(64, 64, 3, bias=False, dtype=float16)",
+        lambda box, tile: box[:-1] == (1, 1) and tile.rows > 1,
+        (lambda n: (2, 64, n, 256), lambda n: (2, 64, 256, n)),
+        False,
+    ),
+}
 
 
 def forms_of(images: int, length: int) -> dict[str, str]:
@@ -73,6 +121,97 @@ def test_positions_are_int64_from_where_int32_ends(beyond: bool) -> None:
     assert block % int(found[1]) == 0
     assert ("position = tl.cast(tile, tl.int64) * BLOCK_M" in text) == beyond
     assert ("position = tile * BLOCK_M" in text) != beyond
+
+
+def most(serves: Callable[[int], bool]) -> int:
+    """Return the largest number that is served; all numbers up to that are, from 8 on."""
+    low, high = 8, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if serves(middle) else (low, middle)
+    return low
+
+
+def run_last(module: ModuleType, x: torch.Tensor, y: torch.Tensor, patch: Any) -> list[int]:
+    """Run the last programs on tensors of which one element exists; return where they end.
+
+    That is the last element that is loaded of the input, and the last that is stored. There are
+    four programs, one of each phase: the phases of a tile are neighbours on axis 0 of the grid.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    ends = {id(x): 0, id(y): 0}
+
+    def note(tensor: torch.Tensor, pointers: Any, mask: Any) -> None:
+        offsets = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]
+        offsets = (offsets.astype(np.int64) - tensor.data_ptr()) // tensor.itemsize
+        assert offsets.size == 0 or offsets.min() >= 0
+        ends[id(tensor)] = max([ends[id(tensor)], *offsets.flat])
+
+    def load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> Any:
+        if len(pointers.data.shape) > 2:  # the weight is a matrix
+            note(x, pointers, mask)
+        return other
+
+    def store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> None:
+        note(y, pointers, mask)
+
+    class Last:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            first, *others = (*grid, 1, 1)[:3]
+            last = [extent - 1 for extent in others]
+            patch.setattr(builder, "set_grid_idx", lambda x, *_: at(first - 1 - x, *last))
+            patch.setattr(builder, "set_grid_dim", lambda *_: of(first, *others))
+            return self.kernel[4,]
+
+    at, of = builder.set_grid_idx, builder.set_grid_dim
+    patch.setattr(InterpreterBuilder, "create_masked_load", load)
+    patch.setattr(InterpreterBuilder, "create_masked_store", store)
+    name = f"conv_transpose{x.dim() - 2}d_kernel"
+    patch.setattr(module, name, Last(getattr(module, name)))
+    module._start(x, torch.zeros(1, dtype=x.dtype).expand(1, 1, 1), None, y)
+    return [ends[id(x)], ends[id(y)]]
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", BOXED)
+def test_the_largest_sizes_of_boxes_reach_the_last_element(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A box reads at coordinates and stores from an int64 base: an image is no limit to it.
+
+    Where an offset in the tile spans the image all the same, the file has to refuse it: an int32
+    that wraps would store elsewhere. No such tensor exists; addresses are computed all the same.
+    """
+    text, wanted, shapes, beyond = BOXED[name]
+    spec = parse(text)
+    tile = next(
+        c.tile
+        for c in plan(spec, H100).ranking
+        if c.tile.family == "window" and wanted(plan(spec, H100, c.tile).sizes.box, c.tile)
+    )
+    module = load_module(compile_kernel(spec, H100, tile).text, "boxes", tmp_path)
+    largest = 0
+    for shape_of in shapes:
+
+        def serves(n: int, shape_of: Callable[[int], tuple[int, ...]] = shape_of) -> bool:
+            shape = shape_of(n)
+            return module._mismatch_of_sizes(shape, module._output_shape(shape, 64)) is None
+
+        shape = shape_of(most(serves))
+        largest = max(largest, torch.Size(shape[1:]).numel())
+        x, y = (
+            torch.zeros(1, dtype=torch.float16).expand(each)
+            for each in (shape, module._output_shape(shape, 64))
+        )
+        with monkeypatch.context() as patch:
+            loaded, stored = run_last(module, x, y, patch)
+        assert (loaded, stored) == (x.numel() - 1, y.numel() - 1), shape
+    assert (largest > 2**31) == beyond
 
 
 @pytest.mark.gpu
