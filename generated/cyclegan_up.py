@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: d710caba7ebdbcd761c16d967ee8914eb50324743b2cc322da8b73ba8e071aaa
+# sha256 of the other lines: 881c2081c148872a3eb1ac8fb134b8ea31473472ce38324e57b495942ca7f3de
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -269,14 +269,16 @@ def _start_pack(weight, last):
 
 def _descriptors(x, packed_weight):
     """Return the descriptors of the kernel's operands: shapes, strides and the boxes it loads."""
+    batch, c_in, h_in, w_in = x.shape
     x_desc = TensorDescriptor(
         x,
-        [x.shape[0], 64, 64, 256],
-        [64 * 64 * 256, 64 * 256, 256, 1],
+        [batch, h_in, w_in, c_in],
+        [h_in * w_in * c_in, w_in * c_in, c_in, 1],
         [1, 1, BOX_W.value, BLOCK_K.value],
     )
+    taps, rows, columns = packed_weight.shape
     w_desc = TensorDescriptor(
-        packed_weight, [9 * 128, 256], [256, 1], [BLOCK_N.value, BLOCK_K.value]
+        packed_weight, [taps * rows, columns], [columns, 1], [BLOCK_N.value, BLOCK_K.value]
     )
     return x_desc, w_desc
 
@@ -624,7 +626,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_c560f235fb315383"
+NAMESPACE = "convgen_8184e9c309608573"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# sha256 of the other lines: d6e7edd9790f74f8e8c4f07adcc50b9c9a93f596763565316db300926156986b
+# sha256 of the other lines: 23c1a56ca5c90fc19488f239990f0cb69dcd204cf7513093b036a07cf2c4179a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -316,7 +316,7 @@ def conv_transpose3d_input_gradient_kernel(
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN) + 4 * GRAD_W_IN
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_ci = ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_position = (
         q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
@@ -343,7 +343,7 @@ def conv_transpose3d_input_gradient_kernel(
             + shift_w * GRAD_SPAN
         )
         # Input row 0 of the block, for output row 0 with w_4
-        x = tl.load(x_tile + x_step - 4 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + x_lanes)
         w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -355,20 +355,20 @@ def conv_transpose3d_input_gradient_kernel(
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_3, 1 with w_4
-        x = tl.load(x_tile + x_step - 3 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
-        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row 3 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
-        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
@@ -376,7 +376,7 @@ def conv_transpose3d_input_gradient_kernel(
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
-        x = tl.load(x_tile + x_step + x_lanes)
+        x = tl.load(x_tile + x_step + 4 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
@@ -384,20 +384,20 @@ def conv_transpose3d_input_gradient_kernel(
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
         # Input row 5 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 5 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 6 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 6 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 7 of the block, for output row 3 with w_0
-        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 7 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
@@ -1009,7 +1009,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6e241774d4f9f6f0"
+NAMESPACE = "convgen_bfd290daa79cdaee"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

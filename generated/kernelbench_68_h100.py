@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: 7caccb9ee504cc6ec682e9a187fc6ab4f2571879564c2719d7558b3d0bcb802e
+# sha256 of the other lines: 20533704f466ac4a77e833887dac6fd90ab4eb72bf7d3f5d64fb6176033438e2
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -282,7 +282,7 @@ def conv_transpose3d_input_gradient_kernel(
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN) + 4 * GRAD_W_IN
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_ci = ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_position = (
         q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
@@ -309,7 +309,7 @@ def conv_transpose3d_input_gradient_kernel(
             + shift_w * GRAD_SPAN
         )
         # Input row 0 of the block, for output row 0 with w_4
-        x = tl.load(x_tile + x_step - 4 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + x_lanes)
         w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -321,20 +321,20 @@ def conv_transpose3d_input_gradient_kernel(
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_3, 1 with w_4
-        x = tl.load(x_tile + x_step - 3 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_3, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_4, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
-        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row 3 of the block, for output rows 0 with w_1, 1 with w_2, 2 with w_3, 3 with w_4
-        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
@@ -342,7 +342,7 @@ def conv_transpose3d_input_gradient_kernel(
         acc_2 = tl.dot(x, w_3, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_4, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
-        x = tl.load(x_tile + x_step + x_lanes)
+        x = tl.load(x_tile + x_step + 4 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
@@ -350,20 +350,20 @@ def conv_transpose3d_input_gradient_kernel(
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_3, acc_3, input_precision="tf32")
         # Input row 5 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 5 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 6 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 6 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 7 of the block, for output row 3 with w_0
-        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 7 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
@@ -1001,7 +1001,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_21546044abef9aa6"
+NAMESPACE = "convgen_be8e94a32def7354"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

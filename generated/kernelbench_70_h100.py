@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: 0ad098fbb9228f5047ddc87b931d27307b6a90b5a8f25d7400e9fe3ef0ec7ab2
+# sha256 of the other lines: ff63e222d55375e9416bdd567c4564798a8c28dc0b1233fcb624ba4d80132cdd
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -271,7 +271,7 @@ def conv_transpose3d_input_gradient_kernel(
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN) + 2 * GRAD_W_IN
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_ci = ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN)
     x_position = (
         q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
@@ -296,7 +296,7 @@ def conv_transpose3d_input_gradient_kernel(
             + shift_w * GRAD_SPAN
         )
         # Input row 0 of the block, for output row 0 with w_2
-        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + x_lanes)
         w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_mask = (column < GRAD_C_OUT * GRAD_PHASES)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
@@ -307,19 +307,19 @@ def conv_transpose3d_input_gradient_kernel(
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
-        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1
-        x = tl.load(x_tile + x_step + x_lanes)
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         # Input row 3 of the block, for output row 1 with w_0
-        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_1 = settle(tl.dot(x, w_0, acc_1, input_precision="tf32"))
@@ -930,7 +930,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_113441539df2a8a0"
+NAMESPACE = "convgen_f277fef0b035d19a"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

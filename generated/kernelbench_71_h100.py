@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 0549f62bf940127eb8fa3fe5a1a8ff06b5310fe0a672ead6f85f5027ea2e9a7b
+# sha256 of the other lines: fb405224315296a45313e0354104feadc3a201e901c58fbde4db6add6227e18e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -254,7 +254,7 @@ def conv_transpose2d_input_gradient_kernel(
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN) + 2 * GRAD_W_IN
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN)
     x_ci = ci * (GRAD_H_IN * GRAD_W_IN)
     x_position = block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
@@ -272,7 +272,7 @@ def conv_transpose2d_input_gradient_kernel(
         shift_w = 1 - tap_w
         x_step = channel * (GRAD_H_IN * GRAD_W_IN) + shift_w * GRAD_SPAN
         # Input row 0 of the block, for output row 0 with w_2
-        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + x_lanes)
         w_step = tap_w * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -282,33 +282,33 @@ def conv_transpose2d_input_gradient_kernel(
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_1, 1 with w_2
-        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 2 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x = tl.load(x_tile + x_step + x_lanes)
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 3 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 4 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 5 of the block, for output row 3 with w_0
-        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes)
+        x = tl.load(x_tile + x_step + 5 * GRAD_W_IN + x_lanes)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
@@ -914,7 +914,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_e2da790c2f19a618"
+NAMESPACE = "convgen_ee5179ca7b8ef618"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

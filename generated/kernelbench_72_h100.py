@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 6.55 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# sha256 of the other lines: 79834e4dc002a95c0e717809dcfdbb25f707e92fad40208a3a48e5ce3d578490
+# sha256 of the other lines: 9be692e8e270b1271261a375e3653f3120ef0312bf27b3f19530375bc449b5b0
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -150,12 +150,7 @@ def conv_transpose3d_kernel(
     row = tl.arange(0, BLOCK_K * SPAN)
     column = tl.arange(0, BLOCK_N * PHASES)
 
-    x_tile = (
-        x_ptr
-        + image * (C_IN * D_IN * H_IN * W_IN)
-        + group * (D_IN * GROUP_C_IN * H_IN * W_IN)
-        + W_IN
-    )
+    x_tile = x_ptr + image * (C_IN * D_IN * H_IN * W_IN) + group * (D_IN * GROUP_C_IN * H_IN * W_IN)
     x_ci = ci * (D_IN * H_IN * W_IN)
     x_position = q_d * (H_IN * W_IN) + block_h * (ROWS_IN * W_IN) + q_w * SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
@@ -179,7 +174,7 @@ def conv_transpose3d_kernel(
         # Input row -1 of the block, for output row 0 with w_4
         x_inside = x_inside_dw & (block_h * ROWS_IN - 1 >= 0)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_OUT * GROUP_C_IN * PHASES * SPAN)
         w_0 = tl.load(w_tile + w_step + w_lanes)
         w_1 = tl.load(w_tile + w_step + w_row + w_lanes)
@@ -192,14 +187,14 @@ def conv_transpose3d_kernel(
         acc_0 = tl.dot(x, w_4, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_2, 1 with w_3, 2 with w_4
         x_mask = x_inside_dw[None, :]
-        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_3, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_4, acc_2, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2, 3 with w_3
-        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
@@ -209,7 +204,7 @@ def conv_transpose3d_kernel(
         # Input row 2 of the block, for output rows 2 with w_0, 3 with w_1
         x_inside = x_inside_dw & (block_h * ROWS_IN + 2 < H_IN)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
@@ -696,7 +691,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_db26719013355c2d"
+NAMESPACE = "convgen_355f1dc347391d49"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

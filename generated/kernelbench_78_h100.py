@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 84d8d3c571fee7164c8466c37ade6bdeb4783293fa856649433ee9779a2006bd
+# sha256 of the other lines: 3e090a5f54e007c8c3bce0560f52654627ea4a03eb6cea7afd83b25df755fcbb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -160,7 +160,7 @@ def conv_transpose2d_kernel(
     row = tl.arange(0, BLOCK_K * SPAN)
     column = tl.arange(0, BLOCK_N * PHASES)
 
-    x_tile = x_ptr + image * (C_IN * H_IN * W_IN) + W_IN
+    x_tile = x_ptr + image * (C_IN * H_IN * W_IN)
     x_ci = ci * (H_IN * W_IN)
     x_position = block_h * (ROWS * W_IN) + q_w * SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
@@ -181,7 +181,7 @@ def conv_transpose2d_kernel(
         # Input row -1 of the block, for output row 0 with w_2
         x_inside = x_inside_w & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap_w * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -192,27 +192,27 @@ def conv_transpose2d_kernel(
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_mask = x_inside_w[None, :]
-        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
@@ -220,7 +220,7 @@ def conv_transpose2d_kernel(
         # Input row 4 of the block, for output row 3 with w_0
         x_inside = x_inside_w & (block_h * ROWS + 4 < H_IN)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 4 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
@@ -275,7 +275,7 @@ def conv_transpose2d_input_gradient_kernel(
     row = tl.arange(0, GRAD_BLOCK_K * GRAD_SPAN)
     column = tl.arange(0, GRAD_BLOCK_N * GRAD_PHASES)
 
-    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN) + GRAD_W_IN
+    x_tile = x_ptr + image * (GRAD_C_IN * GRAD_H_IN * GRAD_W_IN)
     x_ci = ci * (GRAD_H_IN * GRAD_W_IN)
     x_position = block_h * (GRAD_ROWS * GRAD_W_IN) + q_w * GRAD_SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
@@ -296,7 +296,7 @@ def conv_transpose2d_input_gradient_kernel(
         # Input row -1 of the block, for output row 0 with w_2
         x_inside = x_inside_w & (block_h * GRAD_ROWS - 1 >= 0)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step - 2 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap_w * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -307,27 +307,27 @@ def conv_transpose2d_input_gradient_kernel(
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_mask = x_inside_w[None, :]
-        x = tl.load(x_tile + x_step - GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
@@ -335,7 +335,7 @@ def conv_transpose2d_input_gradient_kernel(
         # Input row 4 of the block, for output row 3 with w_0
         x_inside = x_inside_w & (block_h * GRAD_ROWS + 4 < GRAD_H_IN)
         x_mask = x_inside[None, :]
-        x = tl.load(x_tile + x_step + 3 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 4 * GRAD_W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         x = swap_groups(x, GRAD_SPAN)
         acc_3 = settle(tl.dot(x, w_0, acc_3, input_precision="tf32"))
@@ -944,7 +944,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_11fc3ef9d2a564e6"
+NAMESPACE = "convgen_fe1a81a5d8fa2bba"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: a5fe52969336dc9d57cde4a1b03686e786dba6db61f53ad7ca1923faa08678f7
+# sha256 of the other lines: 26718c9a6b235275b93915443330f8b6cdd78e720c4fc97da63c9f21ee6c7ce9
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -100,7 +100,7 @@ def conv_transpose2d_kernel(
     ci = tl.arange(0, BLOCK_K)
     co = tl.arange(0, BLOCK_N)
 
-    x_tile = x_ptr + image * (C_IN * H_IN * W_IN) + W_IN
+    x_tile = x_ptr + image * (C_IN * H_IN * W_IN)
     x_lanes = (block_h * (ROWS * W_IN) + q_w)[:, None] + (ci * (H_IN * W_IN))[None, :]
     w_lanes = ci[:, None] + (co * C_IN)[None, :]
     w_row = C_IN * C_OUT * KW
@@ -119,7 +119,7 @@ def conv_transpose2d_kernel(
         # Input row -1 of the block, for output row 0 with w_2
         x_inside = x_inside_w & (block_h * ROWS - 1 >= 0)
         x_mask = x_inside[:, None]
-        x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kw * (C_IN * C_OUT) + channel
         w_0 = tl.load(w_ptr + w_step + w_lanes)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes)
@@ -128,31 +128,31 @@ def conv_transpose2d_kernel(
         acc_0 = tl.dot(x, w_2, acc_0, input_precision="tf32")
         # Input row 0 of the block, for output rows 0 with w_1, 1 with w_2
         x_mask = x_inside_w[:, None]
-        x = tl.load(x_tile + x_step - W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_1, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_2, acc_1, input_precision="tf32")
         # Input row 1 of the block, for output rows 0 with w_0, 1 with w_1, 2 with w_2
-        x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_0 = tl.dot(x, w_0, acc_0, input_precision="tf32")
         acc_1 = tl.dot(x, w_1, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_2, acc_2, input_precision="tf32")
         # Input row 2 of the block, for output rows 1 with w_0, 2 with w_1, 3 with w_2
-        x = tl.load(x_tile + x_step + W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_1 = tl.dot(x, w_0, acc_1, input_precision="tf32")
         acc_2 = tl.dot(x, w_1, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_2, acc_3, input_precision="tf32")
         # Input row 3 of the block, for output rows 2 with w_0, 3 with w_1
-        x = tl.load(x_tile + x_step + 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_2 = tl.dot(x, w_0, acc_2, input_precision="tf32")
         acc_3 = tl.dot(x, w_1, acc_3, input_precision="tf32")
         # Input row 4 of the block, for output row 3 with w_0
         x_inside = x_inside_w & (block_h * ROWS + 4 < H_IN)
         x_mask = x_inside[:, None]
-        x = tl.load(x_tile + x_step + 3 * W_IN + x_lanes, mask=x_mask, other=0.0)
+        x = tl.load(x_tile + x_step + 4 * W_IN + x_lanes, mask=x_mask, other=0.0)
         x = round_to_tf32(x)
         acc_3 = tl.dot(x, w_0, acc_3, input_precision="tf32")
 
@@ -608,7 +608,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_e9cd4d3a2ea104df"
+NAMESPACE = "convgen_75384cf779556fac"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

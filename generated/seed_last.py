@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 1289c27bef8973f0530991b6bba2623f63f16e6c10b1b89bee3fe9e6bd433b43
+# sha256 of the other lines: 1a0711278f28c028c561006fc12dc61c03b15b6c5decfa11785535aac3a4ce03
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -299,13 +299,17 @@ def _start_pack(weight, last):
 
 def _descriptors(x, packed_weight):
     """Return the descriptors of the kernel's operands: shapes, strides and the boxes it loads."""
+    batch, c_in, h_in, w_in = x.shape
     x_desc = TensorDescriptor(
         x,
-        [x.shape[0], 1024, 1024, 64],
-        [1024 * 1024 * 64, 1024 * 64, 64, 1],
+        [batch, h_in, w_in, c_in],
+        [h_in * w_in * c_in, w_in * c_in, c_in, 1],
         [1, 1, BOX_W.value, BLOCK_K.value],
     )
-    w_desc = TensorDescriptor(packed_weight, [9 * 64, 64], [64, 1], [BLOCK_N.value, BLOCK_K.value])
+    taps, rows, columns = packed_weight.shape
+    w_desc = TensorDescriptor(
+        packed_weight, [taps * rows, columns], [columns, 1], [BLOCK_N.value, BLOCK_K.value]
+    )
     return x_desc, w_desc
 
 
@@ -652,7 +656,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_d6bd98c5d2cbbfe6"
+NAMESPACE = "convgen_54f53f2e14c7ff9c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 954a0dfebab436576bbfa4d96821b3839e7c21dcbb5be719e1c785e9c2338c5d
+# sha256 of the other lines: 4da4d1bfc19a2670215e0f6714cd3bc851cb1aa6685684ce21c664fb74c4ef5e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -383,6 +383,7 @@ def _start(x, packed_weight, bias, y):
 
 def _start_last(x, packed_weight, bias, y):
     """Launch the kernel to compute `y`; return what was compiled, the grid, other arguments."""
+    # For channels_last.
     batch, _, h_in, w_in = x.shape
     h_out = y.shape[2]
     grid = (2 * triton.cdiv(w_in, LAST_BOX_W.value) * triton.cdiv(h_out, LAST_ROWS.value), batch)
@@ -428,15 +429,19 @@ def _start_pack_last(weight, last):
 
 def _descriptors_last(x, packed_weight):
     """Return the descriptors of the kernel's operands: shapes, strides and the boxes it loads."""
-    _, _, h_in, w_in = x.shape
+    batch, c_in, h_in, w_in = x.shape
     x_desc = TensorDescriptor(
         x,
-        [x.shape[0], h_in, w_in, 128],
-        [h_in * w_in * 128, w_in * 128, 128, 1],
+        [batch, h_in, w_in, c_in],
+        [h_in * w_in * c_in, w_in * c_in, c_in, 1],
         [1, 1, LAST_BOX_W.value, LAST_BLOCK_K.value],
     )
+    taps, rows, columns = packed_weight.shape
     w_desc = TensorDescriptor(
-        packed_weight, [4 * 64, 128], [128, 1], [LAST_BLOCK_N.value, LAST_BLOCK_K.value]
+        packed_weight,
+        [taps * rows, columns],
+        [columns, 1],
+        [LAST_BLOCK_N.value, LAST_BLOCK_K.value],
     )
     return x_desc, w_desc
 
@@ -849,7 +854,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5c0a213faeaf0d70"
+NAMESPACE = "convgen_c38de3bad8bb2431"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

@@ -132,17 +132,19 @@ def loads(
 
     Args:
         outline: the kernel's outline.
-        inputs: returns the index of an input row of the row block; called with 0 without one.
+        inputs: returns the index of an input row of the row block, counted from that of its tap;
+            called with 0 without one.
         order: kinds of the lanes of the input tile's two dimensions.
         weight: the weight's coordinates and the kinds of the lanes of its two dimensions.
         reshape: lines that reshape an input tile for the product.
     """
-    kernel, first = outline.kernel, inputs(0)
+    kernel, block = outline.kernel, outline.kernel.plan.block
+    begin = 0 if block is None else -block.taps.first(0)  # so that a block starts at its row 0
+    first = inputs(begin)
     x, lanes = kernel.access_and_lanes("x", first.coordinates(), order)
     w = kernel.access("w", *weight)
     if _single_halves(kernel, first) and len(lanes.parts) > 1:  # several positions and channels
         x = _from_starts(x, lanes)
-    block = kernel.plan.block
     if block is None:
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = LoadText("", x.masked, x.mask_lines)
@@ -150,7 +152,7 @@ def loads(
     w = _with_row(kernel, w, weight[0][0])
     shared, masks = kernel.row_masks("x", map(inputs, block.inputs), order)
     places = [
-        LoadText(kernel.offset(row * first.row_stride()), mask.masked, mask.fresh)
+        LoadText(kernel.offset((row - begin) * first.row_stride()), mask.masked, mask.fresh)
         for row, mask in zip(block.inputs, masks, strict=True)
     ]
     weights = _block_weights(w, block)

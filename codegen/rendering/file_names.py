@@ -247,7 +247,8 @@ def _plan_texts(plan: KernelPlan) -> tuple[_PlanText, ...]:
     packers: dict[object, _PlanText] = {}
     for each in plan.kernels:
         form = packed_form(each)
-        texts.append(_plan_text(each, None if form is None else packers.get(form)))
+        packer = None if form is None else packers.get(form)
+        texts.append(_plan_text(each, packer))
         packers.setdefault(form, texts[-1])
     lines: set[str] = set()
     result = []

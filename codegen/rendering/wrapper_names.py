@@ -6,7 +6,6 @@ Stage 5, render. Input: a `KernelPlan`, its `Sizes` and the `KernelText`; output
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sympy import Expr
@@ -53,6 +52,7 @@ class LaunchText:
 
     Attributes:
         suffix: what the names of the functions end in.
+        inputs: words for the inputs that the kernel is for; empty for a file's first.
         shape_names: lines that assign the sizes which the grid and the launch read.
         check_names, checks: conditions on run-time sizes, and the lines that name those.
         grid: line that defines the launch grid.
@@ -64,6 +64,7 @@ class LaunchText:
     """
 
     suffix: str
+    inputs: str
     shape_names: tuple[str, ...]
     check_names: tuple[str, ...]
     checks: tuple[Check, ...]
@@ -112,6 +113,7 @@ def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchTex
     options = () if plan.tuned else (f"num_warps={tile.num_warps}", f"num_stages={stages}")
     return LaunchText(
         suffix=plan.suffix,
+        inputs=plan.inputs_text,
         shape_names=names.launch_names(arguments),
         check_names=check_lines,
         checks=checks,
@@ -121,32 +123,26 @@ def launch_text(plan: KernelPlan, sizes: Sizes, kernel: KernelText) -> LaunchTex
             (*operands, *launch_sizes, *options, "enable_fp_fusion=True"),
             indent=8,
         ),
-        descriptors=_descriptors(plan, boxes, box_names) if boxes else (),
+        descriptors=_descriptors(boxes, box_names) if boxes else (),
         descriptor_names=box_names.shape_lines("x.shape", "y.shape"),
         launch_sizes=tuple_text(launch_sizes),
     )
 
 
-def _descriptors(plan: KernelPlan, boxes: Boxes, names: HostNames) -> tuple[str, ...]:
+def _descriptors(boxes: Boxes, names: HostNames) -> tuple[str, ...]:
     """Return lines that describe the channels_last input, and the packed weight as a matrix.
 
     A descriptor has a tensor, its extents, its strides in elements, and the extents of a box.
     """
-    spec = plan.spec
-    assert spec.in_channels is not None
-    assert spec.out_channels is not None
-    inputs = [
-        names.printer.text(names.sizes.input(axis)) if extent is None else str(extent)
-        for axis, extent in enumerate(spec.spatial)
-    ]
-    inputs.append(str(spec.in_channels))
-    depth = spec.in_channels // spec.groups
+    sizes = names.sizes
+    axes = [sizes.input(axis) for axis in range(sizes.rank)]
+    batch, *inputs = map(names.printer.text, (sizes.named("BATCH"), *axes, sizes.named("C_IN")))
     steps = [*(" * ".join(inputs[axis:]) for axis in range(len(inputs))), "1"]
-    rows = f"{math.prod(spec.kernel_size)} * {spec.out_channels}"
-    x = "x", f"[x.shape[0], {', '.join(inputs)}]", f"[{', '.join(steps)}]"
-    weight = "packed_weight", f"[{rows}, {depth}]", f"[{depth}, 1]"
+    x = "x", f"[{batch}, {', '.join(inputs)}]", f"[{', '.join(steps)}]"
+    weight = "packed_weight", "[taps * rows, columns]", "[columns, 1]"
     return (
         call_text("x_desc = TensorDescriptor", (*x, _box(names.printer, boxes.input)), 4),
+        "taps, rows, columns = packed_weight.shape",
         call_text("w_desc = TensorDescriptor", (*weight, _box(names.printer, boxes.weight)), 4),
     )
 
