@@ -5,6 +5,7 @@ What would break it: an int32 base, a tile offset that wraps, a grid axis past i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,9 @@ def run_last(module: ModuleType, x: torch.Tensor, y: torch.Tensor, patch: Any) -
     patch.setattr(InterpreterBuilder, "create_masked_store", store)
     name = f"conv_transpose{x.dim() - 2}d_kernel"
     patch.setattr(module, name, Last(getattr(module, name)))
-    module._start(x, torch.zeros(1, dtype=x.dtype).expand(1, 1, 1), None, y)
+    c_in, c_out, *taps = module.WEIGHT_SHAPE
+    packed = torch.zeros(1, dtype=x.dtype).expand(math.prod(taps), c_out, c_in)
+    module._start(x, packed, None, y)
     return [ends[id(x)], ends[id(y)]]
 
 
