@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 54b3e0f4dcf2eaffb7a698a9a99423a06d45388644f1e7d3b17a7766a0f3f63e
+# sha256 of the other lines: 0f30503cf05c790e19e6b780a30617005fb06932fa65b913f365e4e53348b67c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -285,7 +285,7 @@ def _is_dense(shape, stride, axes):
     """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
     step = 1
     for axis in axes:
-        if shape[axis] != 1 and stride[axis] != step:
+        if stride[axis] != step and shape[axis] != 1:
             return False
         step *= shape[axis]
     return True
@@ -359,8 +359,8 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         other = other or _is_channels_last(weight_shape, weight_stride)
         other = not other
     else:  # an input that is dense in neither layout is copied
-        other = batched and 0 not in input_shape
-        other = other and not _is_dense(input_shape, stride, (1, 3, 2, 0))
+        other = batched and not _is_dense(input_shape, stride, (1, 3, 2, 0))
+        other = other and 0 not in input_shape
         other = other and _is_dense(input_shape, stride, (3, 2, 1, 0))
     if not other:
         return None
@@ -422,6 +422,13 @@ def _is_watched(input, weight, bias):
         or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
+
+
+def _depends_on_data(input):
+    """Whether only the data decide a size of the input that is checked."""
+    sizes = input.shape[-2:] if INPUT_SHAPE[0] is None else input.shape
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -499,7 +506,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_0ea72f9d618c4ade"
+NAMESPACE = "convgen_e0c23b2a80c01353"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -602,6 +609,8 @@ class ModelNew(nn.ConvTranspose2d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
+        if watched and _depends_on_data(input):  # no check of it can be traced
+            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:

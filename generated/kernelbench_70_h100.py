@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: ff63e222d55375e9416bdd567c4564798a8c28dc0b1233fcb624ba4d80132cdd
+# sha256 of the other lines: 5597a435a63618bba5fd43824b265c554eab6dea6b9997bec55ca3b276fb7d37
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -669,7 +669,7 @@ def _is_dense(shape, stride, axes):
     """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
     step = 1
     for axis in axes:
-        if shape[axis] != 1 and stride[axis] != step:
+        if stride[axis] != step and shape[axis] != 1:
             return False
         step *= shape[axis]
     return True
@@ -740,8 +740,8 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         other = _is_channels_last(input_shape, stride)
         other = other or _is_channels_last(weight_shape, weight_stride)
     else:  # an input that is dense in neither layout is copied
-        other = batched and 0 not in input_shape
-        other = other and not _is_dense(input_shape, stride, (4, 3, 2, 1, 0))
+        other = batched and not _is_dense(input_shape, stride, (4, 3, 2, 1, 0))
+        other = other and 0 not in input_shape
         other = other and _is_dense(input_shape, stride, (1, 4, 3, 2, 0))
     if not other:
         return None
@@ -789,6 +789,13 @@ def _is_watched(input, weight, bias):
         or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
+
+
+def _depends_on_data(input):
+    """Whether only the data decide a size of the input that is checked."""
+    sizes = input.shape[-3:] if INPUT_SHAPE[0] is None else input.shape
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -930,7 +937,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f277fef0b035d19a"
+NAMESPACE = "convgen_b305fcc5e01bf6ed"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1047,6 +1054,8 @@ class ModelNew(nn.ConvTranspose3d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
+        if watched and _depends_on_data(input):  # no check of it can be traced
+            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 23c3b265f8018eb6d8157aab87d0458915bb622f0c383a1b3670a30e3397e677
+# sha256 of the other lines: a63f5f837dadcf6355ce8c516bcc8d7dc82674949b11cf1029fb90fe25d25272
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -423,7 +423,7 @@ def _is_dense(shape, stride, axes):
     """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
     step = 1
     for axis in axes:
-        if shape[axis] != 1 and stride[axis] != step:
+        if stride[axis] != step and shape[axis] != 1:
             return False
         step *= shape[axis]
     return True
@@ -494,8 +494,8 @@ def _mismatch(input_shape, stride, weight_shape, bias_shape, dtypes, devices, we
         other = _is_channels_last(input_shape, stride)
         other = other or _is_channels_last(weight_shape, weight_stride)
     else:  # an input that is dense in neither layout is copied
-        other = batched and 0 not in input_shape
-        other = other and not _is_dense(input_shape, stride, (4, 3, 2, 1, 0))
+        other = batched and not _is_dense(input_shape, stride, (4, 3, 2, 1, 0))
+        other = other and 0 not in input_shape
         other = other and _is_dense(input_shape, stride, (1, 4, 3, 2, 0))
     if not other:
         return None
@@ -543,6 +543,13 @@ def _is_watched(input, weight, bias):
         or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
+
+
+def _depends_on_data(input):
+    """Whether only the data decide a size of the input that is checked."""
+    sizes = input.shape[-3:] if INPUT_SHAPE[0] is None else input.shape
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -638,7 +645,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b4f5952fad8b8ec4"
+NAMESPACE = "convgen_2caa2d188e456cbd"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -746,6 +753,8 @@ class ModelNew(nn.ConvTranspose3d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
+        if watched and _depends_on_data(input):  # no check of it can be traced
+            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:

@@ -601,7 +601,7 @@ if not ANY_LAYOUT:
             """Whether a tensor is dense with `axes` as the order of its axes, the innermost first."""
             step = 1
             for axis in axes:
-                if shape[axis] != 1 and stride[axis] != step:
+                if stride[axis] != step and shape[axis] != 1:
                     return False
                 step *= shape[axis]
             return True
@@ -721,8 +721,8 @@ else:
                 if CHANNELS_LAST:
                     other = not other
             else:  # an input that is dense in neither layout is copied
-                other = batched and 0 not in input_shape
-                other = other and not _is_dense(input_shape, stride, OWN_AXES)
+                other = batched and not _is_dense(input_shape, stride, OWN_AXES)
+                other = other and 0 not in input_shape
                 other = other and _is_dense(input_shape, stride, OTHER_AXES)
             if not other:
                 return None
@@ -774,6 +774,13 @@ def _is_watched(input, weight, bias):
         or not (bias is None or type(bias) in EAGER)
         or input.is_meta
     )
+
+
+def _depends_on_data(input):
+    """Whether only the data decide a size of the input that is checked."""
+    sizes = input.shape[-RANK:] if INPUT_SHAPE[0] is None else input.shape
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -1119,6 +1126,8 @@ class ModelNew(getattr(nn, LAYER)):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
+        if watched and _depends_on_data(input):  # no check of it can be traced
+            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
