@@ -7,7 +7,6 @@ is already printed.
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import textwrap
 from dataclasses import dataclass
@@ -20,20 +19,22 @@ from ..language.spec import ConvTransposeSpec
 from ..planning.caveats import caveats_of
 from ..planning.input_copy import tile_text
 from ..planning.plan import KernelPlan
-from ..symbolic.lines import WIDTH
+from ..symbolic.lines import WIDTH, count_text
 from ..symbolic.sizes import Sizes
 from ..version import __version__
 from .copy_names import RelayoutText, relayout_text
-from .fold import RECORD
 from .glue import (
     GlueFacts,
     GlueText,
     GlueValues,
     KernelFacts,
+    RecordText,
     glue_text,
     glue_values,
     kernel_facts,
     packed_text,
+    plans_text,
+    records_of,
 )
 from .kernel_names import KernelText, kernel_text
 from .pack_names import PackText, pack_text
@@ -63,24 +64,6 @@ class HeaderText:
     tile: str
     grid: str
     gradient_tile: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RecordText:
-    """What a file of several kernels states of one.
-
-    Attributes:
-        name: of the variable that has it.
-        lines: lines `NAME=value`.
-        rungs: the variables of its layout's rungs, each by its spatial sizes.
-        ladder: lines `NAME=value` of its layout's kernels for small and for large inputs, and the
-            elements up to and from which on these compute; empty where the file has none.
-    """
-
-    name: str
-    lines: tuple[str, ...]
-    rungs: tuple[str, ...]
-    ladder: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +211,8 @@ def file_context(
         wrapper=wrapper_context(spec),
         launches=tuple(text.launch for text in texts),
         boxes=any(text.launch.descriptors for text in texts),
-        records=_records(plan, values, None if shared else text) if others else (),
-        plans=_plans(plan),
+        records=records_of(plan, values, None if shared else text) if others else (),
+        plans=plans_text(plan),
         glue=text,
         gradients=gradients,
         relayouts=tuple(text.relayout for text in texts if text.relayout is not None),
@@ -290,72 +273,15 @@ def _plan_text(plan: KernelPlan, packer: _PlanText | None) -> _PlanText:
     return _PlanText(facts, kernels, packs, launch, gradient, copy)
 
 
-def _records(plan: KernelPlan, values: GlueValues, glue: GlueText | None) -> tuple[RecordText, ...]:
-    """Return what a file of several kernels states of each: what its glue reads.
-
-    Without `glue` a shared runtime reads it, which may need all.
-    """
-    names = [*values.kernels[0]]
-    if glue is not None:
-        sections = "".join(getattr(glue, field.name) for field in dataclasses.fields(glue))
-        names = [name for name in names if re.search(rf"\b{RECORD}\.{name}\b", sections)]
-    layouts = sum(each.is_for_any for each in plan.kernels)
-    made = []
-    for each, kernel in zip(plan.kernels, values.kernels, strict=True):
-        lines = tuple(f"{name}={kernel[name]}" for name in names)
-        layout = each.spec.layout
-        rungs, ladder = _rungs(plan, layout), _ladder(plan, layout)
-        others = (rungs, ladder) if each.is_for_any else ((), ())
-        made.append(RecordText(_record_name(each), lines, *others))
-    # What a record names stands before it.
-    return (*made[layouts:], *made[:layouts])
-
-
-def _record_name(plan: KernelPlan) -> str:
-    """Return the variable of a kernel's record."""
-    return f"PLAN{plan.suffix.upper()}"
-
-
-def _plans(plan: KernelPlan) -> str:
-    """Return the records of the kernels for any size, by layout."""
-    names = [_record_name(each) for each in plan.kernels if each.is_for_any]
-    return ", ".join(names) + "," * (len(names) == 1)
-
-
-def _rungs(plan: KernelPlan, layout: str) -> tuple[str, ...]:
-    """Return the records of a layout's rungs, as entries of a dictionary by spatial sizes."""
-    found = (each for each in plan.kernels if each.rung and each.spec.layout == layout)
-    return tuple(f"{each.spec.spatial}: {_record_name(each)}" for each in found)
-
-
-def _ladder(plan: KernelPlan, layout: str) -> tuple[str, ...]:
-    """Return what a layout's record states of its kernels for small and for large inputs."""
-    lines: list[str] = []
-    for name, bound in (("small", "most"), ("large", "least")):
-        bounds = {each.spec.layout: each for each in plan.kernels if getattr(each, bound)}
-        if bounds:
-            found = bounds.get(layout)
-            elements = None if found is None else getattr(found, bound)
-            lines += f"{name}={found and _record_name(found)}", f"{bound}={_count_text(elements)}"
-    return tuple(lines)
-
-
-def _count_text(count: int | None) -> str:
-    """Return a number of elements as Python, a power of two as one."""
-    if count is None or count.bit_count() > 1:
-        return str(count)
-    return f"2**{count.bit_length() - 1}"
-
-
 def _serves(plan: KernelPlan, layouts: int) -> str:
     """Return the inputs that a kernel beside the first is for, in words; a file has `layouts`."""
     layout = f"in {plan.spec.layout}"
     if plan.is_for_any:
         return layout
     if plan.least is not None:
-        sizes = f"for inputs of {_count_text(plan.least)} elements or more"
+        sizes = f"for inputs of {count_text(plan.least)} elements or more"
     elif plan.most is not None:
-        sizes = f"for inputs of at most {_count_text(plan.most)} elements"
+        sizes = f"for inputs of at most {count_text(plan.most)} elements"
     else:
         sizes = f"for {plan.rung} and other batches"
     return f"{sizes}, {layout}" if layouts > 1 else sizes

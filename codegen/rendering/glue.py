@@ -1,7 +1,7 @@
 """The glue of an emitted file: `templates/runtime.py` with what the file states put in.
 
 Stage 5, part of render. Input: a spec and the plans of its kernels; output: a `GlueText`, the
-sections that `module.py.jinja` places.
+sections that `module.py.jinja` places, and the records of a file's several kernels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,7 @@ from ..kernels.packing import packed_grouping, packed_taps
 from ..language.spec import ANY, MEMORY_FORMATS, ConvTransposeSpec
 from ..planning.input_copy import copy_text
 from ..planning.plan import KernelPlan
+from ..symbolic.lines import count_text
 from ..symbolic.sizes import AXES, Sizes
 from ..tables.dtypes import DTYPES
 from .fold import RECORD, Value, fold, read_source
@@ -119,6 +121,24 @@ class GlueValues:
     def all(self) -> dict[str, Value]:
         """What is put into a standalone file."""
         return {**self.file, **self.alike, **({} if self.file["SEVERAL"] else {RECORD: None})}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordText:
+    """What a file of several kernels states of one.
+
+    Attributes:
+        name: of the variable that has it.
+        lines: lines `NAME=value`.
+        rungs: the variables of its layout's rungs, each by its spatial sizes.
+        ladder: lines `NAME=value` of its layout's kernels for small and for large inputs, and the
+            elements up to and from which on these compute; empty where the file has none.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    rungs: tuple[str, ...]
+    ladder: tuple[str, ...]
 
 
 @functools.cache
@@ -273,6 +293,58 @@ def packed_text(facts: KernelFacts) -> str:
     plan = facts.plan
     taps = f"{packed_taps(plan)}, {facts.lanes}, {facts.places}"
     return "" if plan.reads_raw_weight else taps
+
+
+def records_of(
+    plan: KernelPlan, values: GlueValues, glue: GlueText | None
+) -> tuple[RecordText, ...]:
+    """Return what a file of several kernels states of each: what its glue reads.
+
+    Without `glue` a shared runtime reads it, which may need all.
+    """
+    names = [*values.kernels[0]]
+    if glue is not None:
+        sections = "".join(getattr(glue, field.name) for field in fields(glue))
+        names = [name for name in names if re.search(rf"\b{RECORD}\.{name}\b", sections)]
+    layouts = sum(each.is_for_any for each in plan.kernels)
+    made = []
+    for each, kernel in zip(plan.kernels, values.kernels, strict=True):
+        lines = tuple(f"{name}={kernel[name]}" for name in names)
+        layout = each.spec.layout
+        rungs, ladder = _rungs(plan, layout), _ladder(plan, layout)
+        others = (rungs, ladder) if each.is_for_any else ((), ())
+        made.append(RecordText(_record_name(each), lines, *others))
+    # What a record names stands before it.
+    return (*made[layouts:], *made[:layouts])
+
+
+def _record_name(plan: KernelPlan) -> str:
+    """Return the variable of a kernel's record."""
+    return f"PLAN{plan.suffix.upper()}"
+
+
+def plans_text(plan: KernelPlan) -> str:
+    """Return the records of the kernels for any size, by layout."""
+    names = [_record_name(each) for each in plan.kernels if each.is_for_any]
+    return ", ".join(names) + "," * (len(names) == 1)
+
+
+def _rungs(plan: KernelPlan, layout: str) -> tuple[str, ...]:
+    """Return the records of a layout's rungs, as entries of a dictionary by spatial sizes."""
+    found = (each for each in plan.kernels if each.rung and each.spec.layout == layout)
+    return tuple(f"{each.spec.spatial}: {_record_name(each)}" for each in found)
+
+
+def _ladder(plan: KernelPlan, layout: str) -> tuple[str, ...]:
+    """Return what a layout's record states of its kernels for small and for large inputs."""
+    lines: list[str] = []
+    for name, bound in (("small", "most"), ("large", "least")):
+        bounds = {each.spec.layout: each for each in plan.kernels if getattr(each, bound)}
+        if bounds:
+            found = bounds.get(layout)
+            elements = None if found is None else getattr(found, bound)
+            lines += f"{name}={found and _record_name(found)}", f"{bound}={count_text(elements)}"
+    return tuple(lines)
 
 
 def kernel_facts(

@@ -59,3 +59,10 @@ def split(text: str, signs: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [*parts, text[start:]]
+
+
+def count_text(count: int | None) -> str:
+    """Return a number of elements as Python, a power of two as one."""
+    if count is None or count.bit_count() > 1:
+        return str(count)
+    return f"2**{count.bit_length() - 1}"
