@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: 8b858a3e2fb59c44fb8ec905834efcd61ad91cf0dd1c32ed7e929bc6553896bd
+# sha256 of the other lines: 7ecab206448f5d7ed2d222073daf2f5eb6207134147242a3bb74d09e89856126
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -633,7 +633,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_eb9c6583ee1ed5b4"
+NAMESPACE = "convgen_bd78e49c408017a7"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -741,8 +741,6 @@ class ModelNew(nn.ConvTranspose2d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
-        if watched and _depends_on_data(input):  # no check of it can be traced
-            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -835,6 +833,8 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
+        if watched and _depends_on_data(input):  # which no graph can check
+            return f"{wanted} sizes that a graph knows, got ones that only the data decide"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

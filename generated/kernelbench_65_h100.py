@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# sha256 of the other lines: 984d61417fa24dbbf6982717cf1fb831fddeb166bead2d7d4d27cb6f698217b7
+# sha256 of the other lines: 2222902ea6389762d179f1f454a4fb429c08028bf43322a9b32ac74c7231fd88
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -927,7 +927,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_c3f578835d9e5617"
+NAMESPACE = "convgen_0aaff43d9e63f29d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1044,8 +1044,6 @@ class ModelNew(nn.ConvTranspose2d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
-        if watched and _depends_on_data(input):  # no check of it can be traced
-            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -1138,6 +1136,8 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
+        if watched and _depends_on_data(input):  # which no graph can check
+            return f"{wanted} sizes that a graph knows, got ones that only the data decide"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (co_tile * tile * group * image), 16640 programs in about 63 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: cd5bba03477d00ca561f8fe636237a9c5dcac80e0efd493ab69dffec938f4c17
+# sha256 of the other lines: 84f6eaa4cc0790dd52194e0032eff572c8948fd02ba9f8184e978a027ecece18
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -691,7 +691,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_de19194bc7838f80"
+NAMESPACE = "convgen_81310dbca0f00569"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -799,8 +799,6 @@ class ModelNew(nn.ConvTranspose2d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
-        if watched and _depends_on_data(input):  # no check of it can be traced
-            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -893,6 +891,8 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
+        if watched and _depends_on_data(input):  # which no graph can check
+            return f"{wanted} sizes that a graph knows, got ones that only the data decide"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

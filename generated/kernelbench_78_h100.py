@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 693df3c7113ac90e2042f1f6592414ec2a204ba97baffa9faac49ee23bd3e3ec
+# sha256 of the other lines: 1fcd4bdc72b2afce1e1df6abc4ad647954fc7d3be6eb59993fe7abbc80844368
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -951,7 +951,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5df7e760f546b4ca"
+NAMESPACE = "convgen_8e9be57393eecea0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -1068,8 +1068,6 @@ class ModelNew(nn.ConvTranspose2d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
-        if watched and _depends_on_data(input):  # no check of it can be traced
-            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -1162,6 +1160,8 @@ class ModelNew(nn.ConvTranspose2d):
             return f"{wanted} no output_size, got {output_size}"
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
+        if watched and _depends_on_data(input):  # which no graph can check
+            return f"{wanted} sizes that a graph knows, got ones that only the data decide"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 585926b064ab1af3bf9dd78d044600694d54c53a3ffdf44afce1a3b2d30303b6
+# sha256 of the other lines: 1018afaefe9dde69f3dccb343b6e3e7fab1ca22bcaca3aad5479e5c2c6ee8608
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -605,7 +605,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_692364e4cd3df962"
+NAMESPACE = "convgen_438daf45dfd180b6"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
@@ -713,8 +713,6 @@ class ModelNew(nn.ConvTranspose3d):
             return self._forward_torch(input, weight, bias, output_size)
         if watched and not isinstance(input, torch.Tensor):
             return OPERATOR(input, weight, bias)  # its error names what is no tensor
-        if watched and _depends_on_data(input):  # no check of it can be traced
-            return self._forward_torch(input, weight, bias, output_size)
         cast = _is_autocast(input)
         reason = self._reason_for_torch(input, weight, bias, output_size, watched, cast)
         if reason is not None:
@@ -808,6 +806,8 @@ class ModelNew(nn.ConvTranspose3d):
             return f"{wanted} no output_size, got {output_size}"
         if watched and torch.jit.is_tracing():  # a trace would record what is asked of sizes
             return None
+        if watched and _depends_on_data(input):  # which no graph can check
+            return f"{wanted} sizes that a graph knows, got ones that only the data decide"
         call = _call(input, weight, weight.shape, bias, cast)
         call = *call, weight.stride()
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)

@@ -40,7 +40,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def packed(file: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that a weight is packed."""
     calls, pack = [], file._pack
-    monkeypatch.setattr(file, "_pack", lambda weight: calls.append(1) or pack(weight))
+    monkeypatch.setattr(file, "_pack", lambda *given: calls.append(1) or pack(*given))
     return calls
 
 

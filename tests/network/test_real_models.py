@@ -20,7 +20,8 @@ from real_models import NETWORKS, made
 pytestmark = pytest.mark.interpreter
 
 KINDS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYER_KERNEL = re.compile(r"conv_transpose[123]d(_last)?_kernel")  # none that packs or copies
+# None that packs or copies; of a ladder, in either layout.
+LAYER_KERNEL = re.compile(r"conv_transpose[123]d(_small|_large)?(_last)?_kernel")
 NAMED = [(package, make) for package, makers in NETWORKS.items() for make in makers]
 
 
