@@ -89,6 +89,8 @@ def main() -> None:
             text, target, *tiles = json.loads(line)
             tile = Tile(**tiles[0]) if tiles else None
             source = compile_kernel(parse(text), find_target(target), tile)
+            if source.plan.others:  # of a ladder, the kernel for any size
+                source = compile_kernel(parse(text), find_target(target), source.plan.tile)
             capability = capability_of(find_target(target).arch)
             read = compile_text(source.text, source.plan.spec.dtype, "read.py", capability).key
             print(json.dumps([launched(source, capability, Path(folder)), read]), flush=True)
