@@ -112,7 +112,8 @@ def verify(
 
     Takes at most 2 GB, and at most `seconds` on systems with timers; the report says what was not
     verified by then. Rungs are verified one by one, as layers of their sizes, and kernels for small
-    and for large inputs as the only one of a file.
+    and for large inputs as the only one of a file: with a tile for small inputs the boxes, and
+    whether images share tiles, are then those for any size.
 
     Without a GPU it sets TRITON_INTERPRET in this process, so triton must not be imported yet.
     """

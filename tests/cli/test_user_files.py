@@ -349,7 +349,7 @@ def test_bytes_that_were_changed_at_random(tmp_path):
 @pytest.mark.parametrize("line", ['\\"""', '\\"', "'", "'''"])
 def test_quotes_without_an_end_are_refused_at_once(line):
     """Whatever is looked for from each of them to the end of the file takes a minute of a build."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SpecError):
         toml_of("convgen = 1\n" + f"a = {line}\n" * 40_000)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
