@@ -509,8 +509,11 @@ if not SEVERAL:
 
 def _plan_of(input, weight):
     """Return what computes a call: the kernel for its sizes and for the format of its output."""
-    if HAS_SMALL or HAS_LARGE:
-        plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+    if HAS_RUNGS or HAS_SMALL or HAS_LARGE:
+        if ANY_LAYOUT:
+            plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+        else:
+            plan = PLANS[0]
         if HAS_RUNGS:
             rung = plan.rungs.get(input.shape[-RANK:])
             if rung is not None:
@@ -523,11 +526,10 @@ def _plan_of(input, weight):
                 return plan.large
         return plan
     else:
-        if HAS_RUNGS:
-            plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
-            return plan.rungs.get(input.shape[-RANK:], plan)
-        else:
+        if ANY_LAYOUT:
             return _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
+        else:
+            return PLANS[0]
 
 
 if HAS_GRADIENT:
@@ -535,10 +537,16 @@ if HAS_GRADIENT:
     def _plan_of_gradient(grad, weight):
         """Return what computes the input's gradient from that of the output."""
         if HAS_RUNGS:
-            plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            if ANY_LAYOUT:
+                plan = _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            else:
+                plan = PLANS[0]
             return plan.rungs.get(_input_shape(grad.shape, 1)[-RANK:], plan)
         else:
-            return _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            if ANY_LAYOUT:
+                return _plan_at(grad.shape, grad.stride(), weight.shape, weight.stride())
+            else:
+                return PLANS[0]
 
 
 if ANY_LAYOUT:
@@ -549,12 +557,6 @@ if ANY_LAYOUT:
         is_last = _is_channels_last(input_shape, stride)
         is_last = is_last or _is_channels_last(weight_shape, weight_stride)
         return last if is_last else first
-
-else:
-
-    def _plan_at(input_shape, stride, weight_shape, weight_stride):
-        """Return the plan for sizes that have none of their own."""
-        return PLANS[0]
 
 
 # ---- checks ----

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterator
 
 from ..errors import SpecError
@@ -30,6 +31,8 @@ from .plan import Candidate, KernelPlan, Measured
 from .resources import check_limits
 
 TUNED = 6  # number of configs that an autotuned file tries
+ENOUGH = 3  # of them, for the best tile's form to be kept
+NEAR = 1.1  # times the least predicted time
 
 
 def plan_kernel(
@@ -123,8 +126,8 @@ def _plan_one(
     if tile is None and spec.autotune == "none":
         measured, digest = _measured(spec, target, families, choices)
     chosen = tile or (None if measured is None else measured.tile)
-    chosen = chosen or best_tile(spec, phases, target, families)
-    tuned = _tuned(spec, chosen, rank()) if spec.autotune != "none" else ()
+    tuned = _tuned(spec, tile, rank()) if spec.autotune != "none" else ()
+    chosen = tuned[0] if tuned else chosen or best_tile(spec, phases, target, families)
     problem = problem_of(spec, phases, assumed)
     form = form_of(spec, phases, problem, chosen, families)
     family = form.family
@@ -217,11 +220,21 @@ def _is_shipped(spec: ConvTransposeSpec, target: GpuTarget, families: tuple[Fami
     return spec.autotune == "none" and shipped(target.name, families).of(spec) is not None
 
 
-def _tuned(spec: ConvTransposeSpec, best: Tile, ranking: tuple[Candidate, ...]) -> tuple[Tile, ...]:
-    """Return the tiles that an autotuned file tries: either blocks or warps and stages vary."""
+def _tuned(
+    spec: ConvTransposeSpec, given: Tile | None, ranking: tuple[Candidate, ...]
+) -> tuple[Tile, ...]:
+    """Return the tiles that an autotuned file tries: either blocks or warps and stages vary.
+
+    All else is as in the given tile or, without one, as in the best tile or one predicted to be
+    nearly as fast: the best one's form may leave too little to try.
+    """
     same = _launch if spec.autotune == "blocks" else _blocks
-    others = [c.tile for c in ranking if same(c.tile) == same(best) and c.tile != best]
-    return (best, *others)[:TUNED]
+    if given is None:
+        near = [c.tile for c in ranking if c.cost.model_ms <= NEAR * ranking[0].cost.model_ms]
+        counts = Counter(map(same, near))
+        given = max(near, key=lambda tile: min(counts[same(tile)], ENOUGH))
+    others = [c.tile for c in ranking if same(c.tile) == same(given) and c.tile != given]
+    return (given, *others)[:TUNED]
 
 
 def _launch(tile: Tile) -> tuple[int | str, ...]:

@@ -73,8 +73,9 @@ def row_of(file: ModuleType, spec: str, layout: str) -> dict[str, Any]:
     generator = torch.Generator("cuda").manual_seed(0)
     drawn = torch.randn(file.WEIGHT_SHAPE, device="cuda", generator=generator)
     weight = laid_out(drawn.to(getattr(torch, parse(spec).dtype)), layout)
-    packed = file._pack(weight)
-    ways: Ways = {"clone": weight.clone, "pack": lambda: file._pack(weight)}
+    plan = [file.PLANS[0]] if hasattr(file, "PLANS") else []  # of files with several kernels
+    packed = file._pack(*plan, weight)
+    ways: Ways = {"clone": weight.clone, "pack": lambda: file._pack(*plan, weight)}
     graph = medians({name: in_graph(way) for name, way in ways.items()})
     return {
         "weight_bytes": weight.nbytes,
