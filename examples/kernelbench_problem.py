@@ -1,6 +1,6 @@
 """Measure one KernelBench problem in several ways: a JSON line on stdout for each way.
 
-    python examples/kernelbench_problem.py PROBLEM.py [--ways torch,replaced] [--device cpu]
+    python examples/kernelbench_problem.py PROBLEM.py [--ways torch,replaced] [--prefer kernel]
 
 `run_kernelbench_networks.py` starts it for each problem, and says what the ways are. All ways run
 in one process. torch keeps the first cuDNN plan of a shape, so ways with different flags of cuDNN
@@ -23,7 +23,8 @@ which shows a single wrong number.
 the median from the call, on an idle GPU, to the end of its last kernel. With `--lock FILE`
 processes take turns on the GPU; each gives its turn away only while torch.compile compiles.
 
-**Launches** are those that torch.profiler lists for one call; convgen's by name.
+**Launches** are those that torch.profiler lists for one call; convgen's by name. `left` is true if
+convgen left a layer to torch, as measured to be faster: in the model, or in a graph of Inductor's.
 
 With `--device cpu` emitted kernels run in Triton's interpreter: times mean nothing then.
 """
@@ -37,6 +38,7 @@ import copy
 import fcntl
 import functools
 import json
+import logging
 import os
 import platform
 import re
@@ -101,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("problem", type=Path)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--prefer", choices=("fastest", "kernel"), default="fastest")
     parser.add_argument("--cudnn-benchmark", action="store_true")
     parser.add_argument("--lock", type=Path, help="a file; who locks it may use the GPU")
     options = parser.parse_args(arguments)
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     turn = Turn(options.lock)
     turn.take()
     with torch.no_grad():
-        problem = Problem(options.problem, options.device, turn)
+        problem = Problem(options.problem, options.device, options.prefer, turn)
         # Whatever the profiler leaves behind is there before the first way is timed.
         launches(lambda: None, options.device, problem.finish)
         for way in options.ways.split(","):
@@ -144,13 +147,28 @@ class Turn:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
+class LeftInGraphs(logging.Handler):
+    """Notes whether torch's convolution took the place of a kernel in a graph of Inductor's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+        log = logging.getLogger("convgen")
+        log.setLevel(logging.INFO)
+        log.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found = self.found or "torch's convolution" in record.getMessage()
+
+
 class Problem:
     """A problem's model and inputs; the same numbers in every process."""
 
-    def __init__(self, path: Path, device: str, turn: Turn) -> None:
+    def __init__(self, path: Path, device: str, prefer: str, turn: Turn) -> None:
         names: dict[str, Any] = {"__name__": path.stem}
         exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
-        self.device, self.turn = device, turn
+        self.device, self.prefer, self.turn = device, prefer, turn
+        self.left = LeftInGraphs()
         torch.manual_seed(0)
         self.model = names["Model"](*names["get_init_inputs"]()).to(device)
         with torch.device(device):
@@ -169,6 +187,7 @@ class Problem:
 
     def measure(self, way: str) -> dict[str, Any]:
         """Return errors, times and launches of a way."""
+        self.left.found = False
         call = self.call_of(way)
         began = time.perf_counter()
         output = call()
@@ -191,18 +210,23 @@ class Problem:
             answer["gpu_ms"] = gpu_ms(call)
         answer |= launches(call, self.device, self.finish)
         layers = sum(isinstance(each, TRANSPOSED) for each in self.model.modules())
-        return answer | {"layers": layers, "machine": machine(self.device)}
+        others = {"left": self.left.found, "layers": layers}
+        return answer | others | {"machine": machine(self.device, self.prefer)}
 
     def call_of(self, way: str) -> Callable[[], Any]:
         """Return a function that runs the model in a way."""
         backend, replaced, examples = WAYS[way]
         model = copy.deepcopy(self.model)
         if replaced:
-            convgen.replace_layers(model, example_inputs=self.inputs if examples else None)
+            given = self.inputs if examples else None
+            convgen.replace_layers(model, example_inputs=given, prefer=self.prefer)
+            self.left.found = any(each.reason for each in convgen.report(model).layers)
         if backend is None:
             return lambda: model(*self.inputs)
         torch.compiler.reset()
         compiler = torch._dynamo.lookup_backend(backend)
+        if backend == "convgen":
+            compiler = functools.partial(compiler, options={"prefer": self.prefer})
 
         def compile_graph(graph: Any, inputs: list[Any]) -> Any:
             made = compiler(graph, inputs)
@@ -358,7 +382,7 @@ def tell_profiler_of_interpreter() -> None:
 
 
 @functools.cache
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str, prefer: str) -> dict[str, Any]:
     """Return what figures depend on; those of different machines are not compared."""
     import triton
 
@@ -368,6 +392,7 @@ def machine(device: str) -> dict[str, Any]:
         "triton": triton.__version__,
         "convgen": convgen.__version__,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "prefer": prefer,
     }
 
 

@@ -99,6 +99,7 @@ ANY_LAYOUT = SEVERAL and len(PLANS) > 1
 HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
 HAS_SMALL = SEVERAL and any(hasattr(plan, "small") for plan in PLANS)
 HAS_LARGE = SEVERAL and any(hasattr(plan, "large") for plan in PLANS)
+HAS_LADDER = HAS_RUNGS or HAS_SMALL or HAS_LARGE  # kernels that the input's sizes choose
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
 UNBATCHED = RANK + 1  # and without it
@@ -509,7 +510,7 @@ if not SEVERAL:
 
 def _plan_of(input, weight):
     """Return what computes a call: the kernel for its sizes and for the format of its output."""
-    if HAS_RUNGS or HAS_SMALL or HAS_LARGE:
+    if HAS_LADDER:
         if ANY_LAYOUT:
             plan = _plan_at(input.shape, input.stride(), weight.shape, weight.stride())
         else:

@@ -74,7 +74,12 @@ def test_networks_are_measured_checked_and_resumed(
     assert list(row["ways"]) == WAYS
     of_any = {"conv_transpose2d_kernel": 1, "conv_transpose2d_pack_kernel": 1}
     of_examples = {"conv_transpose2d_rung1_kernel": 1, "conv_transpose2d_pack_rung1_kernel": 1}
-    assert {way: answer["convgen_launches"] for way, answer in row["ways"].items()} == {
+    launches = {  # whatever layout a graph has them in
+        way: {name.replace("_last_", "_"): n for name, n in answer["convgen_launches"].items()}
+        for way, answer in row["ways"].items()
+    }
+    assert not any(answer["left"] for answer in row["ways"].values())
+    assert launches == {
         "torch": {},
         "compiled": {},
         "replaced": of_any,

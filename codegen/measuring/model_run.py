@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import visible
-from ..network.layers import allows_tf32
+from ..network.preference import allows_tf32
 from ..network.trace import copied
 
 

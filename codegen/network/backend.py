@@ -5,7 +5,8 @@ Dynamo's, in which a transposed convolution is one node; output: what Inductor m
 after each such node has become the operator of a file that is emitted for its sizes.
 
 Inductor compiles everything else, and the whole graph where nothing lies on a CUDA device. A
-convolution that no spec can express, or that torch was measured to compute faster, stays torch's.
+convolution that no spec can express stays torch's, and where torch was measured to be faster,
+Inductor takes its convolution (inductor.py).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ..compiler import compile_kernel
 from ..errors import SpecError
 from ..execution.loading import kept_module
 from ..execution.local_gpu import local_target
-from ..language.spec import LAYOUTS, ConvTransposeSpec
-from ..language.torch_module import layout_of
+from ..language.spec import ConvTransposeSpec
 from ..planning.choices import Choices, check_targets
 from ..tables.targets import DEFAULT_TARGET
 from ..values import check_choice
-from .layers import allows_tf32, layout_for
-from .preference import PREFER, choices_given, is_slower, times_of
+from .inductor import lower
+from .layers import layout_for
+from .preference import PREFER, allows_tf32, choices_given
 
 # Parameters of torch.conv_transpose1d and its siblings, after input, weight and bias.
 _GEOMETRY = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -71,14 +72,12 @@ def compile_graph(
     return inductor(graph, example_inputs)
 
 
-def _rewrite(graph: Any, prefer: str = PREFER[0], choices: Choices | None = None) -> None:
+def _rewrite(graph: Any, prefer: str, choices: Choices | None) -> None:
     """Put the operator of an emitted file in the place of each transposed convolution."""
     for node, autocast in _with_autocast(list(graph.graph.nodes)):
         spec = _spec_of(node, autocast)
         input, weight, bias = _given(node, ("input", "weight", "bias"), {"bias": None})
-        if spec is None or (prefer == "fastest" and _is_slower(spec, input, weight, choices)):
-            continue
-        operator = _operator_of(spec, choices)
+        operator = None if spec is None else _operator_of(spec, prefer, choices)
         if operator is None:
             continue
         with graph.graph.inserting_before(node):
@@ -181,25 +180,13 @@ def _precision(input: Any, autocast: dict[str, Any]) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), "ieee" if exact else None
 
 
-def _is_slower(spec: ConvTransposeSpec, input: Any, weight: Any, choices: Choices | None) -> bool:
-    """Whether the kernel of a call was measured to be slower than what Inductor makes of it.
-
-    Without convgen Inductor decides on the layout of a convolution, and changes that of its input.
-    """
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-
-    tensors = [each.meta["example_value"] for each in (input, weight)]
-    with contextlib.suppress(GuardOnDataDependentSymNode):  # its sizes depend on data
-        is_last = "channels_last" in [layout_of(each) for each in tensors]
-        return is_slower(times_of(spec, (LAYOUTS[is_last],), choices), compiled=True)
-    return False
-
-
-def _operator_of(spec: ConvTransposeSpec, choices: Choices | None = None) -> Any:
+def _operator_of(spec: ConvTransposeSpec, prefer: str, choices: Choices | None) -> Any:
     """Return the operator of a spec's file, which lies in Inductor's cache; None without a plan."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     with contextlib.suppress(SpecError):  # no launch grid holds it
         text = compile_kernel(spec, choices=choices).text
-        return kept_module(spec, text, Path(cache_dir()) / "convgen").OPERATOR.default
+        operator = kept_module(spec, text, Path(cache_dir()) / "convgen").OPERATOR.default
+        lower(operator, spec, choices, prefer)
+        return operator
     return None

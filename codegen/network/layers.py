@@ -107,16 +107,6 @@ def layout_for(rank: int) -> str:
     return ANY if rank in MEMORY_FORMATS else LAYOUTS[0]
 
 
-def allows_tf32() -> bool:
-    """Whether torch's own convolutions may round float32 to TF32."""
-    from torch.backends import cudnn
-
-    try:
-        return bool(cudnn.allow_tf32)
-    except RuntimeError:  # settings of convolutions and of recurrent layers differ
-        return bool(cudnn.conv.fp32_precision == "tf32")
-
-
 def where(name: str) -> str:
     """Return a layer's name as messages have it."""
     return f"layer {name!r}" if name else "the model"

@@ -1,7 +1,7 @@
 """Whether torch computes a layer: by the times of its operator in choices files, beside a kernel's.
 
 Beside the stages. Input: a layer's spec, the layouts that arrive, choices; output: `Times`, and
-what they decide.
+what they decide. In graphs of Inductor's more counts than that: graph_choice.py.
 
 Only known sizes are compared: those of open ones were taken at nominal sizes, which say little of
 a call's. What nobody measured a kernel computes.
@@ -22,7 +22,7 @@ from ..tables.targets import DEFAULT_TARGET
 
 PREFER = "fastest", "kernel"
 FASTER = 'torch was measured to be faster (prefer="kernel" replaces it even so)'
-LEAST_SHARE = 0.97  # of a kernel's time: what is less than that away counts as equal
+LEAST_SHARE = 0.98  # of a kernel's time: what is less than that away counts as equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Times:
         layout: layout of the input.
         kernel_ms: of the kernel, with its weight packed.
         torch_ms: of torch's operator, as a layer calls it.
-        torch_best_ms: the least that a compiler can make of that, in the better layout for it.
+        torch_best_ms: the same in the better layout for it, with a copy of the input into that.
         target: the GPU that the kernel is planned for.
         measured: what was measured on: device, versions and date.
         file: the choices file.
@@ -49,10 +49,10 @@ class Times:
     measured: dict[str, str]
     file: str
 
-    def is_slower(self, *, compiled: bool) -> bool:
-        """Whether the kernel is slower than torch, which a compiler may let change the layout."""
-        torch_ms = self.torch_best_ms if compiled else self.torch_ms
-        return torch_ms < LEAST_SHARE * self.kernel_ms
+    @property
+    def is_slower(self) -> bool:
+        """Whether the kernel is slower than torch's operator as a layer calls it."""
+        return self.torch_ms < LEAST_SHARE * self.kernel_ms
 
     def __str__(self) -> str:
         versions = [f"{k} {v}" for k, v in self.measured.items() if k in ("torch", "triton")]
@@ -99,13 +99,27 @@ def _times(part: ConvTransposeSpec, choices: Choices | None) -> Times | None:
     )
 
 
-def is_slower(times: Sequence[Times | None], *, compiled: bool) -> bool:
+def is_slower(times: Sequence[Times | None]) -> bool:
     """Whether kernels were measured to be slower than torch at every known size.
 
     One size that is not, or that nobody measured, is enough for no.
     """
-    each_is = [each is not None and each.is_slower(compiled=compiled) for each in times]
-    return bool(each_is) and all(each_is)
+    return bool(times) and all(each is not None and each.is_slower for each in times)
+
+
+def is_as_precise(spec: ConvTransposeSpec) -> bool:
+    """Whether torch's operator computes with the precision of a spec, as torch is set now."""
+    return spec.dtype != "float32" or spec.precision == ("tf32" if allows_tf32() else "ieee")
+
+
+def allows_tf32() -> bool:
+    """Whether torch's own convolutions may round float32 to TF32."""
+    from torch.backends import cudnn
+
+    try:
+        return bool(cudnn.allow_tf32)
+    except RuntimeError:  # settings of convolutions and of recurrent layers differ
+        return bool(cudnn.conv.fp32_precision == "tf32")
 
 
 def choices_given(argument: str, path: object) -> Choices | None:

@@ -24,15 +24,14 @@ from ..tables.targets import DEFAULT_TARGET
 from ..values import check_choice
 from .calls import Call
 from .examples import dtype_of, example_calls, rungs_of
+from .inductor import lower
 from .layers import (
     LEFT,
     LeftError,
     Selection,
     Wishes,
-    allows_tf32,
     check_module,
     chosen,
-    in_compiled,
     is_emitted,
     layout_for,
     left_of,
@@ -43,7 +42,17 @@ from .layers import (
     transposed,
     where,
 )
-from .preference import FASTER, PREFER, Times, choices_given, is_path, is_slower, times_of
+from .preference import (
+    FASTER,
+    PREFER,
+    Times,
+    allows_tf32,
+    choices_given,
+    is_as_precise,
+    is_path,
+    is_slower,
+    times_of,
+)
 from .restore import become, restore
 
 IEEE = "ieee: torch.backends.cudnn.allow_tf32 was False"
@@ -116,7 +125,7 @@ def replace_layers(
     layers = chosen(model, include, exclude)
     calls = example_calls(model, layers, example_inputs)
     meant, left = _meant(layers, wishes, calls, measured)
-    slower = _slower(model, meant) if prefer == "fastest" else {}
+    slower = _slower(meant) if prefer == "fastest" else {}
     files: dict[ConvTransposeSpec, type] = {}
     plans: dict[str, _Planned] = {}
     for name, each in meant.items():
@@ -132,6 +141,8 @@ def replace_layers(
         _tell({name: refused[name] for name in layers if name in refused}, strict)
     for name, planned in plans.items():
         _apply(layers[name], name, planned, strict)
+        operator = type(layers[name]).forward.__globals__["OPERATOR"].default
+        lower(operator, planned.meant.spec, measured, prefer)
     for name in (*left, *slower):
         _give_back(layers[name])
     for name, each in slower.items():
@@ -203,16 +214,16 @@ def _meant(
     return meant, left
 
 
-def _slower(model: Any, meant: dict[str, _Meant]) -> dict[str, _Meant]:
+def _slower(meant: dict[str, _Meant]) -> dict[str, _Meant]:
     """Return the layers whose kernels were measured to be slower than torch at all known sizes.
 
-    In a compiled model torch has the better layout, as Inductor may change it; else that of a call.
+    In a graph of Inductor's torch may be faster than it is here, in another layout: it is asked
+    again there.
     """
-    compiled = in_compiled(model)
     return {
         name: each
         for name, each in meant.items()
-        if is_slower(each.times, compiled=name in compiled)
+        if is_slower(each.times) and is_as_precise(each.spec)
     }
 
 

@@ -161,7 +161,7 @@ def _notes(layer: LayerReport) -> list[str]:
     """Return the lines below a layer's row."""
     notes = [layer.reason, layer.note]
     # A kernel that won needs no word: most did.
-    slower = (t for t in layer.times if not layer.emitted or t.is_slower(compiled=layer.compiled))
+    slower = (t for t in layer.times if not layer.emitted or t.is_slower)
     notes += [str(each) for each in slower]
     notes += [f"{number} by torch: {reason}" for reason, number in layer.torch_calls.items()]
     notes.append("compiled: not counted" if layer.compiled and layer.emitted else "")

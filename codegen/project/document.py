@@ -96,7 +96,7 @@ def _slower(spec: ConvTransposeSpec, target: str | None, choices: Choices | None
     """
     layer = dataclasses.replace(spec, target=target)
     (times,) = times_of(layer, (spec.layout,), choices) or (None,)
-    return times if times is not None and times.is_slower(compiled=False) else None
+    return times if times is not None and times.is_slower else None
 
 
 def notes(trace: Trace) -> list[str]:

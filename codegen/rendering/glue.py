@@ -157,6 +157,7 @@ def glue_values(spec: ConvTransposeSpec, facts: GlueFacts) -> GlueValues:
         "HAS_RUNGS": bool(spec.rungs),
         "HAS_SMALL": any(each.plan.most for each in facts.kernels),
         "HAS_LARGE": any(each.plan.least for each in facts.kernels),
+        "HAS_LADDER": len(facts.kernels) > len(spec.each_layout),
         "HAS_LAST": spec.layout != "channels_first",
         "RAW_WEIGHT": all(each["RAW_WEIGHT"] for each in kernels),
         "PACKED_DTYPES": _packed_dtypes(spec),

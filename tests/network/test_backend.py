@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch._dynamo.backends.debugging import aot_eager
+from torch._inductor.utils import run_and_get_code
 
 from convgen import parse
 from convgen.compiler import plan as planned
-from convgen.families.registry import FAMILIES
+from convgen.language.spec import LAYOUTS
 from convgen.network import backend
-from convgen.planning.choices import key_of, read_choices, text_of
+from convgen.planning.choices import key_of, text_of
+from convgen.tables.targets import DEFAULT_TARGET, find_target
 
 pytestmark = pytest.mark.interpreter
 
@@ -36,9 +39,9 @@ def specs(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]
     found: list[str] = []
     operator_of = backend._operator_of
 
-    def noted(spec: Any, choices: Any) -> Any:
+    def noted(spec: Any, prefer: str, choices: Any) -> Any:
         found.append(str(spec).removesuffix(")").partition(", target=")[0] + ")")
-        return operator_of(spec, choices)
+        return operator_of(spec, prefer, choices)
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(backend, "_operator_of", noted)
@@ -51,7 +54,7 @@ def rewritten(function: Any, **options: Any) -> Any:
     """Compile as the backend does, with AOT alone in the place of Inductor."""
 
     def compiler(graph: Any, inputs: Any) -> Any:
-        backend._rewrite(graph)
+        backend._rewrite(graph, "fastest", None)
         return aot_eager(graph, inputs)
 
     return torch.compile(function, backend=compiler, **options)
@@ -183,69 +186,17 @@ def test_settings_that_differ_are_no_error(
 SIZES = "(2, 4, 5, 6)"
 
 
-def measured(folder: Path, best_ms: float, input: str = SIZES, target: str | None = None) -> Path:
-    """Write a choices file, as tune does, in which the layer's kernel takes 1 ms."""
-    spec = parse(f"ConvTranspose2d(4, 6, 4, 2, 1, input={input})")
-    made = planned(spec, backend.local_target() if torch.cuda.is_available() else None)
-    row = {"spec": key_of(spec), "tile": dataclasses.asdict(made.tile), "ms": 1.0, "tried": 3}
-    row |= {"torch": {"ms": 1.5, "best_ms": best_ms}}
+def measured(folder: Path, target: str | None = None) -> Path:
+    """Write a choices file, as tune does, in which the layer's kernel takes twice torch's time."""
+    card, rows = find_target(backend._target() or DEFAULT_TARGET), []
+    for layout in LAYOUTS:
+        spec = parse(f"ConvTranspose2d(4, 6, 4, 2, 1, input={SIZES}, layout={layout})")
+        tile = dataclasses.asdict(planned(spec, card).tile)
+        row = {"spec": key_of(spec), "tile": tile, "ms": 1.0, "tried": 3}
+        rows.append(row | {"torch": {"ms": 0.5, "best_ms": 0.5}})
     path = folder / "choices.json"
-    path.write_text(text_of(target or made.target.name, {"device": "a card"}, [row]), "utf-8")
+    path.write_text(text_of(target or card.name, {"device": "a card"}, rows), "utf-8")
     return path
-
-
-@pytest.mark.parametrize(
-    ("best_ms", "last", "prefer", "runs"),
-    [
-        (0.96, False, "fastest", False),
-        (0.98, False, "fastest", True),  # which is as fast
-        (0.96, False, "kernel", True),
-        (0.96, True, "fastest", True),  # measured in the other layout alone
-    ],
-)
-def test_what_torch_computes_faster_is_left_to_it(
-    best_ms: float,
-    last: bool,
-    prefer: str,
-    runs: bool,
-    specs: list[str],
-    device: str,
-    tmp_path: Path,
-) -> None:
-    """By the measurement of the kernel that the call would run."""
-    layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
-    x = torch.randn(2, 4, 5, 6, device=device)
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    choices = read_choices(measured(tmp_path, best_ms), FAMILIES)
-    kept: list[str] = []
-
-    def compiler(graph: Any, inputs: Any) -> Any:
-        backend._rewrite(graph, prefer, choices)
-        kept.extend(str(node.target) for node in graph.graph.nodes)
-        return aot_eager(graph, inputs)
-
-    with torch.no_grad():
-        torch.testing.assert_close(
-            torch.compile(layer, backend=compiler)(x), layer(x), rtol=1e-2, atol=1e-2
-        )
-    assert any("convgen" in each for each in kept) is runs
-    assert len(specs) == runs
-
-
-def test_times_of_open_sizes_decide_nothing(specs: list[str], device: str, tmp_path: Path) -> None:
-    """They were taken at nominal sizes, and not at those of the call."""
-    choices = read_choices(measured(tmp_path, 0.1, "(2, 4, None, None)"), FAMILIES)
-    layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
-
-    def compiler(graph: Any, inputs: Any) -> Any:
-        backend._rewrite(graph, choices=choices)
-        return aot_eager(graph, inputs)
-
-    x = torch.randn(2, 4, 5, 6, device=device)
-    torch._dynamo.mark_dynamic(x, [2, 3])
-    with torch.no_grad():
-        torch.compile(layer, backend=compiler)(x)
-    assert [parse(each).input for each in specs] == [(2, 4, None, None)]
 
 
 @pytest.mark.parametrize("prefer", ["fastest", "kernel"])
@@ -255,11 +206,13 @@ def test_a_user_s_measurements_are_an_option(
     """Inductor must not see it, nor the choice; it refuses options that it does not know."""
     layer = nn.ConvTranspose2d(4, 6, 4, 2, 1).to(device)
     x = torch.randn(2, 4, 5, 6, device=device)
-    options = {"choices": str(measured(tmp_path, 0.5)), "prefer": prefer}
+    options = {"choices": str(measured(tmp_path)), "prefer": prefer}
     with torch.no_grad():
-        got = torch.compile(layer, backend="convgen", options=options)(x)
+        compiled = torch.compile(layer, backend="convgen", options=options)
+        got, (code,) = run_and_get_code(compiled, x)
         torch.testing.assert_close(got, layer(x), rtol=1e-2, atol=1e-2)
-    assert len(specs) == (prefer == "kernel")
+    assert len(specs) == 1
+    assert bool(re.search(r"= torch\.ops\.convgen_", code)) is (prefer == "kernel")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +225,7 @@ def test_a_user_s_measurements_are_an_option(
 def test_choices_must_be_a_file_for_this_gpu(
     choices: Any, message: str, device: str, tmp_path: Path
 ) -> None:
-    given = measured(tmp_path, 0.5, target=choices) if choices == "a100" else choices
+    given = measured(tmp_path, target=choices) if choices == "a100" else choices
     layer = nn.ConvTranspose1d(4, 2, 4).to(device)
     compiled = torch.compile(layer, backend="convgen", options={"choices": given})
     with pytest.raises(Exception, match=message):
@@ -282,7 +235,6 @@ def test_choices_must_be_a_file_for_this_gpu(
 
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_a_batch_that_depends_on_data_is_no_error(specs: list[str], device: str) -> None:
-    """Its layout, which says what measurement counts, cannot be told then."""
     layer = nn.ConvTranspose2d(4, 6, 3, 2, 1).to(device)
     x, few = torch.randn(4, 4, 5, 6, device=device), torch.tensor([True, False, True, True])
 
@@ -310,7 +262,7 @@ def test_without_a_gpu_a_graph_stays_as_it_is() -> None:
         "import torch; from convgen.network import backend\n"
         "kept = []\n"
         "def compiler(graph, inputs):\n"
-        "    backend._rewrite(graph)\n"
+        "    backend._rewrite(graph, 'fastest', None)\n"
         "    kept.extend(str(node.target) for node in graph.graph.nodes)\n"
         "    return graph.forward\n"
         "layer = torch.nn.ConvTranspose1d(4, 2, 4)\n"

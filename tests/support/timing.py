@@ -20,6 +20,7 @@ from convgen.compiler import compile_kernel
 from convgen.execution.cubin import compile_for, compilers, module_name, read_launches
 from convgen.execution.loading import load_module
 from convgen.execution.local_gpu import local_target
+from convgen.planning.choices import Choices
 
 
 def arguments_of(doc: str) -> argparse.Namespace:
@@ -32,17 +33,19 @@ def arguments_of(doc: str) -> argparse.Namespace:
     return given
 
 
-def loaded(specs: list[str], target: str, folder: Path) -> dict[str, ModuleType]:
+def loaded(
+    specs: list[str], target: str, folder: Path, choices: Choices | None = None
+) -> dict[str, ModuleType]:
     """Return the emitted file of each spec; the kernels of all are compiled first, in parallel."""
     with compilers() as pool:
-        pairs = pool.map(_compiled, specs, [target] * len(specs))
+        pairs = pool.map(_compiled, specs, [target] * len(specs), [choices] * len(specs))
         found = dict(zip(specs, pairs, strict=True))
     return {spec: load_module(text, name, folder) for spec, (name, text) in found.items()}
 
 
-def _compiled(spec: str, target: str) -> tuple[str, str]:
+def _compiled(spec: str, target: str, choices: Choices | None) -> tuple[str, str]:
     """Compile each kernel of a file; return the file's name and text."""
-    source = compile_kernel(parse(spec), find_target(target))
+    source = compile_kernel(parse(spec), find_target(target), choices=choices)
     for number, _ in enumerate(read_launches(source.text)):
         compile_for(source, find_target(target), number)
     return module_name(source), source.text

@@ -1,0 +1,191 @@
+"""What Inductor makes of the operators of emitted files: what costs the graph least.
+
+Beside the stages; needs torch. Input: the operator of a file for whatever layout arrives, and its
+spec; output: none, but a lowering that Inductor finds for the operator. It becomes a call, in the
+layout that suits the graph, or torch's convolution where that was measured to be faster. Graphs
+mean the same with it and without: Inductor keeps the strides that a graph returns, and copies where
+a later operator needs others.
+
+Inductor takes a second to import, and a model may never be compiled: the lowerings are registered
+when it is imported. It keeps compiled graphs on disk, by the names of operators, which stand for
+the emitted file and the version of convgen. What else decides, choices and what is preferred, goes
+into torch's tag of its caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from ..language.spec import ANY, ConvTransposeSpec
+from ..language.torch_module import layout_of
+from ..planning.choices import Choices
+from .graph_choice import choice_of
+from .preference import PREFER, is_as_precise
+
+LOG = logging.getLogger("convgen")  # its level INFO tells what was chosen for a graph
+BY_TORCH = "torch's convolution"
+MODULE = "torch._inductor.lowering"  # which has all lowerings
+TAG = " convgen:"  # what follows the user's own tag
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What a lowering goes by: the spec of the operator's file, choices, and what is preferred."""
+
+    spec: ConvTransposeSpec
+    choices: Choices | None
+    prefer: str
+
+
+_layers: dict[Any, _Layer] = {}  # by operator, which Inductor has for its own as soon as it can
+
+
+def lower(operator: Any, spec: ConvTransposeSpec, choices: Choices | None, prefer: str) -> None:
+    """Let Inductor choose what computes an operator, and in which layout; of two calls, the last.
+
+    Args:
+        operator: an overload of torch's, of an emitted file.
+        spec: the file's; Inductor has a choice if it is of `layout=any`.
+        choices: measured tiles that the file was planned with, beside the package's own.
+        prefer: "fastest", or "kernel" if torch's convolution shall not take its place.
+    """
+    if spec.layout != ANY:
+        return
+    _layers[operator] = _Layer(spec, choices, prefer)
+    _tag_caches()
+    if MODULE in sys.modules:
+        _register(sys.modules[MODULE], operator)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def _tag_caches() -> None:
+    """Tell torch's caches of compiled graphs what else than the operators' names decides."""
+    from torch.compiler import config
+
+    others = [
+        f"{operator} {layer.prefer} {layer.choices and (layer.choices.digest or layer.choices)}"
+        for operator, layer in _layers.items()
+        if layer.prefer != PREFER[0] or layer.choices is not None
+    ]
+    digest = hashlib.sha256("\n".join(sorted(others)).encode()).hexdigest()
+    theirs = config.cache_key_tag.partition(TAG)[0]
+    config.cache_key_tag = theirs + (TAG + digest if others else "")
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Registers what waits for Inductor as soon as its lowerings are imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return what others find for that module, with a loader that also registers; else None."""
+        if fullname != MODULE:
+            return None
+        sys.meta_path.remove(self)  # of no use any more
+        found = importlib.util.find_spec(fullname)
+        if found is not None and found.loader is not None:
+            found.loader = _Registering(found.loader)
+        return found
+
+
+class _Registering(importlib.abc.Loader):
+    """Loads a module as another loader does, then registers what waits for it."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Return what the other loader creates."""
+        made: ModuleType | None = self._loader.create_module(spec)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module, then register."""
+        self._loader.exec_module(module)
+        for operator in _layers:
+            _register(module, operator)
+
+
+def _register(lowering: Any, operator: Any) -> None:
+    """Register what an operator becomes: a call, as of any operator, or torch's convolution."""
+    call = lowering.fallback_handler(operator, add_to_fallback_set=False)
+
+    def lowered(input: Any, weight: Any, bias: Any) -> Any:
+        layer = _layers[operator]
+        input, by_torch = _chosen(input, layer)
+        if not by_torch:
+            return call(input, weight, bias)
+        spec = layer.spec
+        convolution = lowering.lowerings[lowering.aten.convolution.default]
+        geometry = (list(spec.stride), list(spec.padding), list(spec.dilation))
+        return convolution(
+            input, weight, bias, *geometry, True, list(spec.output_padding), spec.groups
+        )
+
+    lowering.register_lowering(operator, type_promotion_kind=None)(lowered)
+
+
+def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
+    """Return the input of the node that Inductor lowers, and whether torch's convolution takes it.
+
+    The input is in channels_last if that suits the graph, else as it is.
+    """
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    spec, node = layer.spec, V.graph.current_node
+    given = node.args[0].meta["val"]
+    sizes = [size for size in map(_example, given.shape) if size is not None]
+    if len(sizes) != spec.rank + 2:
+        return input, False
+    order = ir.NHWC_STRIDE_ORDER if spec.rank == 2 else ir.NHWDC_STRIDE_ORDER
+    input.realize()
+    is_free = False
+    if ir.is_storage_and_layout(input):
+        _, layout = ir.as_storage_and_layout(input, freeze=False)
+        is_free = isinstance(layout, ir.FlexibleLayout) or layout.is_stride_ordered(order)
+    before = layout_of(given)
+    chosen = choice_of(
+        node,
+        spec,
+        sizes,
+        before,
+        layer.choices,
+        is_free=is_free,
+        torch_too=layer.prefer == PREFER[0] and _may_be_torch(spec),
+    )
+    if chosen is None:
+        return input, False
+    what = BY_TORCH if chosen.by_torch else "the kernel"
+    LOG.info("%s at %s in a graph: %s, in %s", spec, tuple(sizes), what, chosen.layout)
+    if chosen.layout != before:
+        input = ir.ExternKernel.require_stride_order(input, order)
+    return input, chosen.by_torch
+
+
+def _may_be_torch(spec: ConvTransposeSpec) -> bool:
+    """Whether torch's convolution is as precise as a file's kernel, whatever torch is set to later.
+
+    A file for `ieee` is for more than TF32, which torch may be set to when a graph is run.
+    """
+    return spec.precision != "ieee" and is_as_precise(spec)
+
+
+def _example(size: Any) -> int | None:
+    """Return a size; of several the one of the example, None if only the data decide."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
