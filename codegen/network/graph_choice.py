@@ -34,7 +34,7 @@ MOST_NODES = 100  # behind the layer: what is further away is no longer looked a
 # What an operator behind the layer takes longer in channels_last, in passes over the output.
 RESHAPED = 1.0  # channels in groups, as group norm has them: they lie apart
 WITHIN_ROWS = 1.0  # a reduction along axes that leaves some positions, as layer norm's
-RETURNED = 0.3  # the graph returns channels_first: the last operator writes what lies apart
+RETURNED = 0.1  # the graph returns channels_first: the last operator writes what lies apart
 OVER_CHANNELS = -0.5  # a reduction over the channels of a position, which lie together
 POOLED = -0.5  # windows of positions: whole lines are loaded, whatever the window's width
 # What torch's convolution takes longer in either layout.
