@@ -34,6 +34,7 @@ MOST_NODES = 100  # behind the layer: what is further away is no longer looked a
 # What an operator behind the layer takes longer in channels_last, in passes over the output.
 RESHAPED = 1.0  # channels in groups, as group norm has them: they lie apart
 WITHIN_ROWS = 1.0  # a reduction along axes that leaves some positions, as layer norm's
+COPIED = 2.0  # the graph returns the layer's own output, in channels_first
 RETURNED = 0.1  # the graph returns channels_first: the last operator writes what lies apart
 OVER_CHANNELS = -0.5  # a reduction over the channels of a position, which lie together
 POOLED = -0.5  # windows of positions: whole lines are loaded, whatever the window's width
@@ -108,7 +109,7 @@ def passes_behind(node: Any) -> float:
 
     In passes over the output; below 0 if they take less time. Each kind of operator counts once.
     """
-    return sum({_cost(each, read) for each, read in _behind(node)})
+    return sum({_cost(each, read, is_own=read is node) for each, read in _behind(node)})
 
 
 def _behind(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -127,10 +128,13 @@ def _behind(node: Any) -> Iterator[tuple[Any, Any]]:
             waiting += [(user, each) for user in each.users]
 
 
-def _cost(node: Any, read: Any) -> float:
-    """Return what an operator takes longer if the node that it reads is in channels_last."""
+def _cost(node: Any, read: Any, *, is_own: bool) -> float:
+    """Return what an operator takes longer if `read`, which it reads, is in channels_last.
+
+    `is_own`: `read` is the layer's own output.
+    """
     if node.op == "output":
-        return RETURNED
+        return COPIED if is_own else RETURNED
     name = getattr(node.target, "_opname", "")
     shape = read.meta["val"].shape
     if "pool" in name:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ..language.spec import ANY, ConvTransposeSpec
+from ..language.spec import ANY, LAYOUTS, ConvTransposeSpec
 from ..language.torch_module import layout_of
 from ..planning.choices import Choices
 from .graph_choice import choice_of
@@ -147,9 +147,8 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
     from torch._inductor.virtualized import V
 
     spec, node = layer.spec, V.graph.current_node
-    given = node.args[0].meta["val"]
-    sizes = [size for size in map(_example, given.shape) if size is not None]
-    if len(sizes) != spec.rank + 2:
+    given, weight = (_example(each.meta["val"]) for each in node.args[:2])
+    if given is None or weight is None or given.dim() != spec.rank + 2:
         return input, False
     order = ir.NHWC_STRIDE_ORDER if spec.rank == 2 else ir.NHWDC_STRIDE_ORDER
     input.realize()
@@ -161,8 +160,8 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
     chosen = choice_of(
         node,
         spec,
-        sizes,
-        before,
+        tuple(given.shape),
+        max(before, layout_of(weight), key=LAYOUTS.index),  # that of the output, as torch has it
         layer.choices,
         is_free=is_free,
         torch_too=layer.prefer == PREFER[0] and _may_be_torch(spec),
@@ -170,7 +169,7 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
     if chosen is None:
         return input, False
     what = BY_TORCH if chosen.by_torch else "the kernel"
-    LOG.info("%s at %s in a graph: %s, in %s", spec, tuple(sizes), what, chosen.layout)
+    LOG.info("%s at %s in a graph: %s, in %s", spec, tuple(given.shape), what, chosen.layout)
     if chosen.layout != before:
         input = ir.ExternKernel.require_stride_order(input, order)
     return input, chosen.by_torch
@@ -184,8 +183,18 @@ def _may_be_torch(spec: ConvTransposeSpec) -> bool:
     return spec.precision != "ieee" and is_as_precise(spec)
 
 
-def _example(size: Any) -> int | None:
-    """Return a size; of several the one of the example, None if only the data decide."""
-    if isinstance(size, int):
-        return size
-    return int(size.node.hint) if size.node.has_hint() else None
+def _example(tensor: Any) -> Any:
+    """Return a tensor of a graph with the numbers of the example as its sizes and strides.
+
+    None if only the data decide one of them.
+    """
+    import torch
+
+    found = [
+        each if isinstance(each, int) else each.node.hint if each.node.has_hint() else None
+        for each in (*tensor.shape, *tensor.stride())
+    ]
+    if None in found:
+        return None
+    sizes, strides = found[: tensor.dim()], found[tensor.dim() :]
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device="meta")

@@ -27,6 +27,7 @@ from convgen import ConvTransposeSpec, parse
 from convgen.compiler import plan
 from convgen.network import inductor
 from convgen.network.graph_choice import (
+    COPIED,
     OVER_CHANNELS,
     POOLED,
     RESHAPED,
@@ -61,7 +62,8 @@ def node_of(behind: Callable[[torch.Tensor], object], rank: int = 2) -> Any:
 @pytest.mark.parametrize(
     ("behind", "passes"),
     [
-        (lambda y: y, RETURNED),
+        (lambda y: y, COPIED),
+        (lambda y: (y.relu(), y), COPIED),
         (lambda y: F.gelu(y * 2 + 1), RETURNED),
         (lambda y: (y.relu(), y.mean((2, 3))), RETURNED),
         (lambda y: y.mean((2, 3)), 0),
@@ -281,6 +283,27 @@ def test_torch_s_convolution_takes_an_operator_s_place(
     assert got.stride() == want.stride()
     found = torch.autograd.grad(got.square().sum(), [x, *model.parameters()])
     torch.testing.assert_close(found, gradients)
+
+
+@pytest.mark.interpreter
+def test_a_weight_in_channels_last_decides_as_in_torch(
+    answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """The graph brings the input into its layout, where it can be computed so."""
+    model = Network(2, torch.tanh).to(device, memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 5, 3, device=device)
+    want = model.requires_grad_(False)(x)
+    convgen.replace_layers(model, target="h200")
+    file, given = sys.modules[type(model.up).__module__], []
+    plan_of = file._plan_of
+    monkeypatch.setattr(
+        file, "_plan_of", lambda input, weight: given.append(input) or plan_of(input, weight)
+    )
+    got = torch.compile(model)(x)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+    assert got.stride() == want.stride()
+    assert [each["layout"] for each in answer["asked"]] == [LAST]
+    assert [each.is_contiguous(memory_format=torch.channels_last) for each in given] == [True]
 
 
 @pytest.mark.interpreter
