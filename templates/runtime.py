@@ -1259,6 +1259,9 @@ class ModelNew(getattr(nn, LAYER)):
             return None
         if watched and _depends_on_data(input):  # which no graph can check
             return f"{wanted} sizes that a graph knows, got ones that only the data decide"
+        if ANY_LAYOUT:
+            if watched and torch.compiler.is_compiling() and not self._strict:
+                return None  # the operator checks the rest: each check here is a guard of a graph
         call = _call(input, weight, weight.shape, bias, cast)
         if not ANY_LAYOUT:
             if RANK > 1:

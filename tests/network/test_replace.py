@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -426,3 +427,22 @@ def test_compiled_models_see_the_change(x, device):
     for model in (compiled, again):
         assert close(model(x), reference(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.interpreter
+def test_a_compiled_layer_is_guarded_by_little(device: str) -> None:
+    """Each guard is evaluated at every call of a graph; there were twice as many."""
+    x = torch.randn(1, 8, 8, 8, device=device)
+    model = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, stride=2)).to(device).requires_grad_(False)
+    guards: list[int] = []
+
+    def noted(entries: Any) -> list[bool]:
+        guards.append(len(entries))
+        return [True] * len(entries)
+
+    for replaced in (False, True):
+        if replaced:
+            convgen.replace_layers(model)
+        torch.compiler.reset()
+        torch.compile(model, backend="eager", options={"guard_filter_fn": noted})(x)
+    assert guards[1] <= guards[0] + 70
