@@ -142,7 +142,7 @@ def replace_layers(
     for name, planned in plans.items():
         _apply(layers[name], name, planned, strict)
         operator = type(layers[name]).forward.__globals__["OPERATOR"].default
-        lower(operator, planned.meant.spec, measured, prefer)
+        lower(operator, planned.meant.spec, measured, "kernel" if strict else prefer)
     for name in (*left, *slower):
         _give_back(layers[name])
     for name, each in slower.items():

@@ -336,13 +336,14 @@ def test_torch_takes_no_place_where_a_kernel_is_wanted(answer: dict[str, Any], d
     model = Network(2, nn.Identity()).to(device).requires_grad_(False)
     x = torch.randn(2, 4, 5, 3, device=device)
     found = []
-    for given in ({}, {"prefer": "kernel"}, {"precision": "ieee"}, {}, {"prefer": "kernel"}, {}):
+    kernel = {"prefer": "kernel"}
+    for given in ({}, {"strict": True}, kernel, {"precision": "ieee"}, {}, kernel, {}):
         convgen.replace_layers(model, target="h200", **given)
         torch.compiler.reset()
         torch.compile(model)(x)
         found.append([each["torch_too"] for each in answer["asked"]])
         answer["asked"].clear()
-    assert found == [[True], [False], [False], [], [], []]
+    assert found == [[True], [False], [], [False], [], [], []]
     assert torch.compiler.config.cache_key_tag == tag
 
 
