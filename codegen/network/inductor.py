@@ -3,8 +3,8 @@
 Beside the stages; needs torch. Input: the operator of a file for whatever layout arrives, and its
 spec; output: none, but a lowering that Inductor finds for the operator. It becomes a call, in the
 layout that suits the graph, or torch's convolution where that was measured to be faster. Graphs
-mean the same with it and without: Inductor keeps the strides that a graph returns, and copies where
-a later operator needs others.
+mean the same with it and without: Inductor gives what a graph returns the strides that it has with
+torch's layer, and copies where a later operator needs others.
 
 Inductor takes a second to import, and a model may never be compiled: the lowerings are registered
 when it is imported. It keeps compiled graphs on disk, by the names of operators, which stand for
