@@ -73,7 +73,7 @@ def _tag_caches() -> None:
     from torch.compiler import config
 
     others = [
-        f"{operator} {layer.prefer} {layer.choices and (layer.choices.digest or layer.choices)}"
+        f"{operator} {layer.prefer} {layer.choices and layer.choices.identity}"
         for operator, layer in _layers.items()
         if layer.prefer != PREFER[0] or layer.choices is not None
     ]

@@ -262,7 +262,7 @@ def _planned(
 ) -> _Planned:
     """Return what becomes of a layer; `files` has the classes that were made, and gets its."""
     spec, record = meant.spec, record_of(layer)
-    digest = "" if choices is None else choices.digest or choices.target
+    digest = "" if choices is None else choices.identity
     same = record is not None and record["choices"] == digest
     if record is not None and same and record["spec"] == str(spec) and folder is None:
         return _Planned(meant, None, record["folder"], digest)

@@ -60,6 +60,11 @@ class Choices:
     name: str = ""
     measured: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def identity(self) -> str:
+        """What tells these choices from others: the hash of their file, or `none`."""
+        return self.digest or self.target
+
     def of(self, spec: ConvTransposeSpec) -> Measured | None:
         """Return the measurement of `spec`, None if there is none."""
         return self.table.get(key_of(spec))
