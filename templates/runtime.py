@@ -96,9 +96,9 @@ HAS_PACKING = True  # a kernel packs the weight, for the layer or for the input'
 # ---- derived ----
 SEVERAL = bool(PLANS)  # kernels for layouts or sizes
 ANY_LAYOUT = SEVERAL and len(PLANS) > 1
-HAS_RUNGS = SEVERAL and any(hasattr(plan, "rungs") for plan in PLANS)
-HAS_SMALL = SEVERAL and any(hasattr(plan, "small") for plan in PLANS)
-HAS_LARGE = SEVERAL and any(hasattr(plan, "large") for plan in PLANS)
+HAS_RUNGS = SEVERAL and any(hasattr(each, "rungs") for each in PLANS)
+HAS_SMALL = SEVERAL and any(hasattr(each, "small") for each in PLANS)
+HAS_LARGE = SEVERAL and any(hasattr(each, "large") for each in PLANS)
 HAS_LADDER = HAS_RUNGS or HAS_SMALL or HAS_LARGE  # kernels that the input's sizes choose
 RANK = len(STRIDE)
 BATCHED = RANK + 2  # dimensions of an input with its batch axis
@@ -113,9 +113,11 @@ OTHER_LAYOUT = "channels_last" if LAYOUT == "channels_first" else "channels_firs
 FORMAT = torch.channels_last_3d if RANK == 3 else torch.channels_last
 FIRST_AXES = (*range(RANK + 1, -1, -1),)  # of a tensor in channels_first, the innermost first
 LAST_AXES = (1, *range(RANK + 1, 1, -1), 0)  # and in channels_last
-OWN_AXES, OTHER_AXES = FIRST_AXES, LAST_AXES
+OWN_AXES = FIRST_AXES
+OTHER_AXES = LAST_AXES
 if CHANNELS_LAST:
-    OWN_AXES, OTHER_AXES = LAST_AXES, FIRST_AXES
+    OWN_AXES = LAST_AXES
+    OTHER_AXES = FIRST_AXES
 RAW_WEIGHT = _start_pack is None  # the kernel reads torch's weight without packing
 RAW_GRADIENT = _start_pack_for_gradient is None  # so does the kernel of the input's gradient
 PACKS_BOTH_LAYOUTS = RANK > 1 and math.prod(WEIGHT_SHAPE[2:]) > 1
@@ -127,19 +129,16 @@ HAS_BOXES = _descriptors is not None
 HAS_GRADIENT = _start_gradient is not None
 CHECKS_PLANS = False  # of a file's several kernels some check sizes
 if SEVERAL:  # what is stated of each kernel counts
-    EVERY = [each for plan in PLANS for each in (plan, *vars(plan).get("rungs", {}).values())]
-    FOUND = [vars(plan).get(name) for plan in PLANS for name in ("small", "large")]
-    EVERY += [each for each in FOUND if each is not None]
-    RAW_WEIGHT, HAS_LANES, HAS_PLACES = (
-        all(each.RAW_WEIGHT for each in EVERY),
-        any(each.LANES > 1 for each in EVERY),
-        any(each.PLACES > 1 for each in EVERY),
-    )
+    SIZES = [vars(each).get(name) for each in PLANS for name in ("small", "large")]
+    RUNGS = [each for of in PLANS for each in vars(of).get("rungs", {}).values()]
+    EVERY = [each for each in (*PLANS, *SIZES, *RUNGS) if each is not None]
+    RAW_WEIGHT = all(each.RAW_WEIGHT for each in EVERY)
+    HAS_LANES = any(each.LANES > 1 for each in EVERY)
+    HAS_PLACES = any(each.PLACES > 1 for each in EVERY)
+    HAS_COPY = any(each.HAS_COPY for each in EVERY)
+    HAS_BOXES = any(each.HAS_BOXES for each in EVERY)
+    HAS_GRADIENT = any(each.HAS_GRADIENT for each in EVERY)
     CHECKS_PLANS = any(each.CHECKS_SIZES for each in EVERY)
-    HAS_COPY, HAS_BOXES, HAS_GRADIENT = (
-        any(vars(each)[name] for each in EVERY)
-        for name in ("HAS_COPY", "HAS_BOXES", "HAS_GRADIENT")
-    )
 IS_TUNED = CONFIGS is not None
 CHECKS_SIZES = _mismatch_of_sizes is not None
 CHECKS_GRADIENT = _serves_gradient is not None

@@ -7,7 +7,7 @@ Part of a build. Input: the emitted files of a package; output: the text of the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..rendering.fold import RECORD, Value, fold, read_source
@@ -15,6 +15,7 @@ from ..rendering.glue import runtime_text
 from ..rendering.header import HEADER_LINE, with_hash
 from ..rendering.render import KernelSource, environment
 from ..version import __version__
+from .unread import names_read, without_unread
 
 # What a kernel's file always states.
 _REQUIRED = (
@@ -26,6 +27,8 @@ _OPTIONAL = (
     *("CONFIGS", "_torch", "_start_pack", "_start_gradient", "_start_pack_for_gradient"),
     *("_start_copy", "_descriptors", "_mismatch_of_sizes", "_serves_gradient", "PLANS"),
 )
+# What it has if it is not one.
+_COUNTS = ("PACKED_TAPS", "LANES", "PLACES")
 # What its lines import, by the name that they then read.
 _IMPORTS = (
     {
@@ -101,7 +104,9 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
     values = _common_flags(sources) | _of_plans(sources, several=several) | values
     text = fold(read_source(runtime_text(), frozenset(values)), values, _WORDS)
     titles = {name: title for name, title in _TITLES.items() if name != "plans" or several}
-    text["derived"] = _read(text["derived"], [text[name] for name in titles if name != "derived"])
+    used = [text[name] for name in titles if name != "derived"]
+    text["derived"] = without_unread(text["derived"], used)
+    read = names_read([text["derived"], *used])
     helpers = sorted({name for source in sources for name in source.helpers})
     body = (
         environment()
@@ -113,8 +118,9 @@ def runtime_source(sources: Sequence[KernelSource], *, precompiled: bool) -> str
             helpers=helpers,
             stages=text["stages"],
             record=text["record"] if several else "",
-            required=[name for name in _REQUIRED if name not in values],
-            optional=[n for n in _OPTIONAL if _is_stated(n, sources) or _is_read(n, text, titles)],
+            required=[name for name in _REQUIRED if name in read],
+            optional=[name for name in _OPTIONAL if name in read],
+            counts=[name for name in _COUNTS if name in read],
             sections=[Section(title, _nested(text[name])) for name, title in titles.items()],
         )
     )
@@ -161,30 +167,6 @@ def _of_plans(sources: Sequence[KernelSource], *, several: bool) -> dict[str, Va
         elif not several:
             found[f"{RECORD}.{name}"] = name if name.isupper() else f"_{name}"
     return found
-
-
-def _is_stated(name: str, sources: Sequence[KernelSource]) -> bool:
-    """Whether a file defines a name."""
-    stated = (f"\ndef {name}(", f"\n{name} = ")
-    return any(text in source.text for source in sources for text in stated)
-
-
-def _is_read(name: str, text: Mapping[str, str], sections: Iterable[str]) -> bool:
-    """Whether sections read a name: the record of a file's only kernel has all there could be."""
-    return any(re.search(rf"\b{name}\b", text[section]) for section in sections)
-
-
-def _read(text: str, others: Sequence[str]) -> str:
-    """Return lines without the assignments to names that neither they nor `others` read."""
-    lines = text.split("\n")
-    for line in lines[::-1]:  # what is left out may be what read an earlier one
-        name, _, value = line.partition(" = ")
-        if not value or not name.isidentifier():
-            continue
-        rest = [other for other in lines if other != line]
-        if not any(re.search(rf"\b{name}\b", part) for part in (*rest, *others)):
-            lines.remove(line)
-    return "\n".join(lines)
 
 
 def _nested(text: str) -> str:

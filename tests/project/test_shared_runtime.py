@@ -303,13 +303,21 @@ def test_the_texts_are_clean(names: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["known", "large"], ["known", "large", "small"], ["both", "both_large"]], ids=" ".join
+    "names",
+    [
+        *(["known", "large"], ["known", "large", "small"], ["both", "both_large"]),
+        *(["one_axis"], ["raw", "half"], ["tuned"], ["staged", "open"], ["rungs"]),
+    ],
+    ids=" ".join,
 )
 def test_some_flags_may_differ_and_others_be_the_same(names: list[str], tmp_path: Path) -> None:
-    """A line of the runtime may read both kinds; in a package of everything all flags differ."""
+    """A line of the runtime may read both kinds; in a package of everything all flags differ.
+
+    Nothing is given a value that no line reads.
+    """
     build = generate(make_project(tmp_path, table_of(names)))
     for text in (text for path, text in build.texts.items() if path.suffix == ".py"):
-        done = ruff("check", "--isolated", "--select=E9,F821,F823", "-", input=text)
+        done = ruff("check", "--isolated", "--select=E9,F,RUF059", "-", input=text)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
