@@ -186,7 +186,7 @@ def _operator_of(spec: ConvTransposeSpec, prefer: str, choices: Choices | None) 
 
     with contextlib.suppress(SpecError):  # no launch grid holds it
         text = compile_kernel(spec, choices=choices).text
-        operator = kept_module(spec, text, Path(cache_dir()) / "convgen").OPERATOR.default
-        lower(operator, spec, choices, prefer)
-        return operator
+        file = vars(kept_module(spec, text, Path(cache_dir()) / "convgen"))
+        lower(file, spec, choices, prefer)
+        return file["OPERATOR"].default
     return None

@@ -1,10 +1,11 @@
 """What Inductor makes of the operators of emitted files: what costs the graph least.
 
-Beside the stages; needs torch. Input: the operator of a file for whatever layout arrives, and its
-spec; output: none, but a lowering that Inductor finds for the operator. It becomes a call, in the
-layout that suits the graph, or torch's convolution where that was measured to be faster. Graphs
-mean the same with it and without: Inductor gives what a graph returns the strides that it has with
-torch's layer, and copies where a later operator needs others.
+Beside the stages; needs torch. Input: the operator of a file, and its spec; output: none, but a
+lowering that Inductor finds for the operator. It becomes a call without the dispatcher. If the file
+is for whatever layout arrives, the call is in the layout that suits the graph, or of torch's
+convolution where that was measured to be faster. Graphs mean the same with it and without: Inductor
+gives what a graph returns the strides that it has with torch's layer, and copies where a later
+operator needs others.
 
 Inductor takes a second to import, and a model may never be compiled: the lowerings are registered
 when it is imported. It keeps compiled graphs on disk, by the names of operators, which stand for
@@ -35,6 +36,7 @@ LOG = logging.getLogger("convgen")  # its level INFO tells what was chosen for a
 BY_TORCH = "torch's convolution"
 MODULE = "torch._inductor.lowering"  # which has all lowerings
 TAG = " convgen:"  # what follows the user's own tag
+CALLS = "in_graphs"  # the attribute of an operator that graphs call instead, if it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,21 @@ class _Layer:
 _layers: dict[Any, _Layer] = {}  # by operator, which Inductor has for its own as soon as it can
 
 
-def lower(operator: Any, spec: ConvTransposeSpec, choices: Choices | None, prefer: str) -> None:
-    """Let Inductor choose what computes an operator, and in which layout; of two calls, the last.
+def lower(
+    file: dict[str, Any], spec: ConvTransposeSpec, choices: Choices | None, prefer: str
+) -> None:
+    """Let Inductor choose how a file's layer is computed in graphs; of two calls, the last counts.
 
     Args:
-        operator: an overload of torch's, of an emitted file.
+        file: the names of an emitted module.
         spec: the file's; Inductor has a choice if it is of `layout=any`.
         choices: measured tiles that the file was planned with, beside the package's own.
         prefer: "fastest", or "kernel" if torch's convolution shall not take its place.
     """
-    if spec.layout != ANY:
-        return
+    from .graph_calls import GraphCalls
+
+    operator = file["OPERATOR"].default
+    setattr(operator, CALLS, GraphCalls(file))
     _layers[operator] = _Layer(spec, choices, prefer)
     _tag_caches()
     if MODULE in sys.modules:
@@ -121,7 +127,21 @@ class _Registering(importlib.abc.Loader):
 
 def _register(lowering: Any, operator: Any) -> None:
     """Register what an operator becomes: a call, as of any operator, or torch's convolution."""
-    call = lowering.fallback_handler(operator, add_to_fallback_set=False)
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    fallback = lowering.fallback_handler(operator, add_to_fallback_set=False)
+
+    def call(*tensors: Any) -> Any:
+        made = fallback(*tensors)
+        if not (V.graph.cpp_wrapper or V.graph.fx_wrapper):  # those name operators only
+            for each in reversed(V.graph.operations):
+                if isinstance(each, ir.FallbackKernel) and each.op_overload is operator:
+                    name = each.python_kernel_name
+                    # A graph that Inductor kept may run where nobody asked for the attribute.
+                    each.python_kernel_name = f"getattr({name}, {CALLS!r}, {name})"
+                    break
+        return made
 
     def lowered(input: Any, weight: Any, bias: Any) -> Any:
         layer = _layers[operator]
@@ -147,6 +167,8 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
     from torch._inductor.virtualized import V
 
     spec, node = layer.spec, V.graph.current_node
+    if spec.layout != ANY:
+        return input, False
     given, weight = (_example(each.meta["val"]) for each in node.args[:2])
     if given is None or weight is None or given.dim() != spec.rank + 2:
         return input, False

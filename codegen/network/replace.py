@@ -141,8 +141,8 @@ def replace_layers(
         _tell({name: refused[name] for name in layers if name in refused}, strict)
     for name, planned in plans.items():
         _apply(layers[name], name, planned, strict)
-        operator = type(layers[name]).forward.__globals__["OPERATOR"].default
-        lower(operator, planned.meant.spec, measured, "kernel" if strict else prefer)
+        file = type(layers[name]).forward.__globals__
+        lower(file, planned.meant.spec, measured, "kernel" if strict else prefer)
     for name in (*left, *slower):
         _give_back(layers[name])
     for name, each in slower.items():
