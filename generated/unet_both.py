@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 314908f2e1931e305c77e705b1e10eba5fa99d5661150d03ca59439ecffbee3f
+# sha256 of the other lines: bf58ea98b9655cef941fb71645f987ad91fdeea92f65493e695645d132361032
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -861,7 +861,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_80690072b067d75b"
+NAMESPACE = "convgen_6dc2e0f9ba80aeea"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants
@@ -967,6 +967,8 @@ class ModelNew(nn.ConvTranspose2d):
             bias = self.bias
         if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
             self._frozen = None  # an optimizer may change the weight next
+        if torch.compiler.is_compiling() and not self._strict:
+            return self._in_graph(input, weight, bias, output_size)
         watched = _is_watched(input, weight, bias)
         if watched and torch.onnx.is_in_onnx_export():  # it translates torch's operators only
             return self._forward_torch(input, weight, bias, output_size)
@@ -994,6 +996,25 @@ class ModelNew(nn.ConvTranspose2d):
             input = input.to(torch.float16)
             bias = bias.to(torch.float16)
         return _launch(plan, input, _pack(plan, weight) if packed is None else packed, bias)
+
+    def _in_graph(self, input, weight, bias, output_size):
+        """Return the output in a graph; the operator checks what is not asked here.
+
+        Whatever is read here is checked again at each call of the graph: each number of a named
+        tuple, too, but none of one that is written out.
+        """
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        if (
+            geometry == ((2, 2), (0, 0), (0, 0), 1, (1, 1))
+            and output_size is None
+            and isinstance(input, torch.Tensor)
+            and weight is not None
+            and not _is_transformed()
+            and not torch.onnx.is_in_onnx_export()
+            and not _depends_on_data(input)
+        ):
+            return OPERATOR(input, weight, bias)
+        return self._forward_torch(input, weight, bias, output_size)
 
     def __getstate__(self):
         return self.__dict__ | {"_calls": None, "_frozen": None}
@@ -1074,8 +1095,6 @@ class ModelNew(nn.ConvTranspose2d):
             return None
         if watched and _depends_on_data(input):  # which no graph can check
             return f"{wanted} sizes that a graph knows, got ones that only the data decide"
-        if watched and torch.compiler.is_compiling() and not self._strict:
-            return None  # the operator checks the rest: each check here is a guard of a graph
         call = _call(input, weight, weight.shape, bias, cast)
         mismatch = _mismatch.__wrapped__(*call) if watched else _mismatch(*call)
         cast = " under autocast" if cast else ""

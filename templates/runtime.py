@@ -154,6 +154,7 @@ DEFAULT_KERNEL, DEFAULT_STRIDE = _default(WEIGHT_SHAPE[2:]), _default(STRIDE)
 DEFAULT_PADDING, DEFAULT_OUTPUT_PADDING = _default(PADDING), _default(OUTPUT_PADDING)
 DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
 OPEN_CHANNELS = OUT_CHANNELS is None
+GEOMETRY_ITSELF = GEOMETRY
 
 
 # ---- record ----
@@ -1123,6 +1124,9 @@ class ModelNew(getattr(nn, LAYER)):
         if not RAW_WEIGHT:
             if self._frozen is not None and torch.is_grad_enabled() and weight.requires_grad:
                 self._frozen = None  # an optimizer may change the weight next
+        if ANY_LAYOUT:
+            if torch.compiler.is_compiling() and not self._strict:
+                return self._in_graph(input, weight, bias, output_size)
         watched = _is_watched(input, weight, bias)
         if watched and torch.onnx.is_in_onnx_export():  # it translates torch's operators only
             return self._forward_torch(input, weight, bias, output_size)
@@ -1159,6 +1163,27 @@ class ModelNew(getattr(nn, LAYER)):
             return _launch(plan, input, _pack(plan, weight), bias)
         else:
             return _launch(plan, input, _pack(plan, weight) if packed is None else packed, bias)
+
+    if ANY_LAYOUT:
+
+        def _in_graph(self, input, weight, bias, output_size):
+            """Return the output in a graph; the operator checks what is not asked here.
+
+            Whatever is read here is checked again at each call of the graph: each number of a named
+            tuple, too, but none of one that is written out.
+            """
+            geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+            if (
+                geometry == GEOMETRY_ITSELF
+                and output_size is None
+                and isinstance(input, torch.Tensor)
+                and weight is not None
+                and not _is_transformed()
+                and not torch.onnx.is_in_onnx_export()
+                and not _depends_on_data(input)
+            ):
+                return OPERATOR(input, weight, bias)
+            return self._forward_torch(input, weight, bias, output_size)
 
     def __getstate__(self):
         if RAW_WEIGHT:
@@ -1258,9 +1283,6 @@ class ModelNew(getattr(nn, LAYER)):
             return None
         if watched and _depends_on_data(input):  # which no graph can check
             return f"{wanted} sizes that a graph knows, got ones that only the data decide"
-        if ANY_LAYOUT:
-            if watched and torch.compiler.is_compiling() and not self._strict:
-                return None  # the operator checks the rest: each check here is a guard of a graph
         call = _call(input, weight, weight.shape, bias, cast)
         if not ANY_LAYOUT:
             if RANK > 1:

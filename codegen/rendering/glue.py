@@ -248,6 +248,9 @@ def _of_spec(spec: ConvTransposeSpec) -> dict[str, Value]:
         "BIAS_AXES": "[C_out]" if spec.bias else "None: this file was generated for bias=False",
         "HAS_STAGES": bool(spec.before or spec.after),
         "STAGES": _stages(spec),
+        "GEOMETRY_ITSELF": str(
+            (spec.stride, spec.padding, spec.output_padding, spec.groups, spec.dilation)
+        ),
         **_defaults(spec),
     }
 
