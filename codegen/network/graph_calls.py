@@ -57,12 +57,11 @@ class GraphCalls:
 
     def __call__(self, input: Any, weight: Any, bias: Any) -> Any:
         """Return the output of the layer, as the operator does."""
-        tensors = (input, weight) if bias is None else (input, weight, bias)
-        device, pointers = input.get_device(), 0
-        kind: tuple[Any, ...] = (device,)
-        for each in tensors:
-            kind += each.shape, each.stride(), each.dtype, each.is_neg()
-            pointers |= each.data_ptr()
+        device, pointers = input.get_device(), input.data_ptr() | weight.data_ptr()
+        kind: tuple[Any, ...] = device, _kind(input), _kind(weight)
+        if bias is not None:
+            kind = *kind, _kind(bias)
+            pointers |= bias.data_ptr()
         launches = None
         if device >= 0 and not pointers % ALIGNED and torch._C._cuda_getDevice() == device:
             launches = self._kinds.get(kind, ())
@@ -125,6 +124,11 @@ class GraphCalls:
             return None
         last = found[-1]
         return found if (output.shape, output.stride()) == (last.shape, last.stride) else None
+
+
+def _kind(tensor: Any) -> tuple[Any, ...]:
+    """Return what `_forward` decides by of a tensor, but for its address."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg()
 
 
 def _place(operand: Any, known: Sequence[int | None]) -> tuple[int, type | None] | None:

@@ -40,6 +40,10 @@ OVER_CHANNELS = -0.5  # a reduction over the channels of a position, which lie t
 POOLED = -0.5  # windows of positions: whole lines are loaded, whatever the window's width
 # What torch's convolution takes longer in either layout.
 BIASED = 2.0  # Inductor adds its bias in a pass before a pool; else whatever comes next adds it
+# What a kernel whose weight is packed takes longer than torch's convolution on the host, in ms: the
+# time of a launch (a compiled U-Net, float16, NVIDIA H200, torch 2.11.0, 2026-12-01: 0.017, of
+# which the GPU's gain of 0.005 a layer is no part). A graph that is captured has no such time.
+PACKING = 0.008
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ def choice_of(
     choices: Choices | None,
     *,
     is_free: bool,
+    is_captured: bool,
     torch_too: bool,
 ) -> Choice | None:
     """Return what computes the node of a layer of `layout=any`; None if no kernel can.
@@ -70,6 +75,7 @@ def choice_of(
         layout: of the input. One in channels_last keeps it, as torch's output would have it.
         choices: measured tiles and times that are preferred to the package's own.
         is_free: whether the input is computed in the graph, in either layout.
+        is_captured: whether the graph is replayed as a CUDA graph.
         torch_too: whether torch's convolution may take the place of the kernel.
     """
     known = replace(spec, rungs=(), input=tuple(sizes))
@@ -85,7 +91,9 @@ def choice_of(
             copied = 0 if is_free else 2 * math.prod(sizes) / _numbers(known)
             others = pass_ms * (copied + passes_behind(node))
         row = kernel.measured
-        found.append(Choice(others + (kernel.cost.model_ms if row is None else row.ms), each))
+        host_ms = 0.0 if is_captured or kernel.reads_raw_weight else PACKING
+        kernel_ms = host_ms + (kernel.cost.model_ms if row is None else row.ms)
+        found.append(Choice(others + kernel_ms, each))
         if torch_too and row is not None and row.torch is not None:
             biased = pass_ms * BIASED * (spec.bias and _is_pooled(node))
             torch_ms = (row.torch.ms + biased) / LEAST_SHARE

@@ -163,7 +163,7 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
 
     The input is in channels_last if that suits the graph, else as it is.
     """
-    from torch._inductor import ir
+    from torch._inductor import config, ir
     from torch._inductor.virtualized import V
 
     spec, node = layer.spec, V.graph.current_node
@@ -186,6 +186,7 @@ def _chosen(input: Any, layer: _Layer) -> tuple[Any, bool]:
         max(before, layout_of(weight), key=LAYOUTS.index),  # that of the output, as torch has it
         layer.choices,
         is_free=is_free,
+        is_captured=config.triton.cudagraphs,
         torch_too=layer.prefer == PREFER[0] and _may_be_torch(spec),
     )
     if chosen is None:

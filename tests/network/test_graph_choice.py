@@ -40,6 +40,9 @@ from convgen.network.graph_choice import (
 from convgen.planning.choices import MODEL_ALONE, Choices, key_of
 from convgen.planning.plan import Measured, MeasuredTorch
 
+# What Inductor says on a GPU of a softmax that it splits.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Online softmax is disabled")
+
 FIRST, LAST = "channels_first", "channels_last"
 CALL = re.compile(r"= getattr\(torch\.ops\.convgen_\w+\.\w+\.default, 'in_graphs', ")
 CONVOLUTION = torch.ops.aten.convolution.default
@@ -96,7 +99,8 @@ def chosen(
     **others: Any,
 ) -> Choice:
     """Return the choice for a layer whose input, but for `others`, comes in channels_first."""
-    given: dict[str, Any] = {"layout": FIRST, "is_free": False, "torch_too": True} | others
+    given: dict[str, Any] = {"layout": FIRST, "is_free": False, "is_captured": True} | others
+    given.setdefault("torch_too", True)
     node = node_of(behind, len(sizes) - 2)
     layout = given.pop("layout")
     found = choice_of(node, spec, sizes, layout, choices, **given)
@@ -175,6 +179,34 @@ def test_torch_s_bias_is_added_apart_before_a_pool() -> None:
             assert found.by_torch is (by_torch or not bias)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_captured", "by_torch"),
+    [
+        ("2d(4, 6, 3)", False, True),
+        ("2d(4, 6, 3)", True, False),
+        ("2d(6, 6, 3, groups=6)", False, False),
+    ],
+)
+def test_a_launch_that_packs_has_to_be_worth_its_time_on_the_host(
+    text: str, is_captured: bool, by_torch: bool
+) -> None:
+    """A kernel that reads the weight as it is needs none, nor does the replay of a graph."""
+    spec = layer(text)
+    channels = spec.in_channels
+    known = parse(f"{spec}".replace("layout=any", f"input=(2, {channels}, 5, 6)"))
+    choices = Choices(
+        "h200",
+        {
+            key_of(each): Measured(
+                plan(each).tile, 0.010, 3, "a card", torch=MeasuredTorch(0.015, 0.015)
+            )
+            for each in (dataclasses.replace(known, layout=name) for name in (FIRST, LAST))
+        },
+    )
+    found = chosen(torch.sum, spec, (2, channels or 0, 5, 6), choices, is_captured=is_captured)
+    assert found.by_torch is by_torch
+
+
 def test_times_of_open_sizes_decide_nothing() -> None:
     """They were taken at nominal sizes, and not at those of the graph."""
     choices = measured({FIRST: 0.001, LAST: 0.001}, "2, 4, None, None")
@@ -184,7 +216,7 @@ def test_times_of_open_sizes_decide_nothing() -> None:
 def test_what_no_launch_grid_holds_stays_as_it_is() -> None:
     """Its file has no kernel for these sizes either, and torch computes them."""
     sizes, spec = (2**31, 64, 16, 16), layer("2d(64, 64, 3)")
-    others = {"is_free": True, "torch_too": True}
+    others = {"is_free": True, "is_captured": True, "torch_too": True}
     assert choice_of(node_of(torch.sum), spec, sizes, FIRST, None, **others) is None
 
 
@@ -260,7 +292,7 @@ def test_a_compiled_network_takes_the_layout_that_is_chosen(
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
     assert got.stride() == want.stride()
     asked = {"sizes": tuple(x.shape), "is_free": is_free, "torch_too": True}
-    assert answer["asked"] == [asked | {"layout": FIRST}]
+    assert answer["asked"] == [asked | {"layout": FIRST, "is_captured": False}]
     last = x.to(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)
     got = compiled(last)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
