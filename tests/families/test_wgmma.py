@@ -45,6 +45,12 @@ TILES = 4  # the model's first ones, of each layer
 SHIPPED = 12  # measured ones of a target, all through its file
 
 
+def examined(jobs: list[tuple[object, ...]]) -> list[tuple[list[int], list[str]]]:
+    """Return what wgmma_worker.py finds of each file: its products, and what overwrites them."""
+    (rows,) = worked("wgmma_worker.py", [jobs])
+    return rows
+
+
 @pytest.mark.compile
 def test_no_product_loses_its_operand() -> None:
     target = find_target("h100")
@@ -53,7 +59,7 @@ def test_no_product_loses_its_operand() -> None:
         tiles = [c.tile for c in plan(parse(layer), target).ranking]
         boxed = [tile for tile in tiles if tile.family == "window"]
         jobs += [(layer, tile) for tile in dict.fromkeys((*tiles[:TILES], *boxed[: TILES // 2]))]
-    rows = worked("wgmma_worker.py", [(s, "h100", dataclasses.asdict(t), True) for s, t in jobs])
+    rows = examined([(s, "h100", dataclasses.asdict(t), True) for s, t in jobs])
     wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]
     assert wrong == []
     assert sum(products[0] > 0 for products, _ in rows) > len(jobs) // 2
@@ -70,7 +76,7 @@ def test_no_shipped_kernel_loses_an_operand(root: Path) -> None:
         rows = data["choices"]
         jobs += [(row["spec"], name, None, True) for row in rows[:: len(rows) // SHIPPED]]
     jobs += [(str(k.spec), k.target, None, True) for k in read_table(root).kernels]
-    rows = worked("wgmma_worker.py", jobs)
+    rows = examined(jobs)
     wrong = [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines]
     assert wrong == []
     assert sum(any(products) for products, _ in rows) > len(jobs) // 2
@@ -155,11 +161,11 @@ def test_no_kernel_for_another_card_loses_an_operand_on_a_hopper() -> None:
     jobs = [
         (layer, each, warpgroup_tile(layer, each), True) for layer in LAYERS for each in targets
     ]
-    rows = worked("wgmma_worker.py", jobs)
+    rows = examined(jobs)
     assert [(job, lines) for job, (_, lines) in zip(jobs, rows, strict=True) if lines] == []
     assert sum(any(products) for products, _ in rows) > len(jobs) // 2
     tile = warpgroup_tile(DCGAN, "rtx4090")
-    ((_, lost),) = worked("wgmma_worker.py", [(DCGAN, "rtx4090", tile, False)])
+    ((_, lost),) = examined([(DCGAN, "rtx4090", tile, False)])
     assert lost != []
 
 
@@ -186,6 +192,6 @@ def test_another_card_gets_the_stages_that_were_planned(
 def test_the_waits_are_what_saves_them() -> None:
     """Without them this Triton's machine code has the fault that wrong numbers were seen of."""
     jobs = [(LAYERS[0], "h100", WRONG, settled) for settled in (True, False)]
-    (_, saved), (_, lost) = worked("wgmma_worker.py", jobs)
+    (_, saved), (_, lost) = examined(jobs)
     assert saved == []
     assert lost != []
