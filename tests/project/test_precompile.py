@@ -16,7 +16,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,36 +46,38 @@ SAID = ("TRITON_DISABLE_LINE_INFO", "TRITON_DEBUG", "DISABLE_PTXAS_OPT", "DISABL
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def remember() -> Callable[[list[Job], dict[Path, str]], list[Cubin]]:
+    """Compiles what this module's tests have not compiled before, by text and architecture."""
+    compiled, codes = precompile._compiled, {}
+
+    def once(wanted: list[Job], texts: dict[Path, str]) -> list[Cubin]:
+        keys = [(texts[job.kernel.path], job.arch) for job in wanted]
+        if not codes.keys() >= set(keys):
+            codes.update(zip(keys, compiled(wanted, texts), strict=True))
+        return [codes[key] for key in keys]
+
+    return once
+
+
+@pytest.fixture
+def remembered(remember: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile a text once, in tests of what is written where."""
+    monkeypatch.setattr(precompile, "_compiled", remember)
+
+
+@pytest.fixture(scope="module")
+def built(remember: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its files; tests that change it take a copy."""
     project = make_project(tmp_path_factory.mktemp("built"), ONE)
-    write(generate(project))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompile, "_compiled", remember)
+        write(generate(project))
     return project
 
 
 @pytest.fixture
 def project(built: Path, tmp_path: Path) -> Path:
     return copied(built, make_project(tmp_path / "project", ONE))
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[Any, Cubin]:
-    """Machine code of this module's tests, by text and architecture."""
-    return {}
-
-
-@pytest.fixture
-def remembered(codes: dict[Any, Cubin], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile a text once, in tests of what is written where."""
-    compiled = precompile._compiled
-
-    def remember(wanted: list[Job], texts: dict[Path, str]) -> list[Cubin]:
-        keys = [(texts[job.kernel.path], job.arch) for job in wanted]
-        if not codes.keys() >= set(keys):
-            codes.update(zip(keys, compiled(wanted, texts), strict=True))
-        return [codes[key] for key in keys]
-
-    monkeypatch.setattr(precompile, "_compiled", remember)
 
 
 def copied(built: Path, project: Path) -> Path:
@@ -212,19 +214,20 @@ def test_triton_finds_the_code_and_compiles_nothing(project: Path, tmp_path: Pat
 
 
 def test_two_dimensions_and_halves_are_found_too(tmp_path: Path) -> None:
-    for number, spec in enumerate(
-        (
-            "ConvTranspose2d(64, 64, 3, input=(1, 64, 16, 16))",
-            "relu | ConvTranspose3d(16, 8, 3) | tanh",
-            "ConvTranspose2d(16, 8, 3, rungs=((1, 16, 6, 7),), layout=any)",
-        )
-    ):
-        table = ONE.replace(SPEC, spec).replace('"h100"', '"rtx4090"').replace("sm_90", "sm_89")
-        project = make_project(tmp_path / str(number), table)
-        write(generate(project))
-        shape = ((1, 64, 16, 16), (1, 16, 4, 5, 6), (1, 16, 6, 7))[number]
+    layers = (
+        ("ConvTranspose2d(64, 64, 3, input=(1, 64, 16, 16))", (1, 64, 16, 16)),
+        ("relu | ConvTranspose3d(16, 8, 3) | tanh", (1, 16, 4, 5, 6)),
+        ("ConvTranspose2d(16, 8, 3, rungs=((1, 16, 6, 7),), layout=any)", (1, 16, 6, 7)),
+    )
+    table = ONE.replace('"h100"', '"rtx4090"').replace("sm_90", "sm_89").replace(ROW, "")
+    for number, (spec, _) in enumerate(layers):
+        table += ROW.replace('"up"', f'"up{number}"').replace(SPEC, spec)
+    project = make_project(tmp_path, table)
+    write(generate(project))
+    for number, (_, shape) in enumerate(layers):
         cache = tmp_path / f"cache{number}"
-        assert set(used(project / "kernels" / "up.py", 89, cache, shape)["found"]) == {True}
+        path = project / "kernels" / f"up{number}.py"
+        assert set(used(path, 89, cache, shape)["found"]) == {True}
 
 
 OTHERS = {  # files of that name that others have
@@ -282,6 +285,7 @@ def swap_code(project: Path) -> None:
     rewrite_manifest(project, sha256=hashlib.sha256(code).hexdigest())
 
 
+@pytest.mark.usefixtures("remembered")
 def test_swapped_code_is_found_and_replaced(project: Path) -> None:
     """It would run on every user's GPU, and stay in Triton's cache after the package is gone."""
     before = tree(project / "kernels")
@@ -376,6 +380,7 @@ def test_code_that_was_cut_short_is_reported_when_no_row_asks_for_it(project: Pa
     assert f"no kernel names it) {code}" in run("build", project).stderr
 
 
+@pytest.mark.usefixtures("remembered")
 def test_a_file_of_that_name_that_is_not_ours_stays(tmp_path: Path) -> None:
     project = make_project(tmp_path, ONE)
     (project / "kernels").mkdir()
