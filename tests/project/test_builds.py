@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import building
 from building import (
     DOCUMENT,
     GENERATED,
@@ -36,6 +37,8 @@ from convgen.project.hooks import generate_into
 from running import rows, run
 
 pytestmark = pytest.mark.build
+
+SUPPORT = Path(building.__file__).parent
 
 every_way = pytest.mark.parametrize("name", WAYS)
 
@@ -236,7 +239,8 @@ def test_the_example_runs(tmp_path, root, builder, name):
     shutil.copytree(root / "examples" / name, project, ignore=shutil.ignore_patterns("_kernels"))
     python = builder.install(tmp_path / "environment", "--no-deps", project)
     lend_torch(python)
-    code = "import sys, warnings\nsys.modules['convgen'] = None\nimport torch\n"
+    code = f"import sys, warnings\nsys.modules['convgen'] = None\nsys.path += [{str(SUPPORT)!r}]\n"
+    code += "import torch, interpreting\ninterpreting.prepare()\n"
     code += "warnings.simplefilter('error')\ntorch.set_grad_enabled(False)\n" + EXAMPLES[name]
     done = builder.run(python, "-c", code, cwd=tmp_path)
     assert done.stdout.splitlines()[-1:] == [SHAPES[name]], done.stdout
