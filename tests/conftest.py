@@ -20,6 +20,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
     prepare()
+    # Inductor's own code for this CPU is not what is tested: without vectors it need not find out,
+    # in each process with an empty cache, by a program for each instruction set, which ones work.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
