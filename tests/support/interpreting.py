@@ -95,16 +95,13 @@ def describe_once() -> None:
     from triton.language import core
     from triton.runtime import interpreter
 
-    @functools.cache
-    def of_shape(shape: tuple[int, ...]) -> tuple[core.tuple, int]:
-        return core.tuple(shape), core.validate_block_shape(shape)
+    plain, of_shape = core.block_type.__init__, functools.cache(core.tuple)
 
     @functools.cache
     def of_block(element: core.dtype, shape: tuple[int, ...]) -> core.block_type:
         block = object.__new__(core.block_type)
-        block.element_ty = element
-        block.shape, block.numel = of_shape(shape)
-        block.name = f"<{block.shape}, {element}>"
+        plain(block, element, list(shape))
+        block.shape = of_shape(shape)  # the same object in blocks of any element
         return block
 
     def block(_: type, element: core.dtype, shape: Any) -> core.block_type:
