@@ -316,10 +316,10 @@ def test_torch_s_convolution_takes_an_operator_s_place(
     got, (code, *_) = run_and_get_code(torch.compile(model, fullgraph=True), x)
     assert "convolution(" in code
     assert not CALL.search(code)
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
     assert got.stride() == want.stride()
     found = torch.autograd.grad(got.square().sum(), [x, *model.parameters()])
-    torch.testing.assert_close(found, gradients)
+    torch.testing.assert_close(found, gradients, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.interpreter

@@ -445,4 +445,4 @@ def test_a_compiled_layer_is_guarded_by_little(device: str) -> None:
             convgen.replace_layers(model)
         torch.compiler.reset()
         torch.compile(model, backend="eager", options={"guard_filter_fn": noted})(x)
-    assert guards[1] <= guards[0] + 30
+    assert guards[1] <= guards[0] + 40  # torch 2.13: 27, torch 2.11: 38

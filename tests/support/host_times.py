@@ -6,8 +6,9 @@ Kinds of call: of a layer whose kernel reads the weight as it is (raw), of one t
 every call (packing), of that after `freeze()` (frozen), of one from a file of several kernels that
 packs (several), all four beside `F.conv_transposeNd` without gradients; and of a layer that records
 gradients (recorded), beside torch's layer. Both sides make CALLS calls in turns, on one core; what
-the GPU has left to do then is waited for outside the time. Each figure is the median of all rounds,
-in microseconds a call. It exits 1 if a ratio is above its kind's bound.
+the GPU has left to do then is waited for outside the time. Times are medians of all rounds, in
+microseconds a call; the ratio is the median of the rounds' ratios, as a host may take half as long
+again a second later. It exits 1 if a ratio is above its kind's bound.
 """
 
 from __future__ import annotations
@@ -92,8 +93,7 @@ def row_of(file: ModuleType, spec: str, kind: str, most: float) -> dict[str, Any
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one says that torch computes for convgen
             torch.testing.assert_close(of_file(), of_torch(), rtol=0.01, atol=0.01)
-        times = medians({"torch": of_torch, "convgen": of_file})
-    ratio = times["convgen"] / times["torch"]
+        times, ratio = compared({"torch": of_torch, "convgen": of_file})
     return {"us": times, "ratio": ratio, "good": ratio <= most}
 
 
@@ -125,16 +125,23 @@ def twin_of(layer: nn.Module, rank: int) -> nn.Module:
     return twin
 
 
-def medians(calls: dict[str, Call]) -> dict[str, float]:
-    """Return microseconds a call of each side; they take turns, after a round to warm up."""
+def compared(calls: dict[str, Call]) -> tuple[dict[str, float], float]:
+    """Return microseconds a call of both sides, and how many times the first's the second takes.
+
+    They take turns, and turns at being first, after a round to warm up.
+    """
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    sides = list(calls.items())
     gc.collect()
     gc.disable()
     for _ in range(ROUNDS + 1):
-        for name, call in calls.items():
+        for name, call in sides:
             samples[name].append(microseconds(call))
+        sides.reverse()
     gc.enable()
-    return {name: statistics.median(each[1:]) for name, each in samples.items()}
+    first, second = (each[1:] for each in samples.values())
+    ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
+    return {name: statistics.median(each[1:]) for name, each in samples.items()}, ratio
 
 
 def microseconds(call: Call) -> float:
