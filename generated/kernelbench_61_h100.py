@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: 67dd4af2bcc8e954f356018fb0763135b92815d28281094f8d2967a87e08c35a
+# sha256 of the other lines: c7a4a7a64940177934e8749658b32145c9219c3c032f52fcc1d235904cdd9950
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -792,9 +792,10 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    sizes = input.shape[-3:] if INPUT_SHAPE[0] is None else input.shape
-    symbols = torch.fx.experimental.symbolic_shapes
-    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    sizes = input.shape
+    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -936,7 +937,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b4c14644f1ea5e0f"
+NAMESPACE = "convgen_21f73d68341bf901"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

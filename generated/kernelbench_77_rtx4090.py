@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 4058658e4d5db06c63319856c76fd546f84362d1d8cca32403c2a2a4418892a5
+# sha256 of the other lines: 921d9e3240d68527c7fb3b37d50d291bf77c97f1af8ba510288ca9b490052eb3
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -556,9 +556,10 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    sizes = input.shape[-3:] if INPUT_SHAPE[0] is None else input.shape
-    symbols = torch.fx.experimental.symbolic_shapes
-    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    sizes = input.shape
+    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -654,7 +655,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_af1d59e8ddafdf93"
+NAMESPACE = "convgen_2638decbdd66853e"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

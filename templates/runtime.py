@@ -154,6 +154,7 @@ DEFAULT_KERNEL, DEFAULT_STRIDE = _default(WEIGHT_SHAPE[2:]), _default(STRIDE)
 DEFAULT_PADDING, DEFAULT_OUTPUT_PADDING = _default(PADDING), _default(OUTPUT_PADDING)
 DEFAULT_GROUPS, DEFAULT_DILATION = GROUPS, _default(DILATION)
 OPEN_CHANNELS = OUT_CHANNELS is None
+OPEN_BATCH = INPUT_SHAPE[0] is None
 GEOMETRY_ITSELF = GEOMETRY
 
 
@@ -781,9 +782,13 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    sizes = input.shape[-RANK:] if INPUT_SHAPE[0] is None else input.shape
-    symbols = torch.fx.experimental.symbolic_shapes
-    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    if OPEN_BATCH:  # noqa: SIM108
+        sizes = input.shape[-RANK:]
+    else:
+        sizes = input.shape
+    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):

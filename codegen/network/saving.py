@@ -95,8 +95,9 @@ def _temporary(operator: Any, name: str) -> Any:
     import torch
 
     def call(input: Any, weight: Any, bias: Any) -> Any:
-        records = torch.compiler.is_exporting() or torch.jit.is_tracing()
-        if records and not torch.compiler.is_dynamo_compiling():
+        # In this order: whatever a compiled graph asks is a guard, checked at each of its calls.
+        in_graph = torch.compiler.is_dynamo_compiling()
+        if not in_graph and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
             warnings.warn(LOST.format(name), stacklevel=2)
         return operator(input, weight, bias)
 

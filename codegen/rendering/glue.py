@@ -278,6 +278,7 @@ def _defaults(spec: ConvTransposeSpec) -> dict[str, Value]:
         "DEFAULT_OUTPUT_PADDING": axes(spec.output_padding),
         "DEFAULT_GROUPS": spec.groups,
         "DEFAULT_DILATION": axes(spec.dilation),
+        "OPEN_BATCH": spec.batch is None,
         "OPEN_CHANNELS": False,  # parameters without a default: Python checks that they are given
     }
 
