@@ -78,8 +78,12 @@ def module_name(source: KernelSource) -> str:
     return f"convgen_{source.sha256[:16]}"
 
 
+@functools.lru_cache(maxsize=2)  # a file's kernels are compiled one after the other
 def read_launches(text: str) -> tuple[Launch, ...]:
-    """Return the launch of each kernel of the emitted file `text`, the layer's first."""
+    """Return the launch of each kernel of the emitted file `text`, the layer's first.
+
+    Nobody changes what it returns.
+    """
     tree = _parsed(text)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     kernels = [node for node in functions if node.name.endswith(KERNEL)]
@@ -90,7 +94,7 @@ def read_launches(text: str) -> tuple[Launch, ...]:
     return tuple(_launch(calls[kernel.name], kernel) for kernel in kernels)
 
 
-@functools.lru_cache(maxsize=2)  # a file's kernels are compiled one after the other
+@functools.lru_cache(maxsize=2)
 def _parsed(text: str) -> ast.Module:
     """Return the tree of an emitted file; nobody changes it."""
     return ast.parse(text)
@@ -165,8 +169,9 @@ def compile_text(
     tensor = MockTensor(getattr(tl, dtype))
     given: dict[str, Any] = {a: tensor if a.endswith(_POINTER) else 2 for a in launch.arguments}
     given |= {a: False for a in launch.arguments if a.startswith(_FLAG)}
-    for argument, box in _read_boxes(text, names).items():
+    for argument, sizes in _read_boxes(text).items():
         if argument in given:
+            box = eval(sizes, dict(names))
             strides = [16] * (len(box) - 1) + [1]  # arbitrary: machine code has no strides
             given[argument] = TensorDescriptor(tensor, box, strides, box)
     arguments = list(given.values())
@@ -201,14 +206,15 @@ def _device_part(text: str, name: str, shared: dict[str, Any]) -> dict[str, Any]
     return names
 
 
-def _read_boxes(text: str, names: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the box of each descriptor in `text`, by name; sizes are looked up in `names`."""
+@functools.lru_cache(maxsize=2)
+def _read_boxes(text: str) -> dict[str, str]:
+    """Return the expression of the box of each descriptor in `text`, by name."""
     found = {}
     for node in ast.walk(_parsed(text)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             made = node.value
             if isinstance(made.func, ast.Name) and made.func.id == "TensorDescriptor":
-                found[ast.unparse(node.targets[0])] = eval(ast.unparse(made.args[3]), dict(names))
+                found[ast.unparse(node.targets[0])] = ast.unparse(made.args[3])
     return found
 
 
