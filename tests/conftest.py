@@ -6,7 +6,6 @@ TRITON_INTERPRET must be set before triton is imported, so it is set here.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 
 from building import Builder, download, once
 from convgen.execution.workers import SAFE
-from interpreting import prepare
+from interpreting import name_callers_alone, prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -24,17 +23,8 @@ if DEVICE == "cpu":
     # Inductor's own code for this CPU is not what is tested: without vectors it need not find out,
     # in each process with an empty cache, by a program for each instruction set, which ones work.
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
-
-
-def source_of(level: int) -> str:
-    """Return the file and line of a caller."""
-    frame = sys._getframe(level)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-# Torch notes who registers an operator, which each emitted file does, and searches all modules for
-# him: that took most of the time in which a file is loaded.
-torch._library.utils.get_source = source_of
+else:
+    name_callers_alone()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

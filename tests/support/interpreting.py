@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,12 +27,29 @@ def prepare() -> None:
     """Have the interpreter in this process leave out what nobody reads, and what it has done."""
     import triton
 
+    name_callers_alone()
     leave_out_overflow_checks()
     if triton.__version__ == KNOWN:
         patch_once()
         read_once()
         describe_once()
         check_once()
+        shift_bfloat16()
+        locate_by_axes()
+
+
+def name_callers_alone() -> None:
+    """Have torch note the file and line of who registers an operator, which each emitted file does.
+
+    It would search all modules for him: that takes most of the time in which a file is loaded.
+    """
+    import torch
+
+    def source_of(level: int) -> str:
+        frame = sys._getframe(level)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    torch._library.utils.get_source = source_of
 
 
 def leave_out_overflow_checks() -> None:
@@ -105,7 +123,8 @@ def describe_once() -> None:
         return block
 
     def block(_: type, element: core.dtype, shape: Any) -> core.block_type:
-        return of_block(element, tuple(map(core._unwrap_if_constexpr, shape)))
+        unwrap = core._unwrap_if_constexpr
+        return of_block(element, tuple([s if type(s) is int else unwrap(s) for s in shape]))
 
     @functools.cache
     def of_tensor(shape: tuple[int, ...]) -> tuple[core.constexpr, core.tuple]:
@@ -122,8 +141,12 @@ def describe_once() -> None:
         scalar = type.scalar
         return of_pointer if isinstance(scalar, core.pointer_type) else of_scalar(scalar)
 
+    def handle(self: interpreter.TensorHandle, data: np.ndarray, dtype: core.dtype) -> None:
+        self.data, self.dtype, self.attr = data, dtype, {}  # without a check of its own arrays
+
+    interpreter.TensorHandle.__init__ = handle
     core.block_type.__new__, core.block_type.__init__ = block, lambda *_: None
-    core.pointer_type.__hash__ = core.dtype.__hash__  # by name
+    core.dtype.__hash__ = core.pointer_type.__hash__ = lambda self: hash(self.name)
     core.tensor.__init__ = tensor
     interpreter._get_np_dtype = of_numpy
 
@@ -158,7 +181,9 @@ def check_once() -> None:
         self: TritonSemantic, left: tensor | float, right: tensor | float, *flags: bool
     ) -> tuple[tensor, tensor]:
         known = [x.dtype if isinstance(x, tensor) else x for x in (left, right)]
-        one, other = checked(self, *known, *flags)
+        zero = (type(left) is float and not left) or (type(right) is float and not right)
+        # As keys 0.0 and -0.0 are one.
+        one, other = (checked.__wrapped__ if zero else checked)(self, *known, *flags)
         left, right = become(self, left, one), become(self, right, other)
         if left.type.is_block() and right.type.is_block():
             same = left.type.shape is right.type.shape
@@ -170,6 +195,49 @@ def check_once() -> None:
         return left, right
 
     TritonSemantic.binary_op_type_checking_impl = check
+
+
+def shift_bfloat16() -> None:
+    """Have bfloat16 and float32 become each other by a shift of their bits, as they differ by 16.
+
+    The interpreter's own cast, which truncates too, takes numbers apart into sign, exponent and
+    mantissa, and looks for the first bit of those that may be subnormal, zeros among them.
+    """
+    from triton.language import bfloat16, core, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain = InterpreterBuilder.cast_impl
+
+    def cast(self: InterpreterBuilder, source: TensorHandle, to: core.dtype) -> TensorHandle:
+        types = source.dtype.scalar, to.scalar
+        if types == (bfloat16, float32):
+            bits = source.data.view(np.uint16).astype(np.uint32) << 16
+            return TensorHandle(bits.view(np.float32), float32)
+        if types == (float32, bfloat16):
+            return TensorHandle((source.data.view(np.uint32) >> 16).astype(np.uint16), bfloat16)
+        return plain(self, source, to)
+
+    InterpreterBuilder.cast_impl = cast
+
+
+def locate_by_axes() -> None:
+    """Have a box's addresses summed axis by axis: only the last sum has the size of the box."""
+    from triton.runtime.interpreter import TensorDescHandle, TensorHandle
+
+    def located(
+        self: TensorDescHandle, offsets: list[TensorHandle]
+    ) -> tuple[TensorHandle, np.ndarray]:
+        size = self.base.dtype.element_ty.primitive_bitwidth // 8
+        assert offsets[-1].data * size % 16 == 0, "block offset start must be 16-byte aligned"
+        address, inside = self.base.data.reshape(()), np.bool_(True)
+        axes = zip(offsets, self.block_shape, self.shape, self.strides, strict=True)
+        for offset, length, extent, stride in axes:
+            at = offset.data + np.arange(length)
+            address = address[..., None] + (size * at * stride.data).astype(np.uint64)
+            inside = inside[..., None] & (at >= 0) & (at < extent.data)
+        return TensorHandle(address, self.base.dtype.scalar), inside
+
+    TensorDescHandle.materialize_pointers = located
 
 
 def skip_where_it_fails() -> None:
