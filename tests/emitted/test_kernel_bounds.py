@@ -69,7 +69,7 @@ EXACT_STAGES = (
 RANDOM_LAYERS = 28
 FORMS = {"autotuned", "gather 1", "polyphase 1", "polyphase 2", "polyphase 4"}
 COPIES = {"a copy": "gather 1 copy", "a copy of a strided layer": "polyphase 1 copy"}
-SHARES = 4  # so that workers of pytest-xdist can divide the work
+SHARES = 2  # so that workers of pytest-xdist can divide the work; each starts a process
 SUPPORT = Path(__file__).parents[1] / "support"  # what the processes of this file import from
 
 

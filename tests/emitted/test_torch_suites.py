@@ -145,8 +145,17 @@ def check(call, leaves, sample, precision):
         within(got, wide(want), bound)
 
 
-@pytest.mark.parametrize(("rank", "number"), SAMPLES)
-@pytest.mark.parametrize("dtype", DTYPES)
+def in_turn():
+    """Return samples with dtypes: a geometry has each dtype once, batched or unbatched in turn."""
+    return [
+        (dtype, rank, number)
+        for turn, dtype in enumerate(DTYPES)
+        for rank, number in SAMPLES
+        if (number // 2 + number + turn) % 2
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "rank", "number"), in_turn())
 def test_opinfo_results_and_gradients(rank, number, dtype, torchs, emitter, device):
     """A wrong tap, cast or gradient in an unbatched, grouped or dilated call shows."""
     sample = torchs["op"][rank, dtype][number]
