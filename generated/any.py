@@ -4,7 +4,7 @@
 # family: polyphase, tile one of 6, tuned at run time
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(kernel_size=3, stride=2, padding=1, output_padding=1, autotune=blocks)' --target rtx4090
-# sha256 of the other lines: 2cda8783cba45b108277d7499517499aa8a5b9218d1258754ecac86602179b60
+# sha256 of the other lines: fd1978eb6594e179e4deb6517006638575162d2b90da32b3f4f0be71beea4adf
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -602,10 +602,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-2:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -701,7 +700,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_fa22d20f39d7c7f4"
+NAMESPACE = "convgen_4a07434b9c2a989a"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 16 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: 5a386bf1eb02b7e4e71369b33da5ed975c2e5c951802b52a1964049132812a26
+# sha256 of the other lines: d49147abc5fad17cf7862a66c43dd8e77ba0713c1418287471caf24c69d57959
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -436,10 +436,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-2:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -517,7 +516,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_d1f2f131593caff5"
+NAMESPACE = "convgen_7e77ec1ec1210081"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: direct, tile 64 positions x 64 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_w * phase_h * tile, image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: c8cbdea19968721f2e4109b35a9a4f23bf12298a7ccb7b361df78d53cd8e09dd
+# sha256 of the other lines: 1f130747b3823491fda5e23a756f57b0f194deb53c955529f05abeaf71882cd8
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -426,10 +426,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-2:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -507,7 +506,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_54f8da6cc3316e41"
+NAMESPACE = "convgen_240010c5ec49bc8c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: stencil, tile 512 positions x 1 channels, 1 x 4 inputs deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image), 4096 programs in about 8.00 waves of 128 SMs x 4
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False, input=(16, 64, 64, 64))' --target rtx4090
-# sha256 of the other lines: d7596e897a8a38179150f4297a13fcdf2d59f94ba82df64163fa43facd9c2a6b
+# sha256 of the other lines: ac631b9443c867e9b7d8d707aa22bc01a4766779708669cedf91772553cc37b2
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -423,10 +423,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -504,7 +503,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_fab84d55eb2a97c4"
+NAMESPACE = "convgen_09580ffaedff1198"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 2 rows x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * co_tile * block_h), 256 programs in about 0.97 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(256, 128, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False, input=(1, 256, 64, 64), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: c0db80a58a0640aa106ca5a0a1cd3c10b04f0ab89f0e2bd59e26d36d77132b45
+# sha256 of the other lines: b97f48d7c1becbfce1694240f6fe1e92cfcfbbe5817940bb483bea063217f0f5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -535,10 +535,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -634,7 +633,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_982fd324f473af2f"
+NAMESPACE = "convgen_85e78b914d85e46c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (phase_w * phase_h * co_tile * tile), 256 programs in about 1.00 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(512, 256, kernel_size=4, stride=2, padding=1, bias=False, input=(64, 512, 4, 4)) | relu' --target rtx4090
-# sha256 of the other lines: bc15899fd9dcd86d2a1cc97ab2d6b9177076557d4d3cfef54ca65b347f116164
+# sha256 of the other lines: 2fddc50a7822ebf9ca07c87d3442e8945844bb6a936dda3cd96e8fb7652394bf
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -514,10 +514,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -606,7 +605,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_23df29b43478adbe"
+NAMESPACE = "convgen_116a977f5866bcc2"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), precision=bf16x3)' --target rtx4090
-# sha256 of the other lines: 345a028440d0d008fbf2018e4dc00e777865b9203896d4540e246b0fb911c967
+# sha256 of the other lines: 22b6b704d1661881c0c9f77a951680cd6b84dd2451900b4372a3f8b8ab7ca194
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -532,10 +532,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -631,7 +630,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b35098aae5a18d12"
+NAMESPACE = "convgen_53e23551daad3920"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

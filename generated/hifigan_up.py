@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'leaky_relu(0.1) | ConvTranspose1d(512, 256, kernel_size=16, stride=8, padding=4)' --target rtx4090
-# sha256 of the other lines: 20821bafe8780a9061857fd838e5be643ef9c8a526f90ac60c9fe34364e248f6
+# sha256 of the other lines: 5548d345aa99b453d4fb93904de996bf7d310b31e5816cdc2948d5d40555aafe
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -483,10 +483,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-1:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -575,7 +574,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f88d6e6c3aa68c8f"
+NAMESPACE = "convgen_41d6cb836bcd5fdd"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

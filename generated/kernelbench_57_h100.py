@@ -5,7 +5,7 @@
 # grid: (tile, image), 32904 programs in about 125 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), target=h100)' --target h100
-# sha256 of the other lines: 2f74746d57be384a2a4058d5879f6aac224cbe8882645c7c6e14665eb96bbbd6
+# sha256 of the other lines: be35d7b85fd1186eae8722135d18a1e97c8b2fc0cf2098a8ae3be13ceaa5da0a
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -741,10 +741,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -886,7 +885,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_a00888fd11965d12"
+NAMESPACE = "convgen_d49b50e23643543e"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 1424 programs in about 2.70 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=h100)' --target h100
-# sha256 of the other lines: ca78264ee1bcfd54122a0b156382be78796c93479a810320e482fd495f32c0b8
+# sha256 of the other lines: 57dfab90da26ddcfcf2dda157100e83f662f7ba28a09cac8dd8b49892d8c2b78
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -872,10 +872,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -1017,7 +1016,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_bcdca03f4be8b57e"
+NAMESPACE = "convgen_1baa0a72d51ee667"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

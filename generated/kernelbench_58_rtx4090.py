@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 5680 programs in about 22 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 16, kernel_size=(3, 5, 7), stride=1, bias=False, input=(16, 32, 16, 32, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 4d645a96cd717c6db2057ae8c62a4cca4bef94c34991bbfd7be97c06aef576a5
+# sha256 of the other lines: acac8ad36a9de32b3e9c377e8a4099fe37b84767e6581a0f911e2ad8b5ad8401
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -556,10 +556,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -655,7 +654,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5e3bffa89951fd74"
+NAMESPACE = "convgen_3842eb31b211db63"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: c7a4a7a64940177934e8749658b32145c9219c3c032f52fcc1d235904cdd9950
+# sha256 of the other lines: d8984c291c2edb1071cc78ec6be182d3b3832f78453d6a88c9eba273cc0bfe07
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -792,10 +792,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -937,7 +936,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_21f73d68341bf901"
+NAMESPACE = "convgen_b8c55f834bbab6a0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 55560 programs in about 145 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: f5da7328bf3d3a5ac0dd76eddc82e1996990c3e54591522843deb7792667190e
+# sha256 of the other lines: 7e9316887812e6e6b21dff587b40fa24047e9e5329b366a8f22f250fcda77a5a
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -549,10 +549,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -648,7 +647,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_2fd27d23a15d0d69"
+NAMESPACE = "convgen_40c2bf4e7c1e06a9"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

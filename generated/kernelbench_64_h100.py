@@ -5,7 +5,7 @@
 # grid: (tile, image), 65600 programs in about 124 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 128 channels, 16 deep, 8 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=h100)' --target h100
-# sha256 of the other lines: ef7e2e24a22688b36fb1113845177a29578d14ec42752c435a8547f8c6c096bc
+# sha256 of the other lines: 374b80605fcde5c4fecc6e30b15d7ead7c8425492f673293e68f8fd206265f4b
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -531,10 +531,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -676,7 +675,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f04018bdcb7adfad"
+NAMESPACE = "convgen_f0480999306f0536"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

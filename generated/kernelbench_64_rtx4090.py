@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 16 deep, 4 warps, 4 stages
 # grid: (tile, image), 65600 programs in about 256 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose1d(128, 128, kernel_size=3, stride=1, bias=False, input=(64, 128, 65536), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: adece2d8c9680d7d021adbd1bbf6df2f3f8601faa867a26a4f1ba33bbd11999e
+# sha256 of the other lines: d56937c22a37a7e5243f14af5bc740f310ca2a47191faf8918f5d292afc91b2a
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -416,10 +416,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -515,7 +514,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6be8263d6467aebe"
+NAMESPACE = "convgen_7e5f773603e723bf"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8360 programs in about 32 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=h100)' --target h100
-# sha256 of the other lines: bdaf3d77f7c7c0f11a2c560536d7040ac5f946dfc45cb5b981a75cc4f97fdf83
+# sha256 of the other lines: 8da5e2d2a146927e2eaf158b134d82e2a1a6299ae9fbc5be49cb01386ccd7f6c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -783,10 +783,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -928,7 +927,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_ea42665935d74a48"
+NAMESPACE = "convgen_16515b4886f8d431"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

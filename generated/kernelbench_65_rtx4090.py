@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 16712 programs in about 65 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=(3, 7), stride=1, bias=False, input=(8, 64, 512, 512), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 0544c21e65b634017d8feada4c7dc93d17553eab124bfa72bc4ebfb7df9a14d6
+# sha256 of the other lines: 34201a9c33fb0eb44158bd9da25564db78606c46a55ce6d492faf900c928a298
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -530,10 +530,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -629,7 +628,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b1941b2584200cd3"
+NAMESPACE = "convgen_7fccfd8d5c2c7eff"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 19088 programs in about 72 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: b289ebb9df13a93f54762b96ee3cb70dbd7c2765ee10d400c1a60aa2a9b5cbca
+# sha256 of the other lines: c58e21206730ab5aaa45b710717ad6f13580d04e2da10f594efaa8436e3b4abc
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -864,10 +864,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -1009,7 +1008,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_7d5041e9fe5fa559"
+NAMESPACE = "convgen_eca92a0ea501aad0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 38160 programs in about 149 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=(3, 5, 5), stride=1, bias=False, input=(16, 32, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 23b377d64b0e25456aae1e8b828769b6bec07c258b818858528d5d984c03c6be
+# sha256 of the other lines: c014ea6e627cfac3788406cedf1c160723f9e58199fe6eb0b020f7d47de5e334
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -482,10 +482,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -581,7 +580,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_3aca8cf3628db7cf"
+NAMESPACE = "convgen_95f762026f10c172"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16960 programs in about 64 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=h100)' --target h100
-# sha256 of the other lines: 5a629a1fbd48a2c83e2d2acc3697547c73f74f43acb94564abc0619c1bc412b8
+# sha256 of the other lines: f51acbf7589e3e92a1742f60e3cd9a93686fc38a6c9f3a1b3c9180c24dce00a5
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -735,10 +735,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -880,7 +879,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_73003133ff262a02"
+NAMESPACE = "convgen_d4e82f75b77a412d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

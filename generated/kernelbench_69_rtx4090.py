@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 128 channels, 32 deep, 4 warps, 3 stages
 # grid: (tile, image), 33856 programs in about 132 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 128, kernel_size=(3, 5), stride=1, bias=False, input=(64, 64, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 1258c821b6d4353e4e8cfe63b0ae7e6865667fc1782c2258e1f65018a9c918fc
+# sha256 of the other lines: 06f0268a3ea1a0da1c78b458129d9fd74a6a3737559f78c691f74d66fc6f2bab
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -478,10 +478,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -577,7 +576,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_bcc57349479f26ac"
+NAMESPACE = "convgen_a3662d6ad16dffd8"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

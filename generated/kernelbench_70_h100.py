@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: a93eb35c2f408e47e70b6cee68baf1c41b89238147d12bba294ca9968cbaff79
+# sha256 of the other lines: 87a3704278f4e929fccddd105dba628b47da8195f41537e7a3bf82664c5db7bd
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -793,10 +793,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -938,7 +937,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5e8285ac0b779b9d"
+NAMESPACE = "convgen_a1c0ed2fe3e30677"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 60032 programs in about 234 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: cf48a047bed236a98d059db6e46143676633d411518a212a3257ee7211412919
+# sha256 of the other lines: 919994bdaf4687a4fc5f9fe3912f8e3491c96feaf66976e48a51cfac156950e7
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -545,10 +545,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -644,7 +643,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_63a41e971c6e2579"
+NAMESPACE = "convgen_9a4fd94cc2ed38f5"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 16488 programs in about 31 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 091a93c615324050bb54218196572baec6477f88985e6b20abee4f4441a4b36d
+# sha256 of the other lines: 4fc9eef12f2f753ac733f1ab2b4b8777052bf3600b49f5e1b02f1b8ea4d2e869
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -777,10 +777,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -922,7 +921,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_5f0973a9af6e236a"
+NAMESPACE = "convgen_441b642ab9510e61"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 33096 programs in about 129 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=3, stride=1, bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: a72fa8e7f1a539dfd7a7d2a978eee8c9fcf9c59fd10c6d586ebf7cb4b424a53b
+# sha256 of the other lines: 6d487a4383dd5091adc8da5126086a7115c90570305b205fdcf0790c437945bf
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -528,10 +528,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -627,7 +626,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_95aeab918c32640c"
+NAMESPACE = "convgen_1384619872cf57d5"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 6.55 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=h100)' --target h100
-# sha256 of the other lines: 303def069cb4f573f0158cf4ce21a8c3627bf905a4deef75d0e134c3dbcadf03
+# sha256 of the other lines: ec3fdc68a1d30f2f0830bf672694e4dbc941a95f7ce612bb9f6f3192409074dd
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -600,10 +600,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -699,7 +698,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6b0a17da4c68c6f3"
+NAMESPACE = "convgen_fd984adf05f4d416"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

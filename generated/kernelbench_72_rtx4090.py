@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 2d064efac77d73f7c6ae0862ac6b5dfb66cc78b260fca288c1a60d5240b9bb5a
+# sha256 of the other lines: 99c19f9cbeb0a3500abd7af94b61854b8630e0f422c9aa3a42c4c290ff6a2433
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -601,10 +601,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -700,7 +699,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9b3e206195a64c3d"
+NAMESPACE = "convgen_847836d07977bd6d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

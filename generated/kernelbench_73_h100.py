@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 32 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 83 waves of 132 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: 957cebae56cc632b8f976c3fb4cda83b1a0e46ca7d4910f162273717772733b4
+# sha256 of the other lines: be26d0873d997b2f04699c27afe4e92b21590f90314c6cf133133e608afe8539
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -577,10 +577,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -676,7 +675,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f731d0aad7a17de1"
+NAMESPACE = "convgen_e69baf7b108203f9"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (phase_h * phase_d * tile, image), 32768 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=3, stride=2, padding=1, bias=False, input=(4, 32, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: f1ec83a1169dd62ba978d3f610f4913c84e29247eacfc88589d29bd252bfe4fb
+# sha256 of the other lines: d066ae6497895299a58168210ad37105a02d131bdeed21fd0b03166c1c107272
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -547,10 +547,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -646,7 +645,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_8dc71a1e071d8e63"
+NAMESPACE = "convgen_7f72618dd6f939bf"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

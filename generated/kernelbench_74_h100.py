@@ -5,7 +5,7 @@
 # grid: (tile, image), 32800 programs in about 62 waves of 132 SMs x 4
 # input gradient: gather, tile 128 positions x 32 channels, 32 deep, 4 warps, 2 stages
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: bff80af11553727e01b4f4d6264f9bd793c3ee93879199bca8910850bfbc0f25
+# sha256 of the other lines: c608d31bdef11b0b8e92e61c44aeb690d51d0312c8122e21785c1a44c6cf80c8
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -527,10 +527,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -672,7 +671,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_76d840f4a36b622f"
+NAMESPACE = "convgen_d81cd6778beb2a4c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 128 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32800 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=5, stride=1, bias=False, dilation=3, input=(32, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: bfbad57b522a5041d2b8ff5550e6f2a7e5c2a2ede5b041b7b0a43c60c13ddf24
+# sha256 of the other lines: 93b6702971f153cdc502ab114f369645cf5baef05c4babd74d3044a23c0ec2f6
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -412,10 +412,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -511,7 +510,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9dbcd16c507761f3"
+NAMESPACE = "convgen_c87d89da95e77915"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 577db110909df3590d20b1fe56e7001207ec891c55836abc11aa0cf2b92fd1e0
+# sha256 of the other lines: 5894d4df302b613c1aa68296aeb5611eb9ccc42c3fab8fc5c69b0c053cb1f5e4
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -534,10 +534,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -633,7 +632,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_68a95dde7042556a"
+NAMESPACE = "convgen_6fd348c3566edae3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

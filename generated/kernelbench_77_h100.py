@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages, of a copy of the input in channels_last, rounded to TF32
 # grid: (gap_d * co_tile * tile * image), 9856 programs in about 37 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=h100)' --target h100
-# sha256 of the other lines: e733f3c6eded4ac4999283ae6fb025a42bda724e1266c5ca05147c7a2a9e8de8
+# sha256 of the other lines: 3a4602042de285ba24b4ecc55accc3cda01d86fb27db9cbf646c9148b4c10b87
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -617,10 +617,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -716,7 +715,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_2d43c2c13756bb97"
+NAMESPACE = "convgen_0e00354e6ce5a71d"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

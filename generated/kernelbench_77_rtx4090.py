@@ -4,7 +4,7 @@
 # family: gather, tile 64 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_w * gap_d * co_tile * tile * image), 19712 programs in about 77 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 16, 32, 32), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 921d9e3240d68527c7fb3b37d50d291bf77c97f1af8ba510288ca9b490052eb3
+# sha256 of the other lines: 5118a6f4e153c5318d6753526f4ce002de1b76b7c43f044808a70f01332e520d
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -556,10 +556,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -655,7 +654,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_2638decbdd66853e"
+NAMESPACE = "convgen_586d36f02e031a7b"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

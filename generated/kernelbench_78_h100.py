@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: df6db0f6fc2c46280d075d59fa79c822a9dff9218893fa5c04c9ef5e4f337e04
+# sha256 of the other lines: 9c1e5e09031e23e582f9b58313918174361f0f1294b6c5fe594432cd461ea232
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -807,10 +807,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -952,7 +951,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_50aade67d5993273"
+NAMESPACE = "convgen_10ca8f6d54cbf37a"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 32 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32768 programs in about 128 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: a77b3e8426b1a01db1a1dc19659ac7d57731d5e116bb88b633560bf78dcd92a5
+# sha256 of the other lines: 70515b7f47ac7e127ce68ac28b4fff0e1e36f023c3634a4ec79f0aca8381aa88
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -517,10 +517,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -616,7 +615,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_bd3526a4c9455470"
+NAMESPACE = "convgen_03feb2c0ea000c47"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 32 channels, 8 x 2 inputs deep, 4 warps, 4 stages
 # grid: (co_tile * tile * image), 32800 programs in about 62 waves of 132 SMs x 4
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=h100)' --target h100
-# sha256 of the other lines: 53f22f08977d77215a3154f33c677ba9713ae2bad831578a135fdfba84410183
+# sha256 of the other lines: f7f22bb52a8193794e0136ca446bf63aaa9cb856e465099362a19a489e2f4423
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -461,10 +461,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -560,7 +559,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_de085c3b751eea12"
+NAMESPACE = "convgen_38b281637f9e7f2c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

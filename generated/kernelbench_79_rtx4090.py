@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 64 channels, 16 deep, 4 warps, 3 stages
 # grid: (tile, image), 32784 programs in about 85 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose1d(32, 64, kernel_size=3, stride=2, padding=1, bias=False, dilation=2, input=(16, 32, 131072), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: f491e4c2d7fb7a358e2604f671e06e3ffcb9d2604436e53933aa965c235c6f99
+# sha256 of the other lines: 90504958fea9c873dfaaa71a4956cdb049b43039ad6686b4dff92578243f5c36
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -440,10 +440,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -539,7 +538,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9359f2a4d4d941a5"
+NAMESPACE = "convgen_0dbd22dda8c66110"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: ba4d64f6058a641d207c04f69f8e63133b670ffb3a86c4de2b885c7387e801a6
+# sha256 of the other lines: b48592b6f28c98b7512fc24c6b57c5bbce218f1d16b6f132c189faf459ada6e3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -527,10 +527,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -626,7 +625,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_7889fbf69b4812e9"
+NAMESPACE = "convgen_045e0fae1c4e90eb"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

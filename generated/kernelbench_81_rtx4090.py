@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 16 channels, 32 deep, 4 warps, 4 stages
 # grid: (phase_h * co_tile * tile * image), 40960 programs in about 107 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 82a23efe57a5a13e5e37ee8d878c1616bf7a842d07506c413d7470a3d75cf335
+# sha256 of the other lines: a21628b738aed88464d833ccdb8a921de95653fbdcbaa8dfb9d1b4269e467bd1
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -525,10 +525,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -624,7 +623,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9b125a9cb760d825"
+NAMESPACE = "convgen_7d38b3e0ea16f995"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: gather, tile 256 positions x 2 rows x 32 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_w * phase_d * tile, image), 8192 programs in about 32 waves of 128 SMs x 2
 # regenerate: convgen emit 'ConvTranspose3d(64, 32, kernel_size=2, stride=2, input=(2, 64, 64, 64, 64), dtype=bfloat16, layout=channels_last)' --target rtx4090
-# sha256 of the other lines: 0f42a2a3a336b2ec226799b67284f5ca18183a643a959b237a52cdf6ce18481d
+# sha256 of the other lines: fa43259102213b428ab126dca96e218688e0fc7f549329341427b0985c697b1e
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -507,10 +507,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -606,7 +605,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f23bab6265a4e5c5"
+NAMESPACE = "convgen_c765829035dec5b2"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

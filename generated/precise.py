@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 16 channels, 16 deep, 4 warps, 4 stages
 # grid: (phase_l * tile, image)
 # regenerate: convgen emit 'ConvTranspose1d(16, 16, kernel_size=7, stride=3, input=(4, 16, None), dtype=float64)' --target rtx4090
-# sha256 of the other lines: 471411ba96d51d4a88b879cc8664daaf8ce0908993d03b6444ccfa300b740f78
+# sha256 of the other lines: 0cfbb6aed1f0a36c8bab0fb1c9319d394d6c26823833ebe3dd4c34a2139c77c4
 
 """ConvTranspose1d as a Triton kernel.
 
@@ -418,10 +418,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -517,7 +516,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_d68f1cb1caca3136"
+NAMESPACE = "convgen_cd2ccd3aecb11d1b"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose1d"):
     LIBRARY.define("conv_transpose1d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

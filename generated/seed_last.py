@@ -4,7 +4,7 @@
 # family: window, tile 64 positions x 4 rows x 64 channels, 32 deep, 4 warps, 2 stages
 # grid: (w_tile * block_h, image), 34952 programs in about 132 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=3, stride=1, bias=False, input=(8, 64, 1024, 1024), layout=channels_last, target=h100)' --target h100
-# sha256 of the other lines: a2e6459ffe83f10c10df44313597e24bcb94c820486e2147b417012c6c960d0f
+# sha256 of the other lines: 48f62f86166c2091124d14ed33825d5f03f5183883d5164ca3ec50fe8404a876
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -565,10 +565,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -664,7 +663,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9c7f204b98a72bfc"
+NAMESPACE = "convgen_d9c836173c26744f"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

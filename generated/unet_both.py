@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 60f74351e778deb8238632009e4bbf58a9a97ced1b2f2b29abbf4d44fe20e3eb
+# sha256 of the other lines: 57b8322f6595171baaa44c5f8d61d45499bede3800ef708a513f69dcd601c941
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -717,10 +717,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-2:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -862,7 +861,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6f66350576e2ffc5"
+NAMESPACE = "convgen_f4eb3e98333fdbb0"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

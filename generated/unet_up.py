@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: bba37c79cd734b862f0b46a49d2071c3f0956eeed63544b342278c921d302232
+# sha256 of the other lines: 10f93fe8b4c37699afaf6f5cb9634d2a89534f70b3c51a546667f27ac567cad0
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -542,10 +542,9 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
-
     sizes = input.shape[-2:]
-    return any(guard_or_true(n > 1) != guard_or_false(n > 1) for n in sizes)
+    symbols = torch.fx.experimental.symbolic_shapes
+    return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 
 def _is_recorded(input, weight, bias):
@@ -641,7 +640,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_9fe10f43c86008f6"
+NAMESPACE = "convgen_36a0b2d33b45918f"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -23,6 +23,7 @@ from packaging.version import Version
 KNOWN = "3.7.1"  # of Triton; the only one whose inner functions are replaced
 
 
+@functools.cache  # once a process: what takes the place of a function calls the one before it
 def prepare() -> None:
     """Have the interpreter in this process leave out what nobody reads, and what it has done."""
     import triton
