@@ -62,7 +62,7 @@ def lower(
         choices: measured tiles that the file was planned with, beside the package's own.
         prefer: "fastest", or "kernel" if torch's convolution shall not take its place.
     """
-    from .graph_calls import GraphCalls
+    from ..execution.graph_calls import GraphCalls
 
     operator = file["OPERATOR"].default
     setattr(operator, CALLS, GraphCalls(file))

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convgen.network import graph_calls
-from convgen.network.graph_calls import GraphCalls
+from convgen.execution import graph_calls
+from convgen.execution.graph_calls import GraphCalls
 from launching import Card
 from test_launches import FILES, KINDS, Layer, card, load, misplaced, take
 
