@@ -5,7 +5,7 @@
 # grid: (tile, image), 9264 programs in about 35 waves of 132 SMs x 2
 # input gradient: gather, tile 64 positions x 4 rows x 64 channels, 16 deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=h100)' --target h100
-# sha256 of the other lines: d8984c291c2edb1071cc78ec6be182d3b3832f78453d6a88c9eba273cc0bfe07
+# sha256 of the other lines: 55ae6410e699820046df5eb0d6ddd224515cfd112209a3732009486282ddf5d8
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -150,6 +150,7 @@ def conv_transpose3d_kernel(
     x_position = q_d * (C_IN * H_IN * W_IN) + block_h * (C_IN * ROWS * W_IN) + q_w * C_IN
     x_lanes = x_position[:, None] + ci[None, :]
     w_lanes = ci[:, None] + (co * C_IN)[None, :]
+    w_mask = (co < C_OUT)[None, :]
     w_row = C_IN * C_OUT * KW
 
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -171,7 +172,6 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step - 2 * C_IN * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = kd * (C_IN * C_OUT * KH * KW) + kw * (C_IN * C_OUT) + channel
-        w_mask = (co < C_OUT)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
@@ -258,6 +258,7 @@ def conv_transpose3d_input_gradient_kernel(
     x_position = q_d * (GRAD_H_IN * GRAD_W_IN) + block_h * (GRAD_ROWS * GRAD_W_IN) + q_w
     x_lanes = x_position[:, None] + (ci * (GRAD_D_IN * GRAD_H_IN * GRAD_W_IN))[None, :]
     w_lanes = ci[:, None] + (co * GRAD_C_IN)[None, :]
+    w_mask = (co < GRAD_C_OUT)[None, :]
     w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_KW
 
     acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N), dtype=tl.float32)
@@ -283,7 +284,6 @@ def conv_transpose3d_input_gradient_kernel(
             + kw * (GRAD_C_IN * GRAD_C_OUT)
             + channel
         )
-        w_mask = (co < GRAD_C_OUT)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
@@ -936,7 +936,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b8c55f834bbab6a0"
+NAMESPACE = "convgen_ff877fcd2ca1d42e"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

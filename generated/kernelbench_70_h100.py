@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: 87a3704278f4e929fccddd105dba628b47da8195f41537e7a3bf82664c5db7bd
+# sha256 of the other lines: 738b573e1ab1affd788a40c0df5da6dfb8ec3b34660700e56bbd73b4bf16bd25
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -171,6 +171,7 @@ def conv_transpose3d_kernel(
     x_position = q_d * (H_IN * W_IN) + block_h * (ROWS * W_IN) + q_w * SPAN + place
     x_lanes = x_ci[:, None] + x_position[None, :]
     w_lanes = row[:, None] + (column * (C_IN * SPAN))[None, :]
+    w_mask = (column < C_OUT * PHASES)[None, :]
     w_row = C_IN * C_OUT * PHASES * SPAN * TAPS_W
 
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N * PHASES), dtype=tl.float32)
@@ -191,7 +192,6 @@ def conv_transpose3d_kernel(
         x_mask = x_inside[None, :]
         x = tl.load(x_tile + x_step - 2 * W_IN + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_IN * C_OUT * PHASES * SPAN) + channel * SPAN
-        w_mask = (column < C_OUT * PHASES)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
@@ -278,6 +278,7 @@ def conv_transpose3d_input_gradient_kernel(
     )
     x_lanes = x_ci[:, None] + x_position[None, :]
     w_lanes = row[:, None] + (column * (GRAD_C_IN * GRAD_SPAN))[None, :]
+    w_mask = (column < GRAD_C_OUT * GRAD_PHASES)[None, :]
     w_row = GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN * GRAD_TAPS_W
 
     acc_0 = tl.zeros((GRAD_BLOCK_M, GRAD_BLOCK_N * GRAD_PHASES), dtype=tl.float32)
@@ -298,7 +299,6 @@ def conv_transpose3d_input_gradient_kernel(
         # Input row 0 of the block, for output row 0 with w_2
         x = tl.load(x_tile + x_step + x_lanes)
         w_step = tap * (GRAD_C_IN * GRAD_C_OUT * GRAD_PHASES * GRAD_SPAN) + channel * GRAD_SPAN
-        w_mask = (column < GRAD_C_OUT * GRAD_PHASES)[None, :]
         w_0 = tl.load(w_ptr + w_step + w_lanes, mask=w_mask, other=0.0)
         w_1 = tl.load(w_ptr + w_step + w_row + w_lanes, mask=w_mask, other=0.0)
         w_2 = tl.load(w_ptr + w_step + 2 * w_row + w_lanes, mask=w_mask, other=0.0)
@@ -937,7 +937,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_a1c0ed2fe3e30677"
+NAMESPACE = "convgen_6ea9d81ec926e6ce"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

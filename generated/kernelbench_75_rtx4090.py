@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (gap_h * tile * group * image), 33024 programs in about 86 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=(3, 5), stride=(2, 3), padding=(1, 2), groups=4, bias=False, dilation=(2, 1), input=(16, 32, 128, 256), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 5894d4df302b613c1aa68296aeb5611eb9ccc42c3fab8fc5c69b0c053cb1f5e4
+# sha256 of the other lines: becc7dded327feb3adf9e64d70820f5e4282d23bbedd7a047338fdc936fb3beb
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -127,6 +127,7 @@ def conv_transpose2d_kernel(
     x_lanes = (q_h * W_IN + q_w)[:, None] + (ci * (H_IN * W_IN))[None, :]
     w_tile = w_ptr + group * (GROUP_C_IN * GROUP_C_OUT * PHASE_LANES)
     w_lanes = ci[:, None] + (column * GROUP_C_IN)[None, :]
+    w_mask = (ci < GROUP_C_IN)[:, None]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N * PHASE_LANES), dtype=tl.float32)
     for step in range(reached_h * (KH * TAPS_W)):
@@ -141,7 +142,6 @@ def conv_transpose2d_kernel(
         x_mask = x_inside[:, None] & (ci < GROUP_C_IN)[None, :]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         w_step = tap * (C_OUT * GROUP_C_IN * PHASE_LANES)
-        w_mask = (ci < GROUP_C_IN)[:, None]
         w = tl.load(w_tile + w_step + w_lanes, mask=w_mask, other=0.0)
         x = round_to_tf32(x)
         acc = tl.dot(x, w, acc, input_precision="tf32")
@@ -632,7 +632,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_6fd348c3566edae3"
+NAMESPACE = "convgen_b6815dcf635e2922"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 128 positions x 16 channels, 16 deep, 8 warps, 3 stages
 # grid: (phase_h * co_tile * tile * image), 20480 programs in about 78 waves of 132 SMs x 2
 # regenerate: convgen emit 'ConvTranspose2d(32, 64, kernel_size=3, stride=5, padding=1, bias=False, dilation=2, input=(16, 32, 64, 128), target=h100)' --target h100
-# sha256 of the other lines: b48592b6f28c98b7512fc24c6b57c5bbce218f1d16b6f132c189faf459ada6e3
+# sha256 of the other lines: aad5f662e40ed7cf42bdfce6e9b7f32d09a48d5433c6b108578da4acc3c5697c
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -138,6 +138,8 @@ def conv_transpose2d_kernel(
 
     x_tile = x_ptr + image * (C_IN * H_IN * W_IN) + first_h * W_IN
     x_lanes = (q_h * W_IN + q_w)[:, None] + (ci * (H_IN * W_IN))[None, :]
+    x_inside = (first_h + q_h >= 0) & (first_h + q_h < H_IN)
+    x_mask = x_inside[:, None]
     w_tile = w_ptr + phase_h * (C_IN * C_OUT * PHASE_LANES) + co_start * (C_IN * PHASE_LANES)
     w_lanes = ci[:, None] + (column * C_IN)[None, :]
 
@@ -145,8 +147,6 @@ def conv_transpose2d_kernel(
     for block in range(taps_h * channel_blocks):
         channel = block * BLOCK_K
         x_step = channel * (H_IN * W_IN)
-        x_inside = (first_h + q_h >= 0) & (first_h + q_h < H_IN)
-        x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         w = tl.load(w_tile + channel + w_lanes)
         x = round_to_tf32(x)
@@ -625,7 +625,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_045e0fae1c4e90eb"
+NAMESPACE = "convgen_cec56f718e8a53b3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -6,7 +6,7 @@
 # in channels_last: window, tile 128 positions x 2 rows x 64 channels, 64 deep, 4 warps, 2 stages
 #   grid (phase_w * w_tile * block_h, image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16, layout=any, target=h100)' --target h100
-# sha256 of the other lines: 57b8322f6595171baaa44c5f8d61d45499bede3800ef708a513f69dcd601c941
+# sha256 of the other lines: cffe70c8d31e4f751afe21c7f7a3f5cee6d35f8648a1a69854b3392de5403b0e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -126,6 +126,9 @@ def conv_transpose2d_kernel(
 
     x_tile = x_ptr + tl.cast(image, tl.int64) * H_IN * W_IN * C_IN
     x_lanes = (q_h * W_IN + q_w)[:, None] + (ci * H_IN * W_IN)[None, :]
+    x_inside = q_h < H_IN
+    x_inside &= q_w < W_IN
+    x_mask = x_inside[:, None]
     w_tile = w_ptr + phase_h * (C_IN * C_OUT * PHASES)
     w_lanes = ci[:, None] + (column * C_IN)[None, :]
 
@@ -133,9 +136,6 @@ def conv_transpose2d_kernel(
     for block in range(channel_blocks):
         channel = block * BLOCK_K
         x_step = tl.cast(channel, tl.int64) * H_IN * W_IN
-        x_inside = q_h < H_IN
-        x_inside &= q_w < W_IN
-        x_mask = x_inside[:, None]
         x = tl.load(x_tile + x_step + x_lanes, mask=x_mask, other=0.0)
         w = tl.load(w_tile + channel + w_lanes)
         acc = tl.dot(x, w, acc, input_precision="ieee")
@@ -861,7 +861,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_f4eb3e98333fdbb0"
+NAMESPACE = "convgen_cf5895cf5e43645c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     tags = torch.Tag.flexible_layout  # Inductor may keep the layout that it wants

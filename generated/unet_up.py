@@ -4,7 +4,7 @@
 # family: polyphase, tile 32 positions x 4 rows x 32 channels, 32 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(128, 64, kernel_size=2, stride=2, dtype=float16)' --target rtx4090
-# sha256 of the other lines: 10f93fe8b4c37699afaf6f5cb9634d2a89534f70b3c51a546667f27ac567cad0
+# sha256 of the other lines: b622ca5b5c788c78e1c3deeae30d00fe67033f2fafc13c2d1a30433c1f3153a3
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -116,6 +116,7 @@ def conv_transpose2d_kernel(
 
     x_tile = x_ptr + tl.cast(image, tl.int64) * H_IN * W_IN * C_IN
     x_lanes = (block_h * W_IN * ROWS_IN + q_w)[:, None] + (ci * H_IN * W_IN)[None, :]
+    x_inside_w = q_w < W_IN
     w_tile = w_ptr + co_start * (C_IN * PHASES)
     w_lanes = ci[:, None] + (column * C_IN)[None, :]
     w_row = C_IN * C_OUT * PHASES
@@ -127,7 +128,6 @@ def conv_transpose2d_kernel(
     for block in range(channel_blocks):
         channel = block * BLOCK_K
         x_step = tl.cast(channel, tl.int64) * H_IN * W_IN
-        x_inside_w = q_w < W_IN
         # Input row 0 of the block, for output rows 0 with w_0, 1 with w_1
         x_inside = x_inside_w & (block_h * ROWS_IN < H_IN)
         x_mask = x_inside[:, None]
@@ -640,7 +640,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_36a0b2d33b45918f"
+NAMESPACE = "convgen_a4b7ac9d07aac2bb"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -17,7 +17,7 @@ from ..geometry.boxes import is_run
 from ..geometry.row_blocks import RowBlock
 from ..planning.input_copy import copy_rounds
 from ..planning.plan import KernelPlan
-from ..symbolic.access import Coordinate, TensorIndex
+from ..symbolic.access import Coordinate, TensorIndex, masks_of
 from ..symbolic.lines import assignment, bare
 from ..symbolic.scribe import LaneText
 from ..symbolic.sizes import Sizes
@@ -143,9 +143,13 @@ def loads(
     first = inputs(begin)
     x, lanes = kernel.access_and_lanes("x", first.coordinates(), order)
     w = kernel.access("w", *weight)
+    if _is_fixed(outline, weight[0]):
+        w = _masked_before(w, w.mask_lines)
     if _single_halves(kernel, first) and len(lanes.parts) > 1:  # several positions and channels
         x = _from_starts(x, lanes)
     if block is None:
+        if _is_fixed(outline, first.coordinates()):
+            x = _masked_before(x, x.mask_lines)
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = LoadText("", x.masked, x.mask_lines)
         return x, w, input_tiles(outline, [one], (only,), reshape=reshape)
@@ -155,8 +159,24 @@ def loads(
         LoadText(kernel.offset((row - begin) * first.row_stride()), mask.masked, mask.fresh)
         for row, mask in zip(block.inputs, masks, strict=True)
     ]
+    if _is_fixed(outline, inputs(begin).coordinates()):
+        x = _masked_before(x, shared)
+        shared = ()
     weights = _block_weights(w, block)
     return x, w, input_tiles(outline, places, weights, shared, reshape)
+
+
+def _is_fixed(outline: Outline, coordinates: list[Coordinate]) -> bool:
+    """Whether there is a loop and none of its steps changes the mask at these coordinates."""
+    kernel = outline.kernel
+    masks = masks_of(kernel.scribe.space, coordinates)
+    moving = any(mask.index.free_symbols & kernel.loop for mask in masks)
+    return outline.steps.loop is not None and not moving
+
+
+def _masked_before(text: AccessText, lines: tuple[str, ...]) -> AccessText:
+    """Return the access with the lines of its mask before the loop."""
+    return dataclasses.replace(text, lanes=(*text.lanes, *lines), mask_lines=())
 
 
 def _single_halves(kernel: Kernel, inputs: TensorIndex) -> bool:

@@ -187,6 +187,17 @@ CONSTEXPR += [
     mutation("constants", "no KL", LINE, r"^KL = .*\n", ""),
 ]
 
+# The input has a mask that each tap of KW shifts; this one is of positions alone.
+MASKS = [
+    mutation(
+        "masks",
+        "a mask of positions in the loop",
+        PLAIN,
+        r"^( +)x = tl\.load",
+        r"\1y_inside = q_w < W_OUT\n\1y_inside &= q_w < W_IN\n\g<0>",
+    )
+]
+
 LOOPS = [
     mutation("loops", catches, PLAIN, pattern, replacement)
     for catches, pattern, replacement in (
@@ -266,6 +277,7 @@ MUTATIONS = (
     + FROM_OUTSIDE
     + CONSTEXPR
     + LOOPS
+    + MASKS
     + GRID
     + TUNING
     + BLOCK_VALUES

@@ -166,6 +166,23 @@ def loops(file: EmittedFile) -> Breaches:
                     yield part, f"{kernel.name}: a number in the loop's {ast.unparse(part)}"
 
 
+def masks(file: EmittedFile) -> Breaches:
+    """A mask that no step of a loop changes is computed before the loop."""
+    for kernel in file.kernels:
+        for loop in (node for node in ast.walk(kernel) if isinstance(node, ast.For)):
+            given: dict[str, list[ast.Assign | ast.AugAssign]] = {}
+            for node in ast.walk(loop):
+                if isinstance(node, ast.Assign | ast.AugAssign):
+                    for name in _bound(ast.walk(node)):
+                        given.setdefault(name, []).append(node)
+            moving = {*given, *_names(loop.target)}
+            for name, lines in given.items():
+                once = sum(isinstance(line, ast.Assign) for line in lines) == 1
+                read = set().union(*map(_names, lines)) - {name}
+                if once and name.endswith(("_mask", "_inside")) and not read & moving:
+                    yield lines[0], f"{kernel.name}: no step changes {name}"
+
+
 def grid(file: EmittedFile) -> Breaches:
     """A grid is written as one to three entries, and the kernel asks for exactly these axes."""
     if not file.launches:
@@ -255,6 +272,7 @@ RULES = (
     constants,
     once,
     loops,
+    masks,
     grid,
     tuning,
     blocks,
