@@ -437,9 +437,10 @@ if REPEATS:
                 # The last three are for launch hooks, which see Triton's own launches only.
                 kernel = (compiled.function, compiled.packed_metadata, None, None, None)
                 launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-                LAUNCHED[call] = tuple(y.shape), y.stride(), *launch
+                # Triton unloads a kernel that nobody keeps.
+                LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
             return y
-        shape, stride, run, programs, kernel, others = again
+        shape, stride, run, programs, kernel, others, _ = again
         y = _empty_strided_cuda(shape, stride, DTYPE)
         stream = torch._C._cuda_getCurrentRawStream(device)
         run(*programs, stream, *kernel, *operands, y.data_ptr(), *others)
@@ -782,11 +783,13 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    if OPEN_BATCH:  # noqa: SIM108
-        sizes = input.shape[-RANK:]
-    else:
-        sizes = input.shape
-    symbols = torch.fx.experimental.symbolic_shapes
+    # torch imports the module when a size first becomes a symbol.
+    symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
+    if symbols is None:
+        return False
+    sizes = input.shape
+    if OPEN_BATCH:
+        sizes = sizes[-RANK:]
     return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
 
 

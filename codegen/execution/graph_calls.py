@@ -3,7 +3,8 @@
 Beside the stages; needs torch. Input: the names of an emitted file; output: a function that
 computes what its operator does. The first and the second call of a kind take the way of the file's
 own `_forward`, and what the second launches is noted; later ones launch the same again, on their
-own tensors. A kind is all that `_forward` decides by: sizes, strides, dtypes, device and alignment.
+own tensors. A kind is all that `_forward` decides by: sizes, strides, dtypes, device and alignment;
+under autocast, which decides, too, calls take the file's own way.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class _Launch:
         operands: what it reads, each a place among input, weight, bias and what earlier launches
             of the call made; and the class of the tensor descriptor that it takes, if it is one.
         dtype, shape, stride: of the tensor that it makes.
-        run, programs, kernel, others: as `_launched` of an emitted file keeps them.
+        run, programs, kernel, others, compiled: as `_launched` of an emitted file keeps them.
     """
 
     operands: tuple[tuple[int, type | None], ...]
@@ -41,6 +42,7 @@ class _Launch:
     programs: tuple[int, ...]
     kernel: tuple[Any, ...]
     others: tuple[Any, ...]
+    compiled: Any
 
 
 class GraphCalls:
@@ -59,11 +61,14 @@ class GraphCalls:
         """Return the output of the layer, as the operator does."""
         device, pointers = input.get_device(), input.data_ptr() | weight.data_ptr()
         kind: tuple[Any, ...] = device, _kind(input), _kind(weight)
+        together = weight.get_device() == device
         if bias is not None:
             kind = *kind, _kind(bias)
             pointers |= bias.data_ptr()
+            together = together and bias.get_device() == device
         launches = None
-        if device >= 0 and not pointers % ALIGNED and torch._C._cuda_getDevice() == device:
+        here = together and device >= 0 and torch._C._cuda_getDevice() == device
+        if here and not pointers % ALIGNED and not torch._C._is_any_autocast_enabled():
             launches = self._kinds.get(kind, ())
         if launches:
             return self._again(launches, [input, weight, bias], device)
@@ -104,7 +109,10 @@ class GraphCalls:
         for name in _FUNCTIONS:
             if name in file:
                 scope[name] = FunctionType(file[name].__code__, scope)
-        output = scope["_forward"](*tensors)
+        try:
+            output = scope["_forward"](*tensors)
+        finally:
+            scope.clear()  # a function's scope that has the function would keep what is noted
         return output, self._launches(noted, tensors, output)
 
     def _launches(

@@ -7,6 +7,7 @@ output format that the graph did not promise.
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,3 +143,33 @@ def test_a_gradient_of_unknown_sizes_is_torch_s(
         for net in (run, Found(twin, INPUTS[name]))
     ]
     torch.testing.assert_close(*gradients)
+
+
+# What a size that is a symbol needs is loaded when there is one.
+FRESH = """
+import sys, torch
+from torch.utils.flop_counter import FlopCounterMode
+from up import ModelNew
+
+class Subclass(torch.Tensor):
+    pass
+
+layer, x = ModelNew(), torch.ones(2, 4, 5, 5, dtype=torch.float64)
+shapes = [layer.to("meta")(x.to("meta")).shape]
+layer = ModelNew()
+shapes.append(layer(x.as_subclass(Subclass)).shape)
+assert "torch.fx.experimental.symbolic_shapes" not in sys.modules
+with FlopCounterMode(display=False) as counter:
+    shapes.append(layer(x).shape)
+assert counter.get_total_flops() == 2 * 2 * 4 * 6 * 9 * 25
+assert shapes == [(2, 6, 7, 7)] * 3
+"""
+
+
+def test_a_process_without_symbols_has_no_size_that_data_decide(tmp_path: Path) -> None:
+    """Checks that run without a graph: on meta tensors, on subclasses and under a mode."""
+    (tmp_path / "up.py").write_text(convgen.emit(OPEN))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FRESH], cwd=tmp_path, text=True, stderr=-1
+    )
+    assert (done.returncode, done.stderr) == (0, "")

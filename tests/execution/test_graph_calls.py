@@ -7,6 +7,8 @@ integers; the card is a GPU or its stand-in, whose kernels are as narrow as Trit
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +128,53 @@ def test_what_torch_computes_is_computed_again(take: Callable[[str], Layer]) -> 
     for seed in range(4):
         tensors = [None if t is None else t.double() for t in layer.tensors(seed=seed)]
         assert layer.check(*tensors, call=calls).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["open", "any"])
+def test_autocast_decides_too(name: str, take: Callable[[str], Layer]) -> None:
+    """No guard checks it where autograd computes a graph again."""
+    layer = take(name)
+    calls, tensors = of(layer), layer.tensors()
+    for _ in range(3):
+        layer.check(*tensors, call=calls)
+    with torch.autocast(torch.device(layer.device).type, dtype=torch.bfloat16):
+        got, want = calls(*tensors), layer.file._forward(*tensors)
+    assert got.dtype == want.dtype == torch.bfloat16
+    assert torch.equal(got, want)
+    layer.check(*tensors, call=calls)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a kernel would read the CPU's memory there")
+def test_tensors_of_two_devices_take_the_file_s_own_way(
+    number: int, take: Callable[[str], Layer], card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which says so."""
+    layer = take("open")
+    calls, tensors = of(layer), layer.tensors()
+    for _ in range(3):
+        layer.check(*tensors, call=calls)
+    other = tensors[number]
+    monkeypatch.setattr(Tensor, "get_device", lambda tensor: -1 if tensor is other else 0)
+    monkeypatch.setitem(vars(layer.file), "_forward", refused)
+    with pytest.raises(AssertionError, match="own way"):
+        calls(*tensors)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_noted_is_kept_by_nothing(name: str, take: Callable[[str], Layer]) -> None:
+    """A server that has switched Python's collector off gets its memory back all the same."""
+    layer = take(name)
+    calls, tensors = of(layer), layer.tensors()
+    calls(*tensors)  # the stand-in keeps the tensors that it compiled for
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            kept = weakref.ref(calls(*tensors))
+            assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="another device is chosen on a stand-in")
