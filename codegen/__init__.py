@@ -225,7 +225,8 @@ def freeze(model: Any) -> list[str]:
 
     A layer is frozen until `unfreeze`, `train()`, a move to another device or dtype, a load of a
     checkpoint, an edit that torch reports, a new weight or parametrization, or a call that records
-    a gradient of the weight. Freezing has no effect in a captured or compiled graph.
+    a gradient of the weight. Freezing has no effect in a captured or compiled graph, nor on a layer
+    whose weight is computed at each call (`weight_norm`, a parametrization).
 
     Args:
         model: a `torch.nn.Module` with emitted layers, such as one from `replace_layers`.
@@ -235,6 +236,7 @@ def freeze(model: Any) -> list[str]:
 
     Raises:
         SpecError: `model` is not a torch module.
+        MachineError: torch is not installed.
     """
     from .network.replace import freeze_layers
 

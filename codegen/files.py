@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from .errors import MachineError, ProjectError
 
-_TEMPORARY = r"\..+\.[0-9a-f]{8}\.pyc"  # the name of a file while it is written (`_temporary`)
+_TEMPORARY = r"\.(.+)\.[0-9a-f]{8}\.pyc"  # the name of a file while it is written (`_temporary`)
 _MOST = 1 << 26  # characters read of an existing file to tell whether convgen wrote it
 MAX_FILE = 4 * 2**20  # bytes read of a table, choices or cases file; real ones have about 100 KB
 _SHOWN = 4096  # characters of a path in an error message: no system opens a longer path
@@ -99,9 +99,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # no permission: reported when a file is written
             folder.mkdir(parents=True, exist_ok=True)
             if stack.enter_context(_locked(folder)):
-                for name in os.listdir(folder):
-                    if re.fullmatch(_TEMPORARY, name) and is_regular(folder / name):
-                        _clear(folder / name)
+                _clear(folder)
         yield
 
 
@@ -120,11 +118,14 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         yield held
 
 
-def _clear(path: Path) -> None:
-    """Remove a temporary file, unless a process is still writing it."""
-    with _locked(path, wait=False) as abandoned:
-        if abandoned:
-            path.unlink(missing_ok=True)
+def _clear(folder: Path, of: str | None = None) -> None:
+    """Remove temporary files of killed processes: those `of` a file's name, else all."""
+    for name in os.listdir(folder):
+        found = re.fullmatch(_TEMPORARY, name)
+        if found and of in (None, found[1]) and is_regular(folder / name):
+            with _locked(folder / name, wait=False) as abandoned:
+                if abandoned:
+                    (folder / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -143,6 +144,8 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be listed can be written to
+            _clear(path.parent, path.name)
         kept = stat.S_IMODE(path.lstat().st_mode) if is_regular(path) else None
         new = 0o644 if private else 0o666
         with _temporary(path, new if kept is None else kept) as (temporary, file):

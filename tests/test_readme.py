@@ -64,7 +64,7 @@ def test_the_report_is_real(tmp_path: Path) -> None:
     (_, replaces), (_, calls), (kind, shown) = blocks[at - 1 : at + 2]
     assert kind == "text"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"import torch\n{replaces}{calls}"],
+        [sys.executable, "-W", "ignore", "-c", f"{replaces}{calls}"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

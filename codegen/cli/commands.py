@@ -17,7 +17,7 @@ import click
 from ..language.spec import NO_CHOICES
 from ..version import __version__
 from .bench_model import bench_model
-from .common import choices_option, guarded, print_json, progress, torch_for
+from .common import choices_option, guarded, open_output, print_json, progress, torch_for
 from .flags import SPEC_OPTIONS
 from .project import build, init, list_files
 from .trace import trace
@@ -41,6 +41,7 @@ def _choices(path: Path | None, statements: list[Any]) -> Any:
 @click.version_option(__version__, prog_name="convgen")
 def main() -> None:
     """Compile a transposed convolution into one Python file with a Triton kernel."""
+    open_output()
 
 
 @main.command()

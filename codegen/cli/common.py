@@ -24,8 +24,8 @@ from ..errors import ConvgenError, EditedError, MachineError, ModelError, visibl
 
 T = TypeVar("T")
 INTERNAL_ERROR = 123
-# Errors of stdout when it is full; files.py reports those of files, with their names.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Errors of stdout when it is full or closed; files.py reports those of files, with their names.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # Of the commands that call a user's model.
 inputs_option = click.option(
     "--input",
@@ -56,7 +56,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FULL:
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 click.echo(f"error: cannot write the output: {error.strerror}", err=True)
                 _discard_output()
                 sys.exit(1)
@@ -76,6 +76,15 @@ def _discard_output() -> None:
     """Discard what stdout has buffered: Python would try to write it at exit, and exit with 120."""
     with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def open_output() -> None:
+    """Give a process that was started without stdout one that refuses what is written to it.
+
+    Python and click discard it silently.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
 
 
 def progress(items: Sequence[T]) -> AbstractContextManager[Iterable[T]]:

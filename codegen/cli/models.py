@@ -68,7 +68,10 @@ def _module(name: str) -> Any:
     for number, part in enumerate(parts, 1):
         path, whole = getattr(module, "__path__", None), ".".join(parts[:number])
         if module is not None and path is None:
-            raise SpecError(f"module {module.__name__} has no module {part}: it is no package")
+            hint = "; leave out the suffix .py" * (part == "py")
+            raise SpecError(
+                f"module {module.__name__} has no module {part}: it is no package{hint}"
+            )
         with user_code(f"importing {whole}"):
             try:
                 missing = importlib.util.find_spec(whole) is None

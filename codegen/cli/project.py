@@ -67,7 +67,8 @@ def build(root: Path, check: bool, diff: bool, force: bool, strict: bool, as_jso
                 click.echo(f"{name if dry else verbs[name]} {visible(path, 4096)}", err=True)
         count = sum(len(paths) for name, paths in rows.items() if dry or name != "kept")
         verb = "differ" if dry else "brought up to date"
-        click.echo(f"{len(made.contents)} files, {count} {verb}", err=True)
+        files = f"{len(made.contents)} file{'s' * (len(made.contents) != 1)}"
+        click.echo(f"{files}, {count} {verb}", err=True)
     sys.exit(1 if drift.kept or ((dry or strict) and drift) else 0)
 
 

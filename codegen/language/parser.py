@@ -76,8 +76,12 @@ def parse_document(text: str) -> Document:
                 raise reader.error(node, "target is given twice", "target")
             target = reader.at(value, check_target, reader.value(value))
             continue
-        if name is not None and name in {statement.name for statement in statements}:
-            raise reader.error(node, f"the name {name} is used twice")
+        for other in [each.name for each in statements if name and each.name]:
+            if name == other:
+                raise reader.error(node, f"the name {name} is used twice")
+            if str(name).lower() == other.lower():
+                said = f"{name} and {other} are one file's name on systems that ignore case"
+                raise reader.error(node, said)
         statements.append(NamedSpec(name, reader.pipeline(value)))
     return Document(tuple(statements), target)
 

@@ -263,7 +263,8 @@ class ConvTransposeSpec:
         ):
             elements = math.prod(size or 1 for size in (self.batch, channels, *spatial))
             if elements > MAX_ELEMENTS:
-                raise SpecError(f"input asks for a tensor of {elements} elements", "input")
+                said = f"input asks for a tensor of {elements} elements, more than {MAX_ELEMENTS}"
+                raise SpecError(said, "input")
 
     def _check_rungs(self) -> None:
         rungs = entries_of(self.rungs)

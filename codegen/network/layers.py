@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..errors import SpecError, nearest, shown, text_of, visible
+from ..errors import MachineError, SpecError, nearest, shown, text_of, visible
 from ..execution.local_gpu import local_target
 from ..language.spec import ANY, LAYOUTS, MEMORY_FORMATS, ConvTransposeSpec
 
@@ -47,8 +47,11 @@ class Wishes:
 
 
 def check_module(model: object) -> None:
-    """Raise SpecError if `model` is no torch module."""
-    from torch import nn
+    """Raise SpecError if `model` is no torch module, MachineError without torch."""
+    try:
+        from torch import nn
+    except ImportError:
+        raise MachineError("models need torch, of convgen's extra 'torch'") from None
 
     if not isinstance(model, nn.Module):
         raise SpecError(f"model must be a torch.nn.Module, got {shown(model)}", "model")

@@ -74,7 +74,7 @@ def resolve(text: str | None, flags: dict[str, Any]) -> list[Statement]:
         found = [(statement.name, statement.spec) for statement in document.statements]
         default = document.target
     if not found:
-        raise SpecError("SPEC contains no layer")
+        raise SpecError(f"{text if text and text.endswith(SUFFIX) else 'SPEC'} contains no layer")
     return [
         Statement(name, spec, find_target(said or spec.target or default or DEFAULT_TARGET))
         for name, spec in found

@@ -189,7 +189,9 @@ def _check_names(kernels: list[Kernel], *, several: bool) -> None:
     owners: dict[str, tuple[str, ConvTransposeSpec, str | None]] = {}
     for kernel in kernels:
         if folded[kernel.path.stem.lower()] > 1:  # the same file where case is ignored
-            raise ProjectError(f"two kernels are called {kernel.path.stem}", "name")
+            named = sorted({each for each in stems if each.lower() == kernel.path.stem.lower()})
+            hint = ", which are one file where case is ignored" * (len(named) > 1)
+            raise ProjectError(f"two kernels are called {' and '.join(named)}{hint}", "name")
         layer = dataclasses.replace(kernel.spec, target=None)
         owner = (kernel.name, layer, kernel.class_name)
         for key, name in (("name", kernel.name), ("class-name", kernel.class_name)):

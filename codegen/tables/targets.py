@@ -277,4 +277,5 @@ def find_target(name: str) -> GpuTarget:
     for target in TARGETS:
         if target.name == text:
             return target
-    raise KeyError(name)
+    known = ", ".join(target.name for target in TARGETS)
+    raise KeyError(f"no target is called {name!r}, only {known}")

@@ -6,6 +6,7 @@ What a user types never runs, never shows a traceback, and never reaches an emit
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -309,6 +310,15 @@ def test_output_that_is_full_is_no_bug(command, buffered):
         )
     assert done.returncode == 1
     assert done.stderr == b"error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["emit --k 3", "targets", "families --json"])
+def test_output_that_is_closed_is_no_success(command):
+    """Python would discard it: a script that forgot its descriptor would think it had a kernel."""
+    line = f"{shlex.quote(sys.executable)} -m convgen {command} >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot write the output: Bad file descriptor\n"
 
 
 # ---- bugs ----

@@ -225,6 +225,7 @@ def test_every_wrong_argument_is_named_and_pointed_at(argument, value):
         (f"{LAYER} | 'relu'", "expected a stage", "'relu'"),
         (f"{'relu|' * 32}{LAYER}{'|relu' * 33}", "at most 64 stages, got 32 before", "Conv"),
         (f"up = {LAYER}\nup = {LAYER}", "line 2: the name up is used twice", "up = "),
+        (f"up = {LAYER}\nUp = {LAYER}", "line 2: Up and up are one file's name", "Up = "),
         (f"up = {LAYER}\n\n  # é\nlow = {LAYER}\né = 1", "line 5: ", "é = 1"),
         (f"'é' | {LAYER} | 'é'", "expected a stage", "'é'"),
         (f"# é\u2028\x0c\x85\n{LAYER[:-1]}, stride=0)", "line 2: stride", "0)"),

@@ -269,7 +269,7 @@ def test_a_name_hides_no_other(tmp_path: Path, clash: str) -> None:
 
 def test_names_differ_in_more_than_case(tmp_path: Path) -> None:
     """Some systems would write both to one file."""
-    with pytest.raises(ProjectError, match="two kernels are called"):
+    with pytest.raises(ProjectError, match="called UP and up, which are one"):
         read_table(make_project(tmp_path, rows("up", "UP")))
 
 

@@ -455,6 +455,18 @@ def test_what_a_killed_build_left_is_cleared_away(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == left
 
 
+def test_a_file_that_is_written_again_clears_what_was_left_of_it(tmp_path):
+    """`emit -o` has no folder of its own to clear: what is another file's stays."""
+    path = tmp_path / "up.py"
+    subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    (tmp_path / ".up.py.01234567.py.01234567.pyc").write_text("another file's")
+    write_text(path, "whole")
+    assert contents(tmp_path) == {
+        "up.py": "whole",
+        ".up.py.01234567.py.01234567.pyc": "another file's",
+    }
+
+
 @pytest.mark.parametrize("moment", ["os.chmod", "os.replace"])
 def test_what_is_being_written_is_not_cleared_away(tmp_path, monkeypatch, moment):
     """Another build may begin while `emit -o` or `replace_layers` writes into its folder."""
