@@ -4,7 +4,7 @@
 # family: direct, tile 256 positions x 16 channels, 1 deep, 4 warps, 2 stages
 # grid: (phase_h * co_tile * tile * image)
 # regenerate: convgen emit 'ConvTranspose2d(64, 64, kernel_size=4, stride=2, padding=1, groups=64, bias=False)' --target rtx4090
-# sha256 of the other lines: aa3f8a567e5bd9b3040c4a25227f5ebefd7002e78ebc039eb05cdc8c3412db0c
+# sha256 of the other lines: cf88c315515751454eb451e9b161cb1feb4ca54f259780d1ef44f2caf60d202e
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -258,8 +258,7 @@ def _launched(call, operands, arguments):
             # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-            # Triton unloads a kernel that nobody keeps.
-            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
         return y
     shape, stride, run, programs, kernel, others, _ = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
@@ -437,9 +436,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     sizes = sizes[-2:]
@@ -521,7 +519,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_899cfabf338f1d37"
+NAMESPACE = "convgen_1050053124ac1ca3"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

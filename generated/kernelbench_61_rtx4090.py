@@ -4,7 +4,7 @@
 # family: gather, tile 32 positions x 4 rows x 16 channels, 16 deep, 4 warps, 3 stages
 # grid: (co_tile * tile * image), 55560 programs in about 145 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(48, 48, kernel_size=3, stride=1, bias=False, input=(8, 48, 64, 64, 64), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: 921c1859d592cd8749ecbbf047283d37bed0cd2c83efb37c8dae7d0dc3bed97e
+# sha256 of the other lines: 3d344d0dae8d98092dd4d73877e6fda2552487c20736fab47ae37af27e1700f9
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -382,8 +382,7 @@ def _launched(call, operands, arguments):
             # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-            # Triton unloads a kernel that nobody keeps.
-            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
         return y
     shape, stride, run, programs, kernel, others, _ = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
@@ -550,9 +549,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
@@ -651,7 +649,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_ff153aaa498cbf94"
+NAMESPACE = "convgen_50804622999c5b85"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

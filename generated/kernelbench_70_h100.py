@@ -5,7 +5,7 @@
 # grid: (tile, image), 29416 programs in about 56 waves of 132 SMs x 4
 # input gradient: polyphase, tile 64 positions x 2 rows x 64 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose3d(48, 24, kernel_size=3, stride=1, bias=False, input=(8, 48, 96, 96, 96), target=h100)' --target h100
-# sha256 of the other lines: bac475d61647baf569419abd545d49b6133303b5a98feb2de3d728f5466557f0
+# sha256 of the other lines: 6f81d1cc5aab09d023c8a805c70e3548e74cce158fa443143c8bf4957d1275c6
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -626,8 +626,7 @@ def _launched(call, operands, arguments):
             # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-            # Triton unloads a kernel that nobody keeps.
-            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
         return y
     shape, stride, run, programs, kernel, others, _ = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
@@ -794,9 +793,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
@@ -941,7 +939,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_b2374202a358c48b"
+NAMESPACE = "convgen_0f090238e8c2b75c"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -4,7 +4,7 @@
 # family: polyphase, tile 64 positions x 4 rows x 8 channels, 8 x 2 inputs deep, 4 warps, 2 stages
 # grid: (phase_d * tile * group * image), 3456 programs in about 9.00 waves of 128 SMs x 3
 # regenerate: convgen emit 'ConvTranspose3d(32, 32, kernel_size=(3, 5, 7), stride=2, padding=(1, 2, 3), output_padding=1, groups=4, bias=False, input=(8, 32, 12, 24, 48), target=rtx4090)' --target rtx4090
-# sha256 of the other lines: a4532d49e09cf8eed5c410239f87cdcc73d0a7213cd6cbf999162d48b445170f
+# sha256 of the other lines: a87f22f25ddfdc0042ef4fe33f1c2ae8eeec84dca7f1ec92b2d6fb7fd2b75911
 
 """ConvTranspose3d as a Triton kernel.
 
@@ -434,8 +434,7 @@ def _launched(call, operands, arguments):
             # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-            # Triton unloads a kernel that nobody keeps.
-            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
         return y
     shape, stride, run, programs, kernel, others, _ = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
@@ -602,9 +601,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
@@ -703,7 +701,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_2edd63c0d6df29c7"
+NAMESPACE = "convgen_5e55049ef059a079"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose3d"):
     LIBRARY.define("conv_transpose3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

@@ -5,7 +5,7 @@
 # grid: (tile, image), 8208 programs in about 31 waves of 132 SMs x 2
 # input gradient: polyphase, tile 64 positions x 4 rows x 32 channels, 8 x 2 inputs deep, 4 warps, 3 stages
 # regenerate: convgen emit 'ConvTranspose2d(32, 32, kernel_size=(3, 7), stride=1, padding=(1, 3), bias=False, input=(8, 32, 512, 1024), target=h100)' --target h100
-# sha256 of the other lines: 8bc2f5e35827f1978e5bbebb26e6cd55bea81a8a1ae151fc70afda179c2caaa1
+# sha256 of the other lines: 59f10a01e4a1270174c1f4f0414b4b32868829324bd570697d9daf7c63f93b05
 
 """ConvTranspose2d as a Triton kernel.
 
@@ -640,8 +640,7 @@ def _launched(call, operands, arguments):
             # The last three are for launch hooks, which see Triton's own launches only.
             kernel = (compiled.function, compiled.packed_metadata, None, None, None)
             launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-            # Triton unloads a kernel that nobody keeps.
-            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+            LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
         return y
     shape, stride, run, programs, kernel, others, _ = again
     y = _empty_strided_cuda(shape, stride, torch.float32)
@@ -808,9 +807,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     return any(symbols.guard_or_true(n > 1) != symbols.guard_or_false(n > 1) for n in sizes)
@@ -955,7 +953,7 @@ def _autocast(input, weight, bias):
 
 # The operator's namespace is a hash of this file as generated: copies share an operator, other
 # files have their own. Change it if you edit the file: a process keeps what it loaded first.
-NAMESPACE = "convgen_be17e642b498521f"
+NAMESPACE = "convgen_2b5087bac5d50763"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 if not hasattr(getattr(torch.ops, NAMESPACE), "conv_transpose2d"):
     LIBRARY.define("conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor")

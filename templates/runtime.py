@@ -437,8 +437,7 @@ if REPEATS:
                 # The last three are for launch hooks, which see Triton's own launches only.
                 kernel = (compiled.function, compiled.packed_metadata, None, None, None)
                 launch = compiled.run, (*grid, 1, 1)[:3], kernel, others
-                # Triton unloads a kernel that nobody keeps.
-                LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled
+                LAUNCHED[call] = tuple(y.shape), y.stride(), *launch, compiled  # kept loaded
             return y
         shape, stride, run, programs, kernel, others, _ = again
         y = _empty_strided_cuda(shape, stride, DTYPE)
@@ -783,9 +782,8 @@ def _is_watched(input, weight, bias):
 
 def _depends_on_data(input):
     """Whether only the data decide a size of the input that is checked."""
-    # torch imports the module when a size first becomes a symbol.
     symbols = getattr(torch.fx.experimental, "symbolic_shapes", None)
-    if symbols is None:
+    if symbols is None:  # it is imported when a size first becomes a symbol
         return False
     sizes = input.shape
     if OPEN_BATCH:
