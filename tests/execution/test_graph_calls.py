@@ -27,11 +27,14 @@ __all__ = ["card", "load", "take"]  # fixtures
 ANY = "ConvTranspose2d(4, None, 2, stride=2, layout=any)"
 BOTH = "ConvTranspose2d(16, 16, 3, dtype=float16, layout=any, input=(None, 16, 3, 4), target=h100)"
 
+RUNGS = "ConvTranspose2d(4, 6, 2, stride=2, layout=any, rungs=((2, 4, 3, 3), (2, 4, 8, 8)))"
+
 
 @pytest.fixture(autouse=True)
 def more_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FILES, "any", ANY)
     monkeypatch.setitem(FILES, "both", BOTH)
+    monkeypatch.setitem(FILES, "rungs", RUNGS)
 
 
 def of(layer: Layer) -> GraphCalls:
@@ -42,7 +45,7 @@ def refused(*_: object) -> Any:
     raise AssertionError("the file's own way")
 
 
-@pytest.mark.parametrize("name", [*FILES, "any", "both"])
+@pytest.mark.parametrize("name", [*FILES, "any", "both", "rungs"])
 def test_the_third_call_of_a_kind_launches_again(
     name: str, take: Callable[[str], Layer], card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
