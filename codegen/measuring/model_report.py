@@ -6,6 +6,7 @@ its table.
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from ..errors import visible
@@ -26,17 +27,27 @@ def finished(head: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """
     ways = measured["ways"]
     limit = _limit(measured)
-    base = ways[TORCH].get("ms")
     rows = {}
     for name, way in ways.items():
         rows[name] = dict(way)
         if "failed" in way:
             continue
-        rows[name]["over_torch"] = base / way["ms"] if base else None
+        rows[name]["over_torch"] = _speedup(ways[TORCH], way)
         error = way["relative_error"]
         rows[name]["off"] = limit is not None and (error is None or error > limit)
     passed = not any(row.get("off") for row in rows.values())
     return {**head, **measured, "ways": rows, "limit": limit, "passed": passed}
+
+
+def _speedup(torch: dict[str, Any], way: dict[str, Any]) -> float | None:
+    """Return how many times faster a way is than torch's in the same round; None without torch's.
+
+    The median of all rounds: a host that changes its speed changes it for all ways of a round.
+    """
+    if "failed" in torch:
+        return None
+    pairs = zip(torch["samples"], way["samples"], strict=True)
+    return float(statistics.median(base / own for base, own in pairs))
 
 
 def _limit(measured: dict[str, Any]) -> float | None:
@@ -63,7 +74,8 @@ def table(report: dict[str, Any]) -> str:
             f"{report['date']}",
             _what(report),
             f"times of a call in ms; wall: median of {report['rounds']} rounds, all ways in turns; "
-            "GPU: sum of its kernels' durations, by torch.profiler",
+            "x torch: median of each round's ratio; GPU: sum of its kernels' durations, by "
+            "torch.profiler",
             "",
             " ".join(f"{name:{width}}" for name, width in COLUMNS),
             *(_line(name, way) for name, way in report["ways"].items()),

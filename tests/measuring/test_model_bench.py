@@ -56,7 +56,7 @@ def test_every_way_computes_the_model_and_is_timed_in_turns(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
-    ends = itertools.accumulate(n // 2 if n % 2 else 0 for n in itertools.count())
+    ends = itertools.accumulate(n // 2 + 1 if n % 2 else 0 for n in itertools.count())
     done: list[str] = []
     setting = Setting(device=device, rounds=3)
     model, before = network(), torch.get_rng_state()
@@ -66,11 +66,11 @@ def test_every_way_computes_the_model_and_is_timed_in_turns(
     assert torch.equal(model[2].weight, weight)
     assert type(model[2]) is nn.ConvTranspose2d
     assert len(done) == steps(setting) == 8
-    # The first call takes 0 s, the second 1 s: of the first way 0, 5 and 10 s.
+    # The first call takes 1 s, the second 2 s: of the first way 1, 6 and 11 s.
     assert {name: row["samples"] for name, row in got["ways"].items()} == {
-        name: [1e3 * n, 1e3 * (n + 5), 1e3 * (n + 10)] for n, name in enumerate(WAYS)
+        name: [1e3 * n, 1e3 * (n + 5), 1e3 * (n + 10)] for n, name in enumerate(WAYS, 1)
     }
-    assert [row["ms"] for row in got["ways"].values()] == [5e3, 6e3, 7e3, 8e3, 9e3]
+    assert [row["ms"] for row in got["ways"].values()] == [6e3, 7e3, 8e3, 9e3, 10e3]
     # Of no way exactly 0, which would be that of float64 against itself.
     assert all(1e-9 < row["relative_error"] < 1e-6 for row in got["ways"].values())
     assert (got["reference"], got["no_float64"], got["roundoff"]) == ("float64", None, 2**-24)
@@ -351,9 +351,9 @@ def layer(name: str, reason: str = "", **torch_calls: int) -> dict[str, Any]:
 def measured(**changes: Any) -> dict[str, Any]:
     """Return measurements: torch takes 4 ms, the others 2 ms, and one fails."""
     errors = {"torch": 3e-4, "replaced": 4e-4, "compiled": 3e-4, "replaced_compiled": 5e-4}
-    row = {"ms": 2.0, "samples": [2.0], "device_ms": 1.5}
+    row = {"ms": 2.0, "samples": [1.0, 2.0, 9.0], "device_ms": 1.5}
     ways = {name: row | {"relative_error": error} for name, error in errors.items()}
-    ways["torch"]["ms"] = 4.0
+    ways["torch"] |= {"ms": 4.0, "samples": [2.0, 4.0, 18.0]}
     ways["backend_convgen"] = {"failed": "RuntimeError: no compiler"}
     for name, error in changes.pop("errors", {}).items():
         ways[name]["relative_error"] = error
@@ -391,6 +391,10 @@ def test_speedups_are_over_torch() -> None:
     ways = finished(HEAD, measured())["ways"]
     assert [row.get("over_torch") for row in ways.values()] == [1.0, 2.0, 2.0, 2.0, None]
     given = measured()
+    # The host takes three times as long from some moment of the second round on.
+    given["ways"]["torch"]["samples"] = [1.0, 1.0, 3.0]
+    given["ways"]["replaced"]["samples"] = [0.5, 1.5, 1.5]
+    assert finished(HEAD, given)["ways"]["replaced"]["over_torch"] == 2.0
     given["ways"]["torch"] = {"failed": "out of memory"}
     report = finished(HEAD, given)
     assert report["ways"]["replaced"]["over_torch"] is None
@@ -405,6 +409,7 @@ def test_the_table() -> None:
         "nets:UNet (4,3,256,256 and 4:int64), forward and backward in train mode, "
         "autocast bfloat16, channels last",
         "times of a call in ms; wall: median of 3 rounds, all ways in turns; "
+        "x torch: median of each round's ratio; "
         "GPU: sum of its kernels' durations, by torch.profiler",
         "",
         "way                     wall  x torch       GPU     error",
