@@ -164,6 +164,18 @@ def test_tensors_of_two_devices_take_the_file_s_own_way(
         calls(*tensors)
 
 
+@pytest.mark.parametrize("name", [*FILES, "any", "both", "rungs"])
+def test_functions_that_are_taken_into_another_scope_are_code_alone(
+    name: str, load: Callable[[str], Layer]
+) -> None:
+    """Defaults and closures would be lost on the way."""
+    file = vars(load(name).file)
+    taken = [file[each] for each in graph_calls._FUNCTIONS if each in file]
+    assert len(taken) >= 2
+    for each in taken:
+        assert (each.__defaults__, each.__kwdefaults__, each.__closure__) == (None, None, None)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_noted_is_kept_by_nothing(name: str, take: Callable[[str], Layer]) -> None:
     """A server that has switched Python's collector off gets its memory back all the same."""
