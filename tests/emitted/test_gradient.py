@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from convgen import find_target, parse
+from convgen import emit, find_target, parse
 from convgen.compiler import compile_kernel, plan
 from convgen.errors import SpecError
 from convgen.execution import oracle
@@ -373,6 +373,24 @@ def test_torch_gives_the_other_gradients_alone(places, unbatched, counted, devic
     assert masks == ([(False, 1 in places, 2 in places)] if set(places) - {0} else [])
     for got, want in zip(*outcomes, strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("own", [True, False], ids=["kernel", "torch"])
+def test_an_unbatched_input_loses_no_axis_of_one(own, load, tmp_path, device):
+    """One channel, one row: only the batch that was put before them is taken off again."""
+    text = "ConvTranspose2d(1, 1, 3, padding=(1, 0), bias=False, dtype=float64)"
+    module = load(text) if own else load_module(emit(text), "of_one", tmp_path)
+    assert hasattr(module, "INPUT_GRADIENT") == own
+    x = torch.arange(5.0, dtype=torch.float64, device=device).reshape(1, 1, 5).requires_grad_()
+    weight = torch.arange(9.0, dtype=torch.float64, device=device).reshape(1, 1, 3, 3)
+    y = module.conv_transpose2d(x, weight)
+    assert y.shape == module.conv_transpose2d(x.to("meta"), weight.to("meta")).shape == (1, 1, 7)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    # Each input meets the middle row of the weight, 3 + 4 + 5, wherever it lies.
+    assert torch.equal(grad.cpu(), torch.full((1, 1, 5), 12.0, dtype=torch.float64))
+    # The middle row [3, 4, 5] at each of the inputs 0 to 4.
+    assert y.flatten().tolist() == [0, 3, 10, 22, 34, 31, 20]
 
 
 @pytest.mark.interpreter
