@@ -312,6 +312,22 @@ def test_output_that_is_full_is_no_bug(command, buffered):
     assert done.stderr == b"error: cannot write the output: No space left on device\n"
 
 
+def test_a_slash_at_the_end_means_a_folder(tmp_path):
+    """A file of that name is not what was asked for."""
+    done = run("emit", SMALL, "-o", f"{tmp_path}/up.py/")
+    assert done.exit_code == 2
+    assert "up.py must be a folder, as it ends in a slash, but it is named like" in done.stderr
+    assert run("emit", SMALL, "-o", f"{tmp_path}/new/").exit_code == 2  # it has no name there
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_document_without_a_layer_is_named(tmp_path):
+    path = tmp_path / "none.convgen"
+    path.write_text("# none yet\n")
+    done = run("emit", path, "-o", tmp_path)
+    assert (done.exit_code, done.stderr) == (2, f"error: {path} contains no layer\n")
+
+
 @pytest.mark.parametrize("command", ["emit --k 3", "targets", "families --json"])
 def test_output_that_is_closed_is_no_success(command):
     """Python would discard it: a script that forgot its descriptor would think it had a kernel."""

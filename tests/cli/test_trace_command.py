@@ -216,7 +216,7 @@ UNKNOWN = {
     "{}:Up()": "MODEL must be MODULE:FACTORY",
     "{}x:Up": "there is no module {}x (did you mean {}",
     "torch.nnn:Linear": "there is no module torch.nnn (did you mean nn",
-    "{}.py:Up": "module {} has no module py: it is no package",
+    "{}.py:Up": "module {} has no module py: it is no package; leave out the suffix .py",
     "__main__.x:Up": "no module",
     "{}:Upp": "{} has no Upp (did you mean Up",
     "{}:Holder.tinny": "{}:Holder has no tinny (did you mean tiny?)",

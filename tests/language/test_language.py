@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convgen import ConvTransposeSpec, SpecError, parse
+from convgen import ConvTransposeSpec, SpecError, find_target, parse
 from convgen.language.parser import NamedSpec, parse_document
 from convgen.tables.pointwise import POINTWISE, Stage
 from drawing import draw
@@ -316,3 +316,8 @@ def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(text)
     assert list(Path().iterdir()) == []
+
+
+def test_a_target_that_is_none_is_told_with_all() -> None:
+    with pytest.raises(KeyError, match=r"no target is called 'h101', only rtx4090, .*h100, h200"):
+        find_target("h101")

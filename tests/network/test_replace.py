@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import convgen
 from convgen import SpecError, parse
+from convgen.errors import MachineError
 from convgen.execution.local_gpu import local_target
 from convgen.network import layers
 
@@ -446,3 +448,12 @@ def test_a_compiled_layer_is_guarded_by_little(device: str) -> None:
         torch.compiler.reset()
         torch.compile(model, backend="eager", options={"guard_filter_fn": noted})(x)
     assert guards[1] <= guards[0] + 40  # torch 2.13: 27, torch 2.11: 38
+
+
+@pytest.mark.parametrize("call", ["replace_layers", "restore_layers", "report", "freeze"])
+def test_without_torch_a_model_is_no_traceback(call, monkeypatch):
+    """The compiler alone does not need it."""
+    wanted = pytest.raises(MachineError, match="models need torch, of convgen's extra 'torch'")
+    with monkeypatch.context() as patch, wanted:
+        patch.setitem(sys.modules, "torch", None)
+        getattr(convgen, call)("up")

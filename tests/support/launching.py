@@ -24,11 +24,23 @@ ALIGNED = 16  # bytes; Triton compiles for addresses that are multiples of it, o
 
 
 class Compiled:
-    """What Triton returns of a launch: a kernel that takes addresses instead of tensors."""
+    """What Triton returns of a launch; the code on the card is unloaded with it."""
+
+    def __init__(self, code: Code) -> None:
+        self.run, self.function, self.packed_metadata = code.run, code.function, code.metadata
+        self.code = code
+
+    def __del__(self) -> None:
+        self.code.loaded = False
+
+
+class Code:
+    """A kernel on the card, which takes addresses instead of tensors."""
 
     def __init__(self, card: Card, launch: Any, kernel: Any, arguments: tuple[Any, ...]) -> None:
         self.card, self.launch, self.device = card, launch, card.current
-        self.function, self.packed_metadata = object(), object()
+        self.function, self.metadata = object(), object()
+        self.loaded = True
         self.first = arguments
         names = list(inspect.signature(kernel.fn).parameters)
         free = kernel.kwargs["do_not_specialize"] or ()
@@ -38,7 +50,8 @@ class Compiled:
         """Launch again: the grid, the stream, what `_launched` hands over, and the arguments."""
         *programs, stream, function, metadata, _, _, _ = given[:9]
         arguments = given[9:]
-        assert (function, metadata) == (self.function, self.packed_metadata)
+        assert self.loaded, "a kernel that nobody kept"
+        assert (function, metadata) == (self.function, self.metadata)
         assert self.card.current == self.device, "a kernel that was loaded on another device"
         assert stream == self.card.stream, "not the current stream"
         pairs = zip(arguments, self.first, self.free, strict=True)
@@ -72,7 +85,7 @@ class Kernel:
                 return compiled
             assert card.current == card.tensors, "launched on another device than the tensors'"
             again = functools.partial(self._again, options)
-            return Compiled(card, again, self.kernel, arguments)
+            return Compiled(Code(card, again, self.kernel, arguments))
 
         return launch
 
