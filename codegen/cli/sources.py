@@ -31,12 +31,13 @@ def destinations(
             raise SpecError(f"{len(statements)} statements need -o FOLDER", "output")
         return [None]
     path = Path(output or "")
+    is_document = (text or "").endswith(SUFFIX)
     folder = os.path.isdir(path) or (output or "").endswith(("/", os.sep))
-    if not several and not (text or "").endswith(SUFFIX) and not folder:
+    if not several and not is_document and not folder:
         return [_free(path, force)]
     file = "is" if os.path.exists(path) else "is named like" if path.suffix == ".py" else ""
     if file and not os.path.isdir(path):
-        why = "SPEC is a .convgen file" if (text or "").endswith(SUFFIX) else "it ends in a slash"
+        why = "SPEC is a .convgen file" if is_document else "it ends in a slash"
         raise SpecError(
             f"-o {path} must be a folder, as {why}, but it {file} a file",
             "output",

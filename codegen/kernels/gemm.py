@@ -143,12 +143,13 @@ def loads(
     first = inputs(begin)
     x, lanes = kernel.access_and_lanes("x", first.coordinates(), order)
     w = kernel.access("w", *weight)
+    fixed = _is_fixed(outline, first.coordinates())
     if _is_fixed(outline, weight[0]):
         w = _masked_before(w, w.mask_lines)
     if _single_halves(kernel, first) and len(lanes.parts) > 1:  # several positions and channels
         x = _from_starts(x, lanes)
     if block is None:
-        if _is_fixed(outline, first.coordinates()):
+        if fixed:
             x = _masked_before(x, x.mask_lines)
         only = WeightText("", w.masked, w.mask_lines, "w", w.step_lines)
         one = LoadText("", x.masked, x.mask_lines)
@@ -159,7 +160,7 @@ def loads(
         LoadText(kernel.offset((row - begin) * first.row_stride()), mask.masked, mask.fresh)
         for row, mask in zip(block.inputs, masks, strict=True)
     ]
-    if _is_fixed(outline, inputs(begin).coordinates()):
+    if fixed:  # only what the rows share: each has its own mask at its load
         x = _masked_before(x, shared)
         shared = ()
     weights = _block_weights(w, block)

@@ -76,10 +76,12 @@ def parse_document(text: str) -> Document:
                 raise reader.error(node, "target is given twice", "target")
             target = reader.at(value, check_target, reader.value(value))
             continue
-        for other in [each.name for each in statements if name and each.name]:
+        for other in (each.name for each in statements):
+            if name is None or other is None:
+                continue
             if name == other:
                 raise reader.error(node, f"the name {name} is used twice")
-            if str(name).lower() == other.lower():
+            if name.lower() == other.lower():
                 said = f"{name} and {other} are one file's name on systems that ignore case"
                 raise reader.error(node, said)
         statements.append(NamedSpec(name, reader.pipeline(value)))
